@@ -1,0 +1,1 @@
+//! The agent program: attestation, sync, SVID cache, Workload API.

@@ -1,0 +1,1 @@
+//! Issuing and authority slots: the only code that can mint a credential.

@@ -1,0 +1,1 @@
+//! Client side of the Workload API and the server API.

@@ -1,0 +1,1 @@
+//! The in-memory entry graph: authorisation views, deltas, pre-encoded replies.

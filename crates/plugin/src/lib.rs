@@ -1,0 +1,1 @@
+//! The contract between the programs and their plugins.

@@ -1,0 +1,1 @@
+//! Clock, tasks, logs, health, listeners, peer credentials: everything operational that is not about identity.

@@ -1,0 +1,1 @@
+//! The server program: APIs, authorisation, keepers, CA driver, pruning.

@@ -1,0 +1,17 @@
+//! SPIFFE documents: ids, selectors, entries, bundles, X.509- and JWT-SVIDs, keys, CSRs, TLS verifiers.
+//!
+//! Everything here is synchronous and pure: bytes in, typed values out, and back. The time is an
+//! argument, never read. This crate must never do I/O, know of tokio, or hand out a private key in
+//! any form that can be printed.
+
+pub mod bundle;
+pub mod entry;
+pub mod id;
+pub mod selector;
+pub mod time;
+
+pub use bundle::{Bundle, JwtAuthority, X509Authority};
+pub use entry::{Entry, EntryId};
+pub use id::{IdError, SpiffeId, TrustDomain};
+pub use selector::{Selector, SelectorSet};
+pub use time::UnixSecs;

@@ -1,0 +1,1 @@
+//! The SQL datastore on SPIRE's schema.

@@ -1,0 +1,1 @@
+//! Black-box suites that reach the product through its front doors only.

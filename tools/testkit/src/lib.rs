@@ -1,0 +1,1 @@
+//! Test fixtures with behaviour; a dev-dependency only.

@@ -1,0 +1,3 @@
+//! The project's own tasks: test, tidy, parity, descriptors, bless.
+
+fn main() {}
