@@ -4,6 +4,7 @@
 //! one clear line; a check that could not run is counted as skipped, never as passed.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command line tool")]
 
+mod descriptors;
 mod ledger;
 mod process;
 mod test;
@@ -43,6 +44,10 @@ fn run(args: &[String]) -> Result<ExitCode> {
         "test" => return test::run(rest),
         "tidy" => tidy::run()?,
         "parity" => ledger::print()?,
+        "descriptors" => {
+            let [out] = rest else { bail!("usage: cargo xtask descriptors OUT") };
+            descriptors::run(Path::new(out))?;
+        }
         "bless" => test::bless(rest.first().map(String::as_str))?,
         "fuzz" => test::fuzz(rest.first().map(String::as_str))?,
         "features" => test::features()?,

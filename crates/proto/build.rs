@@ -1,0 +1,58 @@
+//! Compiles `protos/` with a compiler written in Rust; nothing has to be installed.
+//!
+//! Files without a package would all land in one module, so they are compiled apart: each set below
+//! becomes one directory of `OUT_DIR` with an `all.rs` that nests its modules by package.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use prost::Message;
+use protox::Compiler;
+use protox::prost_reflect::prost_types::FileDescriptorSet;
+
+/// Files without a package, each its own set.
+const ALONE: [&str; 2] = ["workload", "journal"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let protos = Path::new("protos");
+    println!("cargo::rerun-if-changed={}", protos.display());
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+
+    let mut names = Vec::new();
+    for file in fs::read_dir(protos)? {
+        let name = file?.file_name().into_string().map_err(|name| format!("odd file name {name:?}"))?;
+        names.push(name);
+    }
+    names.sort();
+
+    let everything = compile(protos, &names)?;
+    fs::write(out.join("descriptors.bin"), everything.encode_to_vec())?;
+
+    let (alone, packaged): (Vec<String>, Vec<String>) =
+        names.into_iter().partition(|name| ALONE.iter().any(|stem| *name == format!("{stem}.proto")));
+    generate(&out.join("packages"), compile(protos, &packaged)?)?;
+    for stem in ALONE {
+        let file = alone.iter().find(|name| name.starts_with(stem)).ok_or(stem)?;
+        generate(&out.join(stem), compile(protos, std::slice::from_ref(file))?)?;
+    }
+    Ok(())
+}
+
+fn compile(protos: &Path, files: &[String]) -> Result<FileDescriptorSet, Box<dyn Error>> {
+    let mut compiler = Compiler::new([protos])?;
+    compiler.include_imports(true).include_source_info(true).open_files(files)?;
+    Ok(compiler.file_descriptor_set())
+}
+
+fn generate(out: &Path, set: FileDescriptorSet) -> Result<(), Box<dyn Error>> {
+    fs::create_dir_all(out)?;
+    let mut prost = tonic_prost_build::Config::new();
+    prost.enable_type_names().type_name_domain(["."], "type.googleapis.com").btree_map(["."]);
+    tonic_prost_build::configure()
+        .out_dir(out)
+        .bytes(".")
+        .include_file("all.rs")
+        .compile_fds_with_config(set, prost)?;
+    Ok(())
+}
