@@ -1,1 +1,21 @@
-//! Black-box suites that reach the product through its front doors only.
+//! Black-box suites: they reach the product through its front doors only.
+//!
+//! Main types: [`Product`] (the programs under test), [`Plane`] (a running trust domain in a folder of
+//! its own) and [`Scenario`] (recorded command lines with what they must print). The same suites drive
+//! SPIRE's own programs when `SPIRE_BIN` names their folder, which proves the suites themselves.
+//! Nothing here may depend on a crate of the product.
+#![expect(clippy::print_stderr, reason = "test support talks to the one who runs the tests")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "in test support a broken premise is a failed test, and foreign processes are waited for"
+)]
+
+mod plane;
+mod scenario;
+mod template;
+
+pub use plane::{Plane, PlaneConfig, Product, Running};
+pub use scenario::{Scenario, Verdict};
+pub use template::Binding;

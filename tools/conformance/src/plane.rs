@@ -1,0 +1,484 @@
+//! A running trust domain in a folder of its own: server, and if asked for an agent.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read as _;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// The programs under test: Finial's, or SPIRE's own.
+#[derive(Clone, Debug)]
+pub struct Product {
+    server: PathBuf,
+    agent: PathBuf,
+}
+
+impl Product {
+    /// SPIRE's programs if `SPIRE_BIN` names their folder, else the binary that `FINIAL_BIN` names, else
+    /// the release build of this workspace.
+    #[must_use]
+    pub fn under_test() -> Self {
+        std::env::var_os("SPIRE_BIN").map_or_else(Self::finial, |dir| Self::spire(Path::new(&dir)))
+    }
+
+    /// Finial's one binary, called by the names it answers to.
+    #[must_use]
+    pub fn finial() -> Self {
+        let binary = std::env::var_os("FINIAL_BIN").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/release/finial"),
+            PathBuf::from,
+        );
+        Self { server: binary.clone(), agent: binary }
+    }
+
+    /// SPIRE's own programs in `dir`.
+    #[must_use]
+    pub fn spire(dir: &Path) -> Self {
+        Self { server: dir.join("spire-server"), agent: dir.join("spire-agent") }
+    }
+
+    /// Whether these are SPIRE's own programs.
+    #[must_use]
+    pub fn is_spire(&self) -> bool {
+        self.server != self.agent
+    }
+
+    /// A command of `program` (`server`, `agent`, or another word that is the name itself).
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let (path, name) = match program {
+            "server" => (&self.server, "spire-server"),
+            "agent" => (&self.agent, "spire-agent"),
+            "oidc" => (&self.server, "oidc-discovery-provider"),
+            other => (&self.server, other),
+        };
+        let mut command = Command::new(path);
+        command.arg0(name);
+        command
+    }
+}
+
+/// What of a plane deviates from the default.
+#[derive(Clone, Debug)]
+pub struct PlaneConfig {
+    /// The trust domain.
+    pub trust_domain: String,
+    /// Lines inside `server {}`.
+    pub server_extra: String,
+    /// Lines inside `agent {}`.
+    pub agent_extra: String,
+    /// Lines inside the server's `plugins {}`.
+    pub server_plugins: String,
+    /// The CA's key type.
+    pub ca_key: String,
+    /// Log level of both.
+    pub log: String,
+    /// Start a server.
+    pub server: bool,
+    /// Start an agent too, attested by join token with the alias `/node`.
+    pub agent: bool,
+}
+
+impl Default for PlaneConfig {
+    fn default() -> Self {
+        Self {
+            trust_domain: "example.org".to_owned(),
+            server_extra: String::new(),
+            agent_extra: String::new(),
+            server_plugins: String::new(),
+            ca_key: "ec-p256".to_owned(),
+            log: "INFO".to_owned(),
+            server: true,
+            agent: false,
+        }
+    }
+}
+
+/// A trust domain on this machine. Dropping it ends its processes and removes its folder.
+#[derive(Debug)]
+pub struct Plane {
+    product: Product,
+    dir: TempDir,
+    words: BTreeMap<String, String>,
+    server: Option<Running>,
+    agent: Option<Running>,
+}
+
+impl Plane {
+    /// Lays out the folder and starts what `config` asks for, each once the one before is healthy.
+    ///
+    /// # Panics
+    /// If something does not become healthy within 30 s, with what it printed.
+    #[must_use]
+    pub fn start(product: &Product, config: &PlaneConfig, files: &BTreeMap<String, String>) -> Self {
+        let dir = tempfile::Builder::new().prefix("finial-").tempdir().expect("a temporary folder");
+        let mut plane = Self {
+            product: product.clone(),
+            words: words(dir.path(), &config.trust_domain),
+            dir,
+            server: None,
+            agent: None,
+        };
+        fs::create_dir_all(plane.cwd()).expect("the working directory");
+        for (path, text) in files {
+            plane.write(path, text);
+        }
+        if config.server || config.agent {
+            plane.start_server(config);
+        }
+        if config.agent {
+            plane.start_agent(config);
+        }
+        plane
+    }
+
+    /// The folder of the plane.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where commands run.
+    #[must_use]
+    pub fn cwd(&self) -> PathBuf {
+        self.dir.path().join("cwd")
+    }
+
+    /// The value of a placeholder such as `sock`.
+    #[must_use]
+    pub fn word(&self, name: &str) -> &str {
+        self.words.get(name).map_or("", String::as_str)
+    }
+
+    /// Adds or replaces a placeholder.
+    pub fn set_word(&mut self, name: &str, value: String) {
+        self.words.insert(name.to_owned(), value);
+    }
+
+    /// `text` with the placeholders filled in; a `{word}` that is none is left alone.
+    #[must_use]
+    pub fn fill(&self, text: &str) -> String {
+        let mut filled = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(open) = rest.find('{') {
+            filled.push_str(&rest[..open]);
+            rest = &rest[open..];
+            let known = rest.find('}').and_then(|close| Some((close, self.words.get(&rest[1..close])?)));
+            if let Some((close, value)) = known {
+                filled.push_str(value);
+                rest = &rest[close + 1..];
+            } else {
+                filled.push('{');
+                rest = &rest[1..];
+            }
+        }
+        filled.push_str(rest);
+        filled
+    }
+
+    /// A command of `program` in the plane's working directory with a bare environment.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = self.product.command(program);
+        command.current_dir(self.cwd()).env_clear();
+        for name in ["PATH", "HOME"] {
+            command.env(name, std::env::var_os(name).unwrap_or_default());
+        }
+        command.env("TZ", "UTC").env("LANG", "C");
+        command
+    }
+
+    /// Runs `program` with `args` (placeholders filled) and hands back exit code, stdout and stderr.
+    ///
+    /// # Panics
+    /// If the program cannot be started.
+    #[must_use]
+    pub fn run(&self, program: &str, args: &[&str]) -> (i32, String, String) {
+        let output = self
+            .command(program)
+            .args(args.iter().map(|arg| self.fill(arg)))
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program under test can be started");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// Runs `program` and hands back stdout.
+    ///
+    /// # Panics
+    /// If it does not exit with 0.
+    #[must_use]
+    pub fn ok(&self, program: &str, args: &[&str]) -> String {
+        let (code, stdout, stderr) = self.run(program, args);
+        assert_eq!(code, 0, "{program} {args:?}\n{stdout}{stderr}");
+        stdout
+    }
+
+    /// Starts `program` in the background.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn spawn(&self, program: &str, args: &[&str]) -> Running {
+        let args: Vec<String> = args.iter().map(|arg| self.fill(arg)).collect();
+        Running::start(self.command(program).args(args))
+    }
+
+    /// Writes a file, relative to the working directory, with placeholders filled in path and text.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn write(&self, path: &str, text: &str) {
+        let path = self.cwd().join(self.fill(path));
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).expect("the folder of a file");
+        }
+        fs::write(path, self.fill(text)).expect("a file of the plane");
+    }
+
+    /// The plane's server process.
+    pub const fn server(&mut self) -> Option<&mut Running> {
+        self.server.as_mut()
+    }
+
+    /// The plane's agent process.
+    pub const fn agent(&mut self) -> Option<&mut Running> {
+        self.agent.as_mut()
+    }
+
+    /// Waits until `program` (`server` or `agent`) says that it is healthy.
+    ///
+    /// # Panics
+    /// If it is not within 30 s.
+    pub fn await_healthy(&self, program: &str) {
+        let socket = if program == "server" { "{sock}" } else { "{asock}" };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let (code, stdout, stderr) = self.run(program, &["healthcheck", "-socketPath", socket]);
+            if code == 0 {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{program} does not become healthy: {stdout}{stderr}\n{}",
+                fs::read_to_string(self.dir().join(format!("{program}.log"))).unwrap_or_default()
+            );
+            pause();
+        }
+    }
+
+    /// Starts (or starts again) the server on its configuration and waits until it is healthy.
+    pub fn start_server_again(&mut self) {
+        self.server = Some(self.spawn("server", &["run", "-config", "{dir}/server.conf"]));
+        self.await_healthy("server");
+    }
+
+    /// Starts (or starts again) the agent on its configuration and waits until it is healthy.
+    pub fn start_agent_again(&mut self) {
+        self.agent = Some(self.spawn("agent", &["run", "-config", "{dir}/agent.conf"]));
+        self.await_healthy("agent");
+    }
+
+    fn start_server(&mut self, config: &PlaneConfig) {
+        let text = format!(
+            r#"server {{
+  trust_domain = "{{td}}"
+  bind_address = "127.0.0.1"
+  bind_port = "{{port}}"
+  socket_path = "{{sock}}"
+  data_dir = "{{dir}}/server-data"
+  log_level = "{}"
+  log_file = "{{dir}}/server.log"
+  ca_key_type = "{}"
+  {}
+}}
+plugins {{
+  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{{dir}}/server-data/datastore.sqlite3" }} }}
+  KeyManager "disk" {{ plugin_data {{ keys_path = "{{dir}}/server-data/keys.json" }} }}
+  NodeAttestor "join_token" {{ plugin_data {{}} }}
+  {}
+}}
+"#,
+            config.log, config.ca_key, config.server_extra, config.server_plugins
+        );
+        self.write("{dir}/server.conf", &text);
+        self.start_server_again();
+    }
+
+    fn start_agent(&mut self, config: &PlaneConfig) {
+        let token = self
+            .ok("server", &["token", "generate", "-spiffeID", "spiffe://{td}/node", "-socketPath", "{sock}"]);
+        let token =
+            token.lines().find_map(|line| line.strip_prefix("Token: ")).unwrap_or_default().to_owned();
+        let bundle = self.ok("server", &["bundle", "show", "-socketPath", "{sock}"]);
+        self.write("{dir}/bootstrap.pem", &bundle);
+        let text = format!(
+            r#"agent {{
+  trust_domain = "{{td}}"
+  server_address = "127.0.0.1"
+  server_port = "{{port}}"
+  socket_path = "{{asock}}"
+  admin_socket_path = "{{admin}}"
+  data_dir = "{{dir}}/agent-data"
+  log_level = "{}"
+  log_file = "{{dir}}/agent.log"
+  trust_bundle_path = "{{dir}}/bootstrap.pem"
+  join_token = "{token}"
+  {}
+}}
+plugins {{
+  KeyManager "disk" {{ plugin_data {{ directory = "{{dir}}/agent-data" }} }}
+  NodeAttestor "join_token" {{ plugin_data {{}} }}
+  WorkloadAttestor "unix" {{ plugin_data {{}} }}
+}}
+"#,
+            config.log, config.agent_extra
+        );
+        self.write("{dir}/agent.conf", &text);
+        self.start_agent_again();
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        // Agent first, so that it does not log about a server gone.
+        drop(self.agent.take());
+        drop(self.server.take());
+    }
+}
+
+/// A process in the background; dropping it kills it.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    stdout: tempfile::NamedTempFile,
+    stderr: tempfile::NamedTempFile,
+}
+
+impl Running {
+    /// Starts `command` with its output kept in files.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn start(command: &mut Command) -> Self {
+        let file = || tempfile::NamedTempFile::new().expect("a temporary file");
+        let (stdout, stderr) = (file(), file());
+        let handle = |file: &tempfile::NamedTempFile| file.reopen().expect("a second handle");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(handle(&stdout))
+            .stderr(handle(&stderr))
+            .spawn()
+            .expect("the program under test can be started");
+        Self { child, stdout, stderr }
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it printed so far: stdout and stderr.
+    #[must_use]
+    pub fn printed(&self) -> (String, String) {
+        let read = |file: &tempfile::NamedTempFile| {
+            let mut bytes = Vec::new();
+            if let Ok(mut handle) = file.reopen() {
+                handle.read_to_end(&mut bytes).expect("a temporary file can be read");
+            }
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        (read(&self.stdout), read(&self.stderr))
+    }
+
+    /// Sends a signal (`TERM`, `INT`, `KILL`, `USR2`, ..).
+    ///
+    /// # Panics
+    /// If `kill` cannot be run.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([format!("-{name}"), self.pid().to_string()])
+            .stderr(Stdio::null())
+            .status()
+            .expect("kill can be run");
+        if !status.success() {
+            eprintln!("process {} was gone before signal {name}", self.pid());
+        }
+    }
+
+    /// Waits for the end, at most `limit`, and hands back the exit code (minus the signal's number if
+    /// one ended it).
+    ///
+    /// # Panics
+    /// If it is still running then.
+    pub fn wait(&mut self, limit: Duration) -> i32 {
+        use std::os::unix::process::ExitStatusExt as _;
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the process can be waited for") {
+                return status.code().unwrap_or_else(|| -status.signal().unwrap_or(0));
+            }
+            assert!(Instant::now() < deadline, "process {} does not end: {:?}", self.pid(), self.printed());
+            pause();
+        }
+    }
+
+    /// Whether it is still running.
+    ///
+    /// # Panics
+    /// If it cannot be waited for.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("the process can be waited for").is_none()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.is_running() {
+            self.child.kill().expect("a child can be killed");
+            self.child.wait().expect("a killed child can be waited for");
+        }
+    }
+}
+
+/// A short pause between two looks at a foreign process.
+pub(crate) fn pause() {
+    std::thread::park_timeout(Duration::from_millis(25));
+}
+
+fn words(dir: &Path, trust_domain: &str) -> BTreeMap<String, String> {
+    let dir = dir.display().to_string();
+    let mut words: BTreeMap<String, String> = [
+        ("sock", format!("{dir}/server/api.sock")),
+        ("asock", format!("{dir}/agent/api.sock")),
+        ("admin", format!("{dir}/admin/api.sock")),
+        ("td", trust_domain.to_owned()),
+        (
+            "uid",
+            fs::metadata(&dir)
+                .map(|meta| std::os::unix::fs::MetadataExt::uid(&meta))
+                .unwrap_or(0)
+                .to_string(),
+        ),
+        ("dir", dir),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect();
+    // All listeners are open at once, so that the ports differ.
+    let listeners: Vec<TcpListener> =
+        (0..4).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    for (name, listener) in ["port", "p1", "p2", "p3"].iter().zip(&listeners) {
+        let port = listener.local_addr().expect("a bound port").port();
+        words.insert((*name).to_owned(), port.to_string());
+    }
+    words
+}
