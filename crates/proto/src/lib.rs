@@ -5,6 +5,10 @@
 //! A message is unparsed data: the programs turn it into domain types at their door and keep it
 //! nowhere else. This crate must never open a connection or decide anything.
 
+pub mod convert;
+pub mod raw;
+mod secret;
+
 /// The generated code, nested by protobuf package.
 mod generated {
     #![allow(
