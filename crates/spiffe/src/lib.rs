@@ -7,6 +7,7 @@
 pub mod bundle;
 pub mod entry;
 pub mod id;
+pub mod key;
 pub mod selector;
 pub mod time;
 
