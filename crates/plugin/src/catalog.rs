@@ -1,0 +1,390 @@
+//! Loads the plugins that a configuration declares.
+//!
+//! Plugins load in the order of the file. The first that fails ends it, and so does a type with too
+//! few or too many plugins; texts are those of SPIRE where it has one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use spiffe::TrustDomain;
+
+use crate::{
+    AgentNodeAttestor, BuiltIn, Host, KeyManager, PluginConfig, PluginError, PluginKind, ServerNodeAttestor,
+    WorkloadAttestor, keymanager, nodeattestor, workloadattestor,
+};
+
+/// One plugin block of a configuration.
+#[derive(Clone, Debug)]
+pub struct Declaration {
+    /// The type as written.
+    pub kind: String,
+    /// The name as written.
+    pub name: String,
+    /// `plugin_cmd`: the program of an external plugin; empty for a built-in.
+    pub command: String,
+    /// `enabled`; plugins that are not are skipped and not counted.
+    pub enabled: bool,
+    /// Where the plugin's own configuration is.
+    pub data: Data,
+}
+
+/// Where a plugin's own configuration is.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// The block has none.
+    Absent,
+    /// `plugin_data`, as HCL text.
+    Inline(String),
+    /// `plugin_data_file`.
+    File(PathBuf),
+}
+
+/// The built-in plugins of the server, by type.
+#[derive(Clone, Copy)]
+pub struct ServerBuiltIns {
+    /// Key managers.
+    pub key_managers: &'static [BuiltIn<dyn KeyManager>],
+    /// Node attestors, the server's half.
+    pub node_attestors: &'static [BuiltIn<dyn ServerNodeAttestor>],
+}
+
+/// The built-in plugins of the agent, by type.
+#[derive(Clone, Copy)]
+pub struct AgentBuiltIns {
+    /// Key managers.
+    pub key_managers: &'static [BuiltIn<dyn KeyManager>],
+    /// Node attestors, the agent's half.
+    pub node_attestors: &'static [BuiltIn<dyn AgentNodeAttestor>],
+    /// Workload attestors.
+    pub workload_attestors: &'static [BuiltIn<dyn WorkloadAttestor>],
+}
+
+/// The loaded plugins of a server.
+pub struct ServerPlugins {
+    /// The key manager.
+    pub key_manager: Arc<dyn KeyManager>,
+    /// The node attestors by name.
+    pub node_attestors: BTreeMap<String, Arc<dyn ServerNodeAttestor>>,
+}
+
+/// The loaded plugins of an agent.
+pub struct AgentPlugins {
+    /// The key manager.
+    pub key_manager: Arc<dyn KeyManager>,
+    /// The node attestor.
+    pub node_attestor: Arc<dyn AgentNodeAttestor>,
+    /// The workload attestors in the order of the file.
+    pub workload_attestors: Vec<Arc<dyn WorkloadAttestor>>,
+}
+
+/// Why the plugins cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// No program has plugins of this type.
+    #[error("unsupported plugin type {kind:?}")]
+    UnknownKind {
+        /// The type as written.
+        kind: String,
+    },
+    /// The plugin is neither here nor in SPIRE.
+    #[error("failed to load plugin {name:?}: no built-in plugin {name:?} for type \"{kind}\"")]
+    UnknownName {
+        /// The name as written.
+        name: String,
+        /// Its type.
+        kind: PluginKind,
+    },
+    /// SPIRE has this plugin, Finial does not yet.
+    #[error("failed to load plugin {name:?}: the {kind} plugin {name:?} is not part of this version")]
+    NotBuilt {
+        /// The name as written.
+        name: String,
+        /// Its type.
+        kind: PluginKind,
+    },
+    /// A plugin that is a program of its own.
+    #[error(
+        "failed to load plugin {name:?}: external plugins are not part of this version; \
+         remove plugin_cmd from the {kind} {name:?}"
+    )]
+    External {
+        /// The name as written.
+        name: String,
+        /// Its type.
+        kind: PluginKind,
+    },
+    /// The name `join_token` belongs to the program.
+    #[error("the built-in join_token node attestor cannot be overridden by an external plugin")]
+    JoinTokenOverridden,
+    /// The file with its configuration cannot be read.
+    #[error("failed to configure plugin {name:?}: failed to load plugin data: {reason}")]
+    DataFile {
+        /// The plugin.
+        name: String,
+        /// What the system said, with the path.
+        reason: String,
+    },
+    /// The plugin refused its configuration or could not start.
+    #[error("failed to configure plugin {name:?}: rpc error: code = {} desc = {}", error.code, error.message)]
+    Refused {
+        /// The plugin.
+        name: String,
+        /// Why; not marked with type and name, as they stand before it.
+        error: PluginError,
+    },
+    /// Too few or too many plugins of a type.
+    #[error("plugin type \"{kind}\" constraint not satisfied: {wanted} but got {count}")]
+    Count {
+        /// The type.
+        kind: PluginKind,
+        /// What is expected.
+        wanted: &'static str,
+        /// How many there are.
+        count: usize,
+    },
+}
+
+/// Loads the plugins of a server. The datastore is no plugin of the catalog: its block is skipped.
+///
+/// # Errors
+/// The first plugin that cannot be loaded, or the first type with a wrong number of them.
+pub async fn load_server(
+    declarations: &[Declaration],
+    built_ins: ServerBuiltIns,
+    trust_domain: &TrustDomain,
+    host: &Host,
+) -> Result<ServerPlugins, CatalogError> {
+    check_join_token(declarations)?;
+    let loader = Loader { trust_domain, host };
+    let mut key_managers = Vec::new();
+    let mut node_attestors = BTreeMap::new();
+    for declaration in declarations {
+        let kind = match PluginKind::parse(&declaration.kind) {
+            Some(PluginKind::SvidStore | PluginKind::WorkloadAttestor) | None => {
+                return Err(CatalogError::UnknownKind { kind: declaration.kind.clone() });
+            }
+            Some(kind) => kind,
+        };
+        if !declaration.enabled {
+            continue;
+        }
+        match kind {
+            PluginKind::DataStore => {}
+            PluginKind::KeyManager => {
+                let plugin = loader.load(built_ins.key_managers, kind, SERVER_KNOWN, declaration).await?;
+                key_managers.push(plugin);
+            }
+            PluginKind::NodeAttestor => {
+                let plugin = loader.load(built_ins.node_attestors, kind, SERVER_KNOWN, declaration).await?;
+                let marked: Arc<dyn ServerNodeAttestor> = Arc::new(nodeattestor::MarkedServer(plugin));
+                node_attestors.insert(declaration.name.clone(), marked);
+            }
+            PluginKind::BundlePublisher
+            | PluginKind::CredentialComposer
+            | PluginKind::Notifier
+            | PluginKind::UpstreamAuthority => {
+                return Err(missing(kind, SERVER_KNOWN, declaration));
+            }
+            PluginKind::SvidStore | PluginKind::WorkloadAttestor => {}
+        }
+    }
+    let key_manager = exactly_one(PluginKind::KeyManager, key_managers)?;
+    Ok(ServerPlugins { key_manager: Arc::new(keymanager::Marked(key_manager)), node_attestors })
+}
+
+/// Loads the plugins of an agent.
+///
+/// # Errors
+/// The first plugin that cannot be loaded, or the first type with a wrong number of them.
+pub async fn load_agent(
+    declarations: &[Declaration],
+    built_ins: AgentBuiltIns,
+    trust_domain: &TrustDomain,
+    host: &Host,
+) -> Result<AgentPlugins, CatalogError> {
+    check_join_token(declarations)?;
+    let loader = Loader { trust_domain, host };
+    let mut key_managers = Vec::new();
+    let mut node_attestors = Vec::new();
+    let mut workload_attestors: Vec<Arc<dyn WorkloadAttestor>> = Vec::new();
+    for declaration in declarations {
+        let kind = PluginKind::parse(&declaration.kind)
+            .filter(|kind| AGENT_KINDS.contains(kind))
+            .ok_or_else(|| CatalogError::UnknownKind { kind: declaration.kind.clone() })?;
+        if !declaration.enabled {
+            continue;
+        }
+        match kind {
+            PluginKind::KeyManager => {
+                let plugin = loader.load(built_ins.key_managers, kind, AGENT_KNOWN, declaration).await?;
+                key_managers.push(plugin);
+            }
+            PluginKind::NodeAttestor => {
+                let plugin = loader.load(built_ins.node_attestors, kind, AGENT_KNOWN, declaration).await?;
+                node_attestors.push(plugin);
+            }
+            PluginKind::WorkloadAttestor => {
+                let plugin =
+                    loader.load(built_ins.workload_attestors, kind, AGENT_KNOWN, declaration).await?;
+                workload_attestors.push(Arc::new(workloadattestor::Marked(plugin)));
+            }
+            PluginKind::BundlePublisher
+            | PluginKind::CredentialComposer
+            | PluginKind::DataStore
+            | PluginKind::Notifier
+            | PluginKind::SvidStore
+            | PluginKind::UpstreamAuthority => return Err(missing(kind, AGENT_KNOWN, declaration)),
+        }
+    }
+    let key_manager = exactly_one(PluginKind::KeyManager, key_managers)?;
+    let node_attestor = exactly_one(PluginKind::NodeAttestor, node_attestors)?;
+    if workload_attestors.is_empty() {
+        let kind = PluginKind::WorkloadAttestor;
+        return Err(CatalogError::Count { kind, wanted: "expected at least 1", count: 0 });
+    }
+    Ok(AgentPlugins {
+        key_manager: Arc::new(keymanager::Marked(key_manager)),
+        node_attestor: Arc::new(nodeattestor::MarkedAgent(node_attestor)),
+        workload_attestors,
+    })
+}
+
+struct Loader<'a> {
+    trust_domain: &'a TrustDomain,
+    host: &'a Host,
+}
+
+impl Loader<'_> {
+    async fn load<T: ?Sized>(
+        &self,
+        built_ins: &[BuiltIn<T>],
+        kind: PluginKind,
+        known: &[(PluginKind, &[&str])],
+        declaration: &Declaration,
+    ) -> Result<Arc<T>, CatalogError> {
+        if !declaration.command.is_empty() {
+            return Err(CatalogError::External { name: declaration.name.clone(), kind });
+        }
+        let Some(built_in) = built_ins.iter().find(|built_in| built_in.name == declaration.name) else {
+            return Err(missing(kind, known, declaration));
+        };
+        let config = PluginConfig {
+            name: declaration.name.clone(),
+            trust_domain: self.trust_domain.clone(),
+            data: read(declaration)?,
+        };
+        let plugin = (built_in.load)(config, self.host.clone())
+            .await
+            .map_err(|error| CatalogError::Refused { name: declaration.name.clone(), error })?;
+        tracing::info!(
+            external = false,
+            plugin_name = %declaration.name,
+            plugin_type = %kind,
+            subsystem_name = "catalog",
+            "Plugin loaded"
+        );
+        Ok(plugin)
+    }
+}
+
+fn check_join_token(declarations: &[Declaration]) -> Result<(), CatalogError> {
+    let overrides = |declaration: &Declaration| {
+        declaration.enabled
+            && !declaration.command.is_empty()
+            && declaration.kind == PluginKind::NodeAttestor.as_str()
+            && declaration.name == "join_token"
+    };
+    if declarations.iter().any(overrides) { Err(CatalogError::JoinTokenOverridden) } else { Ok(()) }
+}
+
+fn missing(kind: PluginKind, known: &[(PluginKind, &[&str])], declaration: &Declaration) -> CatalogError {
+    let name = declaration.name.clone();
+    if !declaration.command.is_empty() {
+        return CatalogError::External { name, kind };
+    }
+    let is_known = known.iter().any(|(of, names)| *of == kind && names.contains(&name.as_str()));
+    if is_known { CatalogError::NotBuilt { name, kind } } else { CatalogError::UnknownName { name, kind } }
+}
+
+fn read(declaration: &Declaration) -> Result<String, CatalogError> {
+    match &declaration.data {
+        Data::Absent => Ok(String::new()),
+        Data::Inline(text) => Ok(text.clone()),
+        Data::File(path) => std::fs::read_to_string(path).map_err(|error| CatalogError::DataFile {
+            name: declaration.name.clone(),
+            reason: format!("open {}: {}", path.display(), plain(&error)),
+        }),
+    }
+}
+
+/// The system's words as other tools print them: without the number, in lower case.
+fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+}
+
+fn exactly_one<T>(kind: PluginKind, mut plugins: Vec<T>) -> Result<T, CatalogError> {
+    let count = plugins.len();
+    match plugins.pop() {
+        Some(plugin) if count == 1 => Ok(plugin),
+        _ => Err(CatalogError::Count { kind, wanted: "expected exactly 1", count }),
+    }
+}
+
+const AGENT_KINDS: [PluginKind; 4] =
+    [PluginKind::KeyManager, PluginKind::NodeAttestor, PluginKind::SvidStore, PluginKind::WorkloadAttestor];
+
+/// The plugins that SPIRE's server has, so that one which is not here is told from a misspelt one.
+const SERVER_KNOWN: &[(PluginKind, &[&str])] = &[
+    (
+        PluginKind::BundlePublisher,
+        &["aws_rolesanywhere_trustanchor", "aws_s3", "azure_blob", "gcp_cloudstorage", "k8s_configmap"],
+    ),
+    (PluginKind::CredentialComposer, &["uniqueid"]),
+    (PluginKind::KeyManager, &["aws_kms", "azure_key_vault", "disk", "gcp_kms", "hashicorp_vault", "memory"]),
+    (
+        PluginKind::NodeAttestor,
+        &[
+            "aws_iid",
+            "azure_imds",
+            "azure_msi",
+            "gcp_iit",
+            "http_challenge",
+            "join_token",
+            "k8s_psat",
+            "sshpop",
+            "tpm_devid",
+            "x509pop",
+        ],
+    ),
+    (PluginKind::Notifier, &["gcs_bundle", "k8sbundle"]),
+    (
+        PluginKind::UpstreamAuthority,
+        &["aws_pca", "awssecret", "cert-manager", "disk", "gcp_cas", "spire", "vault"],
+    ),
+];
+
+/// The plugins that SPIRE's agent has.
+const AGENT_KNOWN: &[(PluginKind, &[&str])] = &[
+    (PluginKind::KeyManager, &["disk", "memory"]),
+    (
+        PluginKind::NodeAttestor,
+        &[
+            "aws_iid",
+            "azure_imds",
+            "azure_msi",
+            "gcp_iit",
+            "http_challenge",
+            "join_token",
+            "k8s_psat",
+            "sshpop",
+            "tpm_devid",
+            "x509pop",
+        ],
+    ),
+    (PluginKind::SvidStore, &["aws_secretsmanager", "gcp_secretmanager"]),
+    (PluginKind::WorkloadAttestor, &["docker", "k8s", "slurm", "systemd", "unix", "windows"]),
+];
