@@ -1,3 +1,78 @@
-//! The multi-call binary: argv[0] dispatch, command lines, output, `dev`.
+//! Finial's one binary. The name it is called by decides which program it is: `spire-server` and
+//! `spire-agent` behave as those; as `finial` the first word names the program.
+//!
+//! This is the only crate that knows all programs and the only one that prints.
+#![expect(clippy::print_stderr, reason = "the one place that talks to the terminal")]
 
-fn main() {}
+mod cli;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use cli::Program;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The SPIRE release whose interfaces these programs have.
+const COMPATIBLE_WITH: &str = "1.15.3";
+
+const USAGE: &str = "Usage: finial <program> [<args>]
+
+  server     the identity server, as spire-server
+  agent      the node agent, as spire-agent
+
+finial <program> -help lists a program's commands.
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args();
+    let called = args.next().unwrap_or_default();
+    let args: Vec<String> = args.collect();
+    let name = Path::new(&called).file_name().map(|name| name.to_string_lossy().into_owned());
+    match name.as_deref() {
+        Some("spire-server") => cli::run(&server("spire-server", spire_version()), &args),
+        Some("spire-agent") => cli::run(&agent("spire-agent", spire_version()), &args),
+        _ => finial(&args),
+    }
+}
+
+fn finial(args: &[String]) -> ExitCode {
+    let Some((program, rest)) = args.split_first() else {
+        eprint!("{USAGE}");
+        return ExitCode::from(127);
+    };
+    match program.as_str() {
+        "server" => cli::run(&server("finial server", own_version()), rest),
+        "agent" => cli::run(&agent("finial agent", own_version()), rest),
+        "-h" | "-help" | "--help" => {
+            eprint!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        "-v" | "-version" | "--version" => {
+            eprintln!("{}", own_version());
+            ExitCode::SUCCESS
+        }
+        other => {
+            eprint!("finial: there is no program {other:?}\n{USAGE}");
+            ExitCode::from(127)
+        }
+    }
+}
+
+fn server(name: &'static str, version: String) -> Program {
+    Program { name, version, commands: cli::server_commands() }
+}
+
+fn agent(name: &'static str, version: String) -> Program {
+    Program { name, version, commands: cli::agent_commands() }
+}
+
+/// What scripts that parse SPIRE's version see.
+fn spire_version() -> String {
+    format!("{COMPATIBLE_WITH}-finial.{}", env!("CARGO_PKG_VERSION"))
+}
+
+fn own_version() -> String {
+    format!("finial {} (compatible with SPIRE {COMPATIBLE_WITH})", env!("CARGO_PKG_VERSION"))
+}

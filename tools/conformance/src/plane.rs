@@ -14,16 +14,24 @@ use tempfile::TempDir;
 /// The programs under test: Finial's, or SPIRE's own.
 #[derive(Clone, Debug)]
 pub struct Product {
-    server: PathBuf,
-    agent: PathBuf,
+    /// The long-running programs: server and agent.
+    daemons: [PathBuf; 2],
+    /// What answers to the other command lines.
+    commands: [PathBuf; 2],
 }
 
 impl Product {
-    /// SPIRE's programs if `SPIRE_BIN` names their folder, else the binary that `FINIAL_BIN` names, else
-    /// the release build of this workspace.
+    /// The binary that `FINIAL_BIN` names, else the release build of this workspace. If `SPIRE_BIN`
+    /// names the folder of SPIRE's programs, those - but with `FINIAL_ROLE=commands` only their
+    /// long-running halves, driven by Finial's commands.
     #[must_use]
     pub fn under_test() -> Self {
-        std::env::var_os("SPIRE_BIN").map_or_else(Self::finial, |dir| Self::spire(Path::new(&dir)))
+        let Some(dir) = std::env::var_os("SPIRE_BIN") else { return Self::finial() };
+        let mut product = Self::spire(Path::new(&dir));
+        if std::env::var_os("FINIAL_ROLE").is_some_and(|role| role == "commands") {
+            product.commands = Self::finial().commands;
+        }
+        product
     }
 
     /// Finial's one binary, called by the names it answers to.
@@ -33,32 +41,29 @@ impl Product {
             || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/release/finial"),
             PathBuf::from,
         );
-        Self { server: binary.clone(), agent: binary }
+        let both = [binary.clone(), binary];
+        Self { daemons: both.clone(), commands: both }
     }
 
     /// SPIRE's own programs in `dir`.
     #[must_use]
     pub fn spire(dir: &Path) -> Self {
-        Self { server: dir.join("spire-server"), agent: dir.join("spire-agent") }
+        let both = [dir.join("spire-server"), dir.join("spire-agent")];
+        Self { daemons: both.clone(), commands: both }
     }
 
-    /// Whether these are SPIRE's own programs.
+    /// A command of `program` (`server`, `agent`, or another word that is the name itself) with `args`.
     #[must_use]
-    pub fn is_spire(&self) -> bool {
-        self.server != self.agent
-    }
-
-    /// A command of `program` (`server`, `agent`, or another word that is the name itself).
-    #[must_use]
-    pub fn command(&self, program: &str) -> Command {
+    pub fn command(&self, program: &str, args: &[String]) -> Command {
+        let is_daemon = args.first().is_some_and(|first| first == "run" || first == "validate");
+        let [server, agent] = if is_daemon { &self.daemons } else { &self.commands };
         let (path, name) = match program {
-            "server" => (&self.server, "spire-server"),
-            "agent" => (&self.agent, "spire-agent"),
-            "oidc" => (&self.server, "oidc-discovery-provider"),
-            other => (&self.server, other),
+            "server" => (server, "spire-server"),
+            "agent" => (agent, "spire-agent"),
+            other => (server, other),
         };
         let mut command = Command::new(path);
-        command.arg0(name);
+        command.arg0(name).args(args);
         command
     }
 }
@@ -181,10 +186,12 @@ impl Plane {
         filled
     }
 
-    /// A command of `program` in the plane's working directory with a bare environment.
+    /// A command of `program` in the plane's working directory with a bare environment; placeholders
+    /// in `args` are filled in.
     #[must_use]
-    pub fn command(&self, program: &str) -> Command {
-        let mut command = self.product.command(program);
+    pub fn command(&self, program: &str, args: &[impl AsRef<str>]) -> Command {
+        let args: Vec<String> = args.iter().map(|arg| self.fill(arg.as_ref())).collect();
+        let mut command = self.product.command(program, &args);
         command.current_dir(self.cwd()).env_clear();
         for name in ["PATH", "HOME"] {
             command.env(name, std::env::var_os(name).unwrap_or_default());
@@ -200,8 +207,7 @@ impl Plane {
     #[must_use]
     pub fn run(&self, program: &str, args: &[&str]) -> (i32, String, String) {
         let output = self
-            .command(program)
-            .args(args.iter().map(|arg| self.fill(arg)))
+            .command(program, args)
             .stdin(Stdio::null())
             .output()
             .expect("the program under test can be started");
@@ -226,8 +232,7 @@ impl Plane {
     /// If it cannot be started.
     #[must_use]
     pub fn spawn(&self, program: &str, args: &[&str]) -> Running {
-        let args: Vec<String> = args.iter().map(|arg| self.fill(arg)).collect();
-        Running::start(self.command(program).args(args))
+        Running::start(&mut self.command(program, args))
     }
 
     /// Writes a file, relative to the working directory, with placeholders filled in path and text.

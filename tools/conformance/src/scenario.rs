@@ -201,8 +201,7 @@ impl Step {
             return Outcome { exit: exit.into(), stdout, stderr };
         }
         let (program, args) = self.argv.split_first().expect("a step has a program");
-        let mut command = plane.command(program);
-        command.args(args.iter().map(|arg| plane.fill(arg)));
+        let mut command = plane.command(program, args);
         for (name, value) in &self.env {
             command.env(name, plane.fill(value));
         }

@@ -1,0 +1,24 @@
+//! The commands of `spire-server`.
+
+mod agent;
+mod authority;
+mod debug;
+mod entry;
+mod health;
+mod logger;
+mod token;
+
+use super::Command;
+
+/// All commands; `wit mint` only with the feature flag of that name, as SPIRE has it.
+pub(crate) fn commands() -> Vec<Command> {
+    let mut commands = Vec::new();
+    commands.extend(agent::commands());
+    commands.extend(authority::commands());
+    commands.extend(debug::commands());
+    commands.extend(entry::commands());
+    commands.extend(health::commands());
+    commands.extend(logger::commands());
+    commands.extend(token::commands());
+    commands
+}
