@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use runtime::clock::{Clock, SystemClock};
 use spiffe::{Bundle, TrustDomain};
 
 use crate::PluginError;
@@ -22,15 +23,17 @@ pub struct PluginConfig {
 /// What the program offers its plugins. Cheap to clone.
 #[derive(Clone)]
 pub struct Host {
+    /// The time.
+    pub clock: Arc<dyn Clock>,
     /// The program's own trust bundle as it is now; `None` before there is one.
     pub own_bundle: Arc<dyn Fn() -> Option<Arc<Bundle>> + Send + Sync>,
 }
 
 impl Host {
-    /// A host with nothing to offer, for agents and tests.
+    /// A host with a clock and nothing else, for agents and tests.
     #[must_use]
     pub fn bare() -> Self {
-        Self { own_bundle: Arc::new(|| None) }
+        Self { clock: Arc::new(SystemClock), own_bundle: Arc::new(|| None) }
     }
 }
 
