@@ -1,0 +1,258 @@
+//! Rows to entries.
+
+use std::collections::HashMap;
+
+use prost::Message;
+use proto::spire::common::registration_entry::AdditionalAttributes as WireAttributes;
+use rusqlite::{Row, params};
+use spiffe::entry::AdditionalAttributes;
+use spiffe::{Entry, EntryId, Selector, SpiffeId, TrustDomain, UnixSecs};
+
+use super::StoredEntry;
+use crate::dialect::sqlite::{Conn, blob, flag, instant, int, text};
+use crate::{StoreError, stamp};
+
+macro_rules! columns {
+    () => {
+        "SELECT id, entry_id, spiffe_id, parent_id, ttl, admin, downstream, expiry, \
+         revision_number, store_svid, hint, jwt_svid_ttl, additional_attributes, created_at \
+         FROM registered_entries"
+    };
+}
+
+/// What was read for some entries, and the highest row id among all rows that were seen for them.
+pub(crate) struct Read {
+    pub(crate) entries: Vec<StoredEntry>,
+    /// How many entry rows there were, those that cannot be understood included.
+    pub(crate) rows: usize,
+    pub(crate) last: Option<i64>,
+}
+
+/// All entries.
+pub(crate) fn all(conn: &Conn) -> Result<Vec<StoredEntry>, StoreError> {
+    let mut drafts = Drafts::default();
+    conn.each(concat!(columns!(), " ORDER BY id"), [], |row| drafts.push(row))?;
+    conn.each("SELECT registered_entry_id, type, value FROM selectors ORDER BY id", [], |row| {
+        drafts.selector(row)
+    })?;
+    conn.each("SELECT registered_entry_id, value FROM dns_names ORDER BY id", [], |row| {
+        drafts.dns_name(row)
+    })?;
+    conn.each(
+        "SELECT f.registered_entry_id, b.trust_domain FROM federated_registration_entries f \
+         INNER JOIN bundles b ON b.id = f.bundle_id ORDER BY b.trust_domain",
+        [],
+        |row| drafts.federates_with(row),
+    )?;
+    Ok(drafts.finish().entries)
+}
+
+/// The entries of some rows, given as a JSON array of row ids.
+pub(crate) fn by_ids(conn: &Conn, ids: &[i64], downstream: bool) -> Result<Read, StoreError> {
+    let list = serde_json::to_string(ids).unwrap_or_default();
+    let mut drafts = Drafts::default();
+    let sql = if downstream {
+        concat!(
+            columns!(),
+            " WHERE id IN (SELECT value FROM json_each(?1)) AND downstream = true ORDER BY id"
+        )
+    } else {
+        concat!(columns!(), " WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id")
+    };
+    conn.each(sql, [&list], |row| drafts.push(row))?;
+    conn.each(
+        "SELECT registered_entry_id, type, value FROM selectors \
+         WHERE registered_entry_id IN (SELECT value FROM json_each(?1)) ORDER BY id",
+        [&list],
+        |row| drafts.selector(row),
+    )?;
+    conn.each(
+        "SELECT registered_entry_id, value FROM dns_names \
+         WHERE registered_entry_id IN (SELECT value FROM json_each(?1)) ORDER BY id",
+        [&list],
+        |row| drafts.dns_name(row),
+    )?;
+    conn.each(
+        "SELECT f.registered_entry_id, b.trust_domain FROM federated_registration_entries f \
+         INNER JOIN bundles b ON b.id = f.bundle_id \
+         WHERE f.registered_entry_id IN (SELECT value FROM json_each(?1)) ORDER BY b.trust_domain",
+        [&list],
+        |row| drafts.federates_with(row),
+    )?;
+    Ok(drafts.finish())
+}
+
+/// One entry by its id.
+pub(crate) fn fetch(conn: &Conn, id: &EntryId) -> Result<Option<StoredEntry>, StoreError> {
+    let sql = "SELECT id FROM registered_entries WHERE entry_id = ?1";
+    let Some(row_id) = conn.first(sql, params![id.as_str()], |row| int(row, 0))? else {
+        return Ok(None);
+    };
+    let mut read = by_ids(conn, &[row_id], false)?;
+    read.entries
+        .pop()
+        .map(Some)
+        .ok_or_else(|| StoreError::Internal(format!("registration entry {id} in the datastore is malformed")))
+}
+
+/// The entries of some ids.
+pub(crate) fn fetch_many(conn: &Conn, ids: &[EntryId]) -> Result<Vec<StoredEntry>, StoreError> {
+    let texts: Vec<&str> = ids.iter().map(EntryId::as_str).collect();
+    let list = serde_json::to_string(&texts).unwrap_or_default();
+    let sql = "SELECT id FROM registered_entries \
+               WHERE entry_id IN (SELECT value FROM json_each(?1)) ORDER BY id";
+    let row_ids = conn.rows(sql, [&list], |row| int(row, 0))?;
+    Ok(by_ids(conn, &row_ids, false)?.entries)
+}
+
+/// Entries that are being put together from the rows of four tables.
+#[derive(Default)]
+struct Drafts {
+    drafts: Vec<Draft>,
+    places: HashMap<i64, usize>,
+    last: Option<i64>,
+}
+
+struct Draft {
+    row_id: i64,
+    entry_id: String,
+    spiffe_id: String,
+    parent_id: String,
+    x509_svid_ttl: i64,
+    jwt_svid_ttl: i64,
+    admin: bool,
+    downstream: bool,
+    expiry: i64,
+    revision_number: i64,
+    store_svid: bool,
+    hint: String,
+    created_at: UnixSecs,
+    attributes: Vec<u8>,
+    selectors: Vec<Selector>,
+    dns_names: Vec<String>,
+    federates_with: Vec<TrustDomain>,
+}
+
+impl Drafts {
+    fn push(&mut self, row: &Row<'_>) -> Result<(), StoreError> {
+        let draft = Draft {
+            row_id: int(row, 0)?,
+            entry_id: text(row, 1)?,
+            spiffe_id: text(row, 2)?,
+            parent_id: text(row, 3)?,
+            x509_svid_ttl: int(row, 4)?,
+            admin: flag(row, 5)?,
+            downstream: flag(row, 6)?,
+            expiry: int(row, 7)?,
+            revision_number: int(row, 8)?,
+            store_svid: flag(row, 9)?,
+            hint: text(row, 10)?,
+            jwt_svid_ttl: int(row, 11)?,
+            attributes: blob(row, 12)?,
+            created_at: instant(row, 13)?.map(stamp::rounded).unwrap_or_default(),
+            selectors: Vec::new(),
+            dns_names: Vec::new(),
+            federates_with: Vec::new(),
+        };
+        self.seen(draft.row_id);
+        self.places.insert(draft.row_id, self.drafts.len());
+        self.drafts.push(draft);
+        Ok(())
+    }
+
+    fn selector(&mut self, row: &Row<'_>) -> Result<(), StoreError> {
+        let selector = Selector::new(&text(row, 1)?, &text(row, 2)?);
+        if let Some(draft) = self.owner(row)? {
+            draft.selectors.push(selector);
+        }
+        Ok(())
+    }
+
+    fn dns_name(&mut self, row: &Row<'_>) -> Result<(), StoreError> {
+        let name = text(row, 1)?;
+        if let Some(draft) = self.owner(row)? {
+            draft.dns_names.push(name);
+        }
+        Ok(())
+    }
+
+    fn federates_with(&mut self, row: &Row<'_>) -> Result<(), StoreError> {
+        let name = text(row, 1)?;
+        if let Some(draft) = self.owner(row)? {
+            match TrustDomain::parse(&name) {
+                Ok(trust_domain) => draft.federates_with.push(trust_domain),
+                Err(error) => tracing::warn!(trust_domain = name, %error, "bundle row skipped"),
+            }
+        }
+        Ok(())
+    }
+
+    /// The entry that the first column names. Old bugs left rows whose entry is gone.
+    fn owner(&mut self, row: &Row<'_>) -> Result<Option<&mut Draft>, StoreError> {
+        let row_id = int(row, 0)?;
+        self.seen(row_id);
+        Ok(self.places.get(&row_id).and_then(|place| self.drafts.get_mut(*place)))
+    }
+
+    fn seen(&mut self, row_id: i64) {
+        self.last = self.last.max(Some(row_id));
+    }
+
+    fn finish(self) -> Read {
+        let rows = self.drafts.iter().filter(|draft| !draft.entry_id.is_empty()).count();
+        let entries = self.drafts.into_iter().filter_map(Draft::finish).collect();
+        Read { entries, rows, last: self.last }
+    }
+}
+
+impl Draft {
+    fn finish(self) -> Option<StoredEntry> {
+        if self.entry_id.is_empty() {
+            return None;
+        }
+        let parse = |what: &str, id: &str| {
+            SpiffeId::parse(id)
+                .inspect_err(|error| {
+                    tracing::error!(entry = self.entry_id, field = what, %error, "entry row skipped");
+                })
+                .ok()
+        };
+        let spiffe_id = parse("spiffe_id", &self.spiffe_id)?;
+        let parent_id = parse("parent_id", &self.parent_id)?;
+        let attributes = (!self.attributes.is_empty()).then_some(self.attributes.as_slice());
+        let attributes = match attributes.map(WireAttributes::decode).transpose() {
+            Ok(attributes) => attributes,
+            Err(error) => {
+                tracing::error!(entry = self.entry_id, %error, "entry row skipped");
+                return None;
+            }
+        };
+        let entry = Entry {
+            id: EntryId::new(&self.entry_id),
+            spiffe_id,
+            parent_id,
+            selector_set: self.selectors.iter().cloned().collect(),
+            selectors: self.selectors.into(),
+            x509_svid_ttl: clamped(self.x509_svid_ttl),
+            jwt_svid_ttl: clamped(self.jwt_svid_ttl),
+            federates_with: self.federates_with.into(),
+            admin: self.admin,
+            downstream: self.downstream,
+            expires_at: UnixSecs(self.expiry),
+            dns_names: self.dns_names.into(),
+            revision_number: self.revision_number,
+            store_svid: self.store_svid,
+            hint: self.hint,
+            created_at: self.created_at,
+            additional_attributes: attributes.map(|wire| AdditionalAttributes {
+                disable_x509_svid_prefetch: wire.disable_x509_svid_prefetch,
+                jwt_svid_include_jti: wire.jwt_svid_include_jti,
+            }),
+        };
+        Some(StoredEntry { row_id: self.row_id, entry: entry.into() })
+    }
+}
+
+fn clamped(seconds: i64) -> i32 {
+    i32::try_from(seconds).unwrap_or(if seconds < 0 { i32::MIN } else { i32::MAX })
+}

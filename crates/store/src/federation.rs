@@ -1,0 +1,238 @@
+//! Federation relationships: where the bundle of a foreign trust domain is fetched from.
+
+use std::sync::Arc;
+
+use proto::convert::federation::EndpointProfile;
+use rusqlite::params;
+use spiffe::{Bundle, SpiffeId, TrustDomain};
+
+use crate::bundles;
+use crate::dialect::sqlite::{Conn, Tx, int, text};
+use crate::list::token;
+use crate::{Change, Committed, Page, Store, StoreError};
+
+/// A relationship, with the bundle that is stored for its trust domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FederationRelationship {
+    /// With whom.
+    pub trust_domain: TrustDomain,
+    /// Where.
+    pub bundle_endpoint_url: String,
+    /// How.
+    pub profile: EndpointProfile,
+    /// In a write: stored too, if given. In a read: what is stored.
+    pub bundle: Option<Arc<Bundle>>,
+}
+
+/// Which fields an update writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each names the field it selects")]
+pub struct FederationMask {
+    pub bundle_endpoint_url: bool,
+    pub profile: bool,
+    pub bundle: bool,
+}
+
+impl FederationMask {
+    /// Every field.
+    pub const ALL: Self = Self { bundle_endpoint_url: true, profile: true, bundle: true };
+}
+
+/// A page of relationships.
+#[derive(Clone, Debug, Default)]
+pub struct FederationRelationshipPage {
+    /// In order of their rows.
+    pub relationships: Vec<FederationRelationship>,
+    /// Where the next page starts; empty when this one is.
+    pub next_token: String,
+}
+
+impl Store {
+    /// Creates a relationship, and sets the bundle if one comes with it.
+    ///
+    /// # Errors
+    /// `AlreadyExists`.
+    pub async fn create_federation_relationship(
+        &self,
+        relationship: FederationRelationship,
+    ) -> Result<Committed<FederationRelationship>, StoreError> {
+        self.write(move |tx| create(tx, &relationship)).await
+    }
+
+    /// Writes the masked fields.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn update_federation_relationship(
+        &self,
+        relationship: FederationRelationship,
+        mask: FederationMask,
+    ) -> Result<Committed<FederationRelationship>, StoreError> {
+        self.write(move |tx| update(tx, &relationship, mask)).await
+    }
+
+    /// Deletes a relationship; the bundle stays.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn delete_federation_relationship(
+        &self,
+        trust_domain: TrustDomain,
+    ) -> Result<Committed<()>, StoreError> {
+        self.write(move |tx| {
+            let sql = "DELETE FROM federated_trust_domains WHERE trust_domain = ?1";
+            if tx.conn.execute(sql, [trust_domain.as_str()])? == 0 {
+                return Err(StoreError::not_found());
+            }
+            tx.changed(Change::FederationDeleted(trust_domain.clone()));
+            Ok(())
+        })
+        .await
+    }
+
+    /// One relationship.
+    ///
+    /// # Errors
+    /// If the database fails or the row cannot be understood.
+    pub async fn fetch_federation_relationship(
+        &self,
+        trust_domain: TrustDomain,
+    ) -> Result<Option<FederationRelationship>, StoreError> {
+        self.read(move |conn| fetch(conn, &trust_domain)).await
+    }
+
+    /// Lists relationships, a page or all.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an unusable page.
+    pub async fn list_federation_relationships(
+        &self,
+        page: Option<Page>,
+    ) -> Result<FederationRelationshipPage, StoreError> {
+        self.read(move |conn| list(conn, page.as_ref())).await
+    }
+}
+
+/// A row as it is stored.
+struct Stored {
+    id: i64,
+    trust_domain: String,
+    url: String,
+    profile: String,
+    endpoint_id: String,
+}
+
+fn create(
+    tx: &mut Tx<'_>,
+    relationship: &FederationRelationship,
+) -> Result<FederationRelationship, StoreError> {
+    if let Some(bundle) = &relationship.bundle {
+        bundles::set(tx, bundle)?;
+    }
+    let (profile, endpoint_id) = columns(&relationship.profile);
+    tx.conn.insert(
+        "INSERT INTO federated_trust_domains (created_at, updated_at, trust_domain, \
+         bundle_endpoint_url, bundle_endpoint_profile, endpoint_spiffe_id, implicit) \
+         VALUES (?1, ?1, ?2, ?3, ?4, ?5, 0)",
+        params![
+            tx.stamp(),
+            relationship.trust_domain.as_str(),
+            relationship.bundle_endpoint_url,
+            profile,
+            endpoint_id.unwrap_or_default(),
+        ],
+    )?;
+    tx.changed(Change::FederationSet(relationship.clone().into()));
+    Ok(relationship.clone())
+}
+
+fn update(
+    tx: &mut Tx<'_>,
+    relationship: &FederationRelationship,
+    mask: FederationMask,
+) -> Result<FederationRelationship, StoreError> {
+    let name = relationship.trust_domain.as_str();
+    let sql = "SELECT 1 FROM federated_trust_domains WHERE trust_domain = ?1";
+    if tx.conn.first(sql, [name], |_| Ok(()))?.is_none() {
+        return Err(StoreError::NotFound(
+            "unable to fetch federation relationship: record not found".to_owned(),
+        ));
+    }
+    let (profile, endpoint_id) = columns(&relationship.profile);
+    let set = |column: &str, value: &str| {
+        let sql = format!("UPDATE federated_trust_domains SET {column} = ?1 WHERE trust_domain = ?2");
+        tx.conn.execute(&sql, [value, name])
+    };
+    set("updated_at", &tx.stamp())?;
+    if mask.bundle_endpoint_url {
+        set("bundle_endpoint_url", &relationship.bundle_endpoint_url)?;
+    }
+    if mask.profile {
+        set("bundle_endpoint_profile", profile)?;
+        // A switch to `https_web` leaves the old id where it was, as SPIRE does.
+        if let Some(endpoint_id) = endpoint_id {
+            set("endpoint_spiffe_id", endpoint_id)?;
+        }
+    }
+    if let Some(bundle) = relationship.bundle.as_ref().filter(|_| mask.bundle) {
+        bundles::set(tx, bundle)?;
+    }
+    let now = fetch(tx.conn, &relationship.trust_domain)?.ok_or_else(StoreError::not_found)?;
+    tx.changed(Change::FederationSet(now.clone().into()));
+    Ok(now)
+}
+
+fn fetch(conn: &Conn, trust_domain: &TrustDomain) -> Result<Option<FederationRelationship>, StoreError> {
+    let sql = "SELECT id, trust_domain, bundle_endpoint_url, bundle_endpoint_profile, \
+               endpoint_spiffe_id FROM federated_trust_domains WHERE trust_domain = ?1";
+    let row = conn.first(sql, [trust_domain.as_str()], read)?;
+    row.map(|row| finish(conn, &row)).transpose()
+}
+
+fn list(conn: &Conn, page: Option<&Page>) -> Result<FederationRelationshipPage, StoreError> {
+    let sql = "SELECT id, trust_domain, bundle_endpoint_url, bundle_endpoint_profile, \
+               endpoint_spiffe_id FROM federated_trust_domains WHERE id > ?1 ORDER BY id LIMIT ?2";
+    let (after, limit) = match page {
+        Some(page) => (page.after()?, i64::from(page.size)),
+        None => (i64::MIN, -1),
+    };
+    let rows = conn.rows(sql, [after, limit], read)?;
+    let next_token = token(rows.last().map(|row| row.id).filter(|_| page.is_some()));
+    let relationships = rows.iter().map(|row| finish(conn, row)).collect::<Result<_, _>>()?;
+    Ok(FederationRelationshipPage { relationships, next_token })
+}
+
+fn read(row: &rusqlite::Row<'_>) -> Result<Stored, StoreError> {
+    Ok(Stored {
+        id: int(row, 0)?,
+        trust_domain: text(row, 1)?,
+        url: text(row, 2)?,
+        profile: text(row, 3)?,
+        endpoint_id: text(row, 4)?,
+    })
+}
+
+fn finish(conn: &Conn, row: &Stored) -> Result<FederationRelationship, StoreError> {
+    let trust_domain =
+        TrustDomain::parse(&row.trust_domain).map_err(|error| StoreError::sql(&error.to_string()))?;
+    let profile = match row.profile.as_str() {
+        "https_web" => EndpointProfile::HttpsWeb,
+        "https_spiffe" => {
+            EndpointProfile::HttpsSpiffe(SpiffeId::parse(&row.endpoint_id).map_err(|error| {
+                StoreError::Database(format!("unable to parse bundle endpoint SPIFFE ID: {error}"))
+            })?)
+        }
+        other => {
+            return Err(StoreError::Database(format!("unknown bundle endpoint profile type: {other:?}")));
+        }
+    };
+    let bundle = bundles::fetch(conn, &trust_domain)?.map(Arc::new);
+    Ok(FederationRelationship { trust_domain, bundle_endpoint_url: row.url.clone(), profile, bundle })
+}
+
+fn columns(profile: &EndpointProfile) -> (&'static str, Option<&str>) {
+    match profile {
+        EndpointProfile::HttpsWeb => ("https_web", None),
+        EndpointProfile::HttpsSpiffe(endpoint_id) => ("https_spiffe", Some(endpoint_id.as_str())),
+    }
+}

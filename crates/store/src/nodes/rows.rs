@@ -1,0 +1,101 @@
+//! Rows to agents.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rusqlite::{Params, Row};
+use spiffe::{Selector, SpiffeId, UnixSecs};
+
+use super::Agent;
+use crate::StoreError;
+use crate::dialect::sqlite::{Conn, flag, instant, int, text};
+
+macro_rules! columns {
+    () => {
+        "SELECT id, spiffe_id, data_type, serial_number, expires_at, new_serial_number, \
+         new_expires_at, can_reattest, agent_version FROM attested_node_entries"
+    };
+}
+
+/// All agents.
+pub(crate) fn all(conn: &Conn) -> Result<Vec<Arc<Agent>>, StoreError> {
+    let sql = "SELECT spiffe_id, type, value FROM node_resolver_map_entries ORDER BY id";
+    let selectors = grouped(conn, sql, [])?;
+    with_selectors(conn, concat!(columns!(), " ORDER BY id"), [], selectors)
+}
+
+/// One agent.
+pub(crate) fn fetch(conn: &Conn, id: &str) -> Result<Option<Arc<Agent>>, StoreError> {
+    let selectors = selectors(conn, id)?;
+    let sql = concat!(columns!(), " WHERE spiffe_id = ?1");
+    Ok(conn.first(sql, [id], |row| read(row, selectors.clone()))?.flatten().map(Arc::new))
+}
+
+/// The agents of some rows, in order.
+pub(crate) fn by_ids(conn: &Conn, ids: &[i64]) -> Result<Vec<Arc<Agent>>, StoreError> {
+    let list = serde_json::to_string(ids).unwrap_or_default();
+    let sql = "SELECT s.spiffe_id, s.type, s.value FROM node_resolver_map_entries s \
+               INNER JOIN attested_node_entries n ON n.spiffe_id = s.spiffe_id \
+               WHERE n.id IN (SELECT value FROM json_each(?1)) ORDER BY s.id";
+    let selectors = grouped(conn, sql, [&list])?;
+    let sql = concat!(columns!(), " WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id");
+    with_selectors(conn, sql, [&list], selectors)
+}
+
+/// The selectors of an agent.
+pub(crate) fn selectors(conn: &Conn, id: &str) -> Result<Vec<Selector>, StoreError> {
+    let sql = "SELECT type, value FROM node_resolver_map_entries WHERE spiffe_id = ?1 ORDER BY id";
+    conn.rows(sql, [id], |row| Ok(Selector::new(&text(row, 0)?, &text(row, 1)?)))
+}
+
+fn grouped(
+    conn: &Conn,
+    sql: &str,
+    params: impl Params,
+) -> Result<HashMap<String, Vec<Selector>>, StoreError> {
+    let mut selectors: HashMap<String, Vec<Selector>> = HashMap::new();
+    conn.each(sql, params, |row| {
+        let selector = Selector::new(&text(row, 1)?, &text(row, 2)?);
+        selectors.entry(text(row, 0)?).or_default().push(selector);
+        Ok(())
+    })?;
+    Ok(selectors)
+}
+
+fn with_selectors(
+    conn: &Conn,
+    sql: &str,
+    params: impl Params,
+    mut selectors: HashMap<String, Vec<Selector>>,
+) -> Result<Vec<Arc<Agent>>, StoreError> {
+    let rows = conn.rows(sql, params, |row| {
+        let id = text(row, 1)?;
+        read(row, selectors.remove(&id).unwrap_or_default())
+    })?;
+    Ok(rows.into_iter().flatten().map(Arc::new).collect())
+}
+
+fn read(row: &Row<'_>, selectors: Vec<Selector>) -> Result<Option<Agent>, StoreError> {
+    let id = text(row, 1)?;
+    let id = match SpiffeId::parse(&id) {
+        Ok(id) => id,
+        Err(error) => {
+            tracing::warn!(agent = id, row = int(row, 0)?, %error, "agent row skipped");
+            return Ok(None);
+        }
+    };
+    let seconds = |column| -> Result<UnixSecs, StoreError> {
+        Ok(UnixSecs(instant(row, column)?.map_or(0, time::OffsetDateTime::unix_timestamp)))
+    };
+    Ok(Some(Agent {
+        id,
+        attestation_type: text(row, 2)?,
+        serial: text(row, 3)?,
+        expires_at: seconds(4)?,
+        new_serial: text(row, 5)?,
+        new_expires_at: seconds(6)?,
+        can_reattest: flag(row, 7)?,
+        agent_version: text(row, 8)?,
+        selectors: selectors.into(),
+    }))
+}

@@ -1,0 +1,260 @@
+//! Attesting, changing, banning and deleting agents, each with its event rows.
+
+use std::sync::Arc;
+
+use rusqlite::types::Value;
+use rusqlite::{params, params_from_iter};
+use spiffe::{Selector, SpiffeId, UnixSecs};
+
+use super::{Agent, AgentCondition, AgentUpdate, Attestation, Attested, Reattest, rows};
+use crate::dialect::sqlite::{Conn, Tx, int, text};
+use crate::{Change, StoreError, entries, stamp, tokens};
+
+/// How many agents one pruning deletes unless told otherwise.
+const PRUNE_BATCH: u32 = 1000;
+
+/// Writes an attestation. What can refuse it is looked at before anything is written; the token
+/// comes last of these, so that a refused attestation does not use it up.
+pub(crate) fn attest(tx: &mut Tx<'_>, attestation: &Attestation) -> Result<Attested, StoreError> {
+    let agent = &attestation.agent;
+    let sql = "SELECT serial_number FROM attested_node_entries WHERE spiffe_id = ?1";
+    let serial = tx.conn.first(sql, [agent.id.as_str()], |row| text(row, 0))?;
+    match &serial {
+        Some(serial) if serial.is_empty() => return Ok(Attested::Banned),
+        Some(_) if attestation.reattest == Reattest::Refused => return Ok(Attested::Exists),
+        Some(_) | None => {}
+    }
+    if let Some(token) = &attestation.join_token
+        && !tokens::consume(tx, token)?
+    {
+        return Ok(Attested::TokenGone);
+    }
+    replace_selectors(tx, agent.id.as_str(), &agent.selectors)?;
+    event(tx, agent.id.as_str())?;
+    if serial.is_some() {
+        let update = AgentUpdate {
+            serial: Some(agent.serial.clone()),
+            expires_at: Some(agent.expires_at),
+            new_serial: Some(agent.new_serial.clone()),
+            new_expires_at: Some(agent.new_expires_at),
+            can_reattest: Some(agent.can_reattest),
+            agent_version: None,
+        };
+        set_columns(tx, agent.id.as_str(), &update)?;
+    } else {
+        insert(tx, agent)?;
+    }
+    event(tx, agent.id.as_str())?;
+    reread(tx, &agent.id).map(Attested::Done)
+}
+
+/// Creates an agent.
+pub(crate) fn create(tx: &mut Tx<'_>, agent: &Agent) -> Result<Arc<Agent>, StoreError> {
+    if !agent.selectors.is_empty() {
+        replace_selectors(tx, agent.id.as_str(), &agent.selectors)?;
+        event(tx, agent.id.as_str())?;
+    }
+    insert(tx, agent)?;
+    event(tx, agent.id.as_str())?;
+    reread(tx, &agent.id)
+}
+
+/// Writes new values if the condition holds.
+pub(crate) fn update(
+    tx: &mut Tx<'_>,
+    id: &SpiffeId,
+    update: &AgentUpdate,
+    condition: &AgentCondition,
+) -> Result<Option<Arc<Agent>>, StoreError> {
+    let sql = "SELECT serial_number, new_serial_number FROM attested_node_entries \
+               WHERE spiffe_id = ?1";
+    let row = tx.conn.first(sql, [id.as_str()], |row| Ok((text(row, 0)?, text(row, 1)?)))?;
+    let (serial, new_serial) = row.ok_or_else(StoreError::not_found)?;
+    let holds = match condition {
+        AgentCondition::Any => true,
+        AgentCondition::NotBanned => !serial.is_empty(),
+        AgentCondition::Renewed(wanted) => !serial.is_empty() && *wanted == new_serial,
+    };
+    if !holds {
+        return Ok(None);
+    }
+    set_columns(tx, id.as_str(), update)?;
+    event(tx, id.as_str())?;
+    reread(tx, id).map(Some)
+}
+
+/// Makes the renewed serial the one in use.
+pub(crate) fn promote(
+    tx: &mut Tx<'_>,
+    id: &SpiffeId,
+    new_serial: &str,
+) -> Result<Option<Arc<Agent>>, StoreError> {
+    let agent = rows::fetch(tx.conn, id.as_str())?.ok_or_else(StoreError::not_found)?;
+    if new_serial.is_empty() {
+        return Ok(None);
+    }
+    let promotion = AgentUpdate {
+        serial: Some(agent.new_serial.clone()),
+        expires_at: Some(agent.new_expires_at),
+        new_serial: Some(String::new()),
+        new_expires_at: Some(UnixSecs(0)),
+        ..AgentUpdate::default()
+    };
+    update(tx, id, &promotion, &AgentCondition::Renewed(new_serial.to_owned()))
+}
+
+/// Deletes an agent.
+pub(crate) fn delete(tx: &mut Tx<'_>, id: &SpiffeId) -> Result<(), StoreError> {
+    delete_one(tx, id.as_str())?;
+    tx.changed(Change::AgentDeleted(id.clone()));
+    Ok(())
+}
+
+/// Deletes what ran out.
+pub(crate) fn prune(
+    tx: &mut Tx<'_>,
+    before: UnixSecs,
+    non_reattestable: bool,
+    batch: u32,
+) -> Result<Vec<SpiffeId>, StoreError> {
+    let expired = tx.conn.rows(
+        "SELECT spiffe_id FROM attested_node_entries WHERE unixepoch(expires_at) < ?1 \
+         AND serial_number <> '' AND (can_reattest = true OR ?2) ORDER BY id LIMIT ?3",
+        params![before.0, non_reattestable, if batch == 0 { PRUNE_BATCH } else { batch }],
+        |row| text(row, 0),
+    )?;
+    let mut pruned = Vec::with_capacity(expired.len());
+    for id in expired {
+        delete_one(tx, &id)?;
+        if let Ok(id) = SpiffeId::parse(&id) {
+            tx.changed(Change::AgentDeleted(id.clone()));
+            pruned.push(id);
+        }
+    }
+    tracing::info!(count = pruned.len(), "Pruned expired agents");
+    Ok(pruned)
+}
+
+/// Replaces the selectors of an agent.
+pub(crate) fn set_selectors(
+    tx: &mut Tx<'_>,
+    id: &SpiffeId,
+    selectors: &[Selector],
+) -> Result<(), StoreError> {
+    replace_selectors(tx, id.as_str(), selectors)?;
+    event(tx, id.as_str())?;
+    if let Some(agent) = rows::fetch(tx.conn, id.as_str())? {
+        tx.changed(Change::AgentSet(agent));
+    }
+    Ok(())
+}
+
+fn insert(tx: &Tx<'_>, agent: &Agent) -> Result<(), StoreError> {
+    tx.conn.insert(
+        "INSERT INTO attested_node_entries (created_at, updated_at, spiffe_id, data_type, \
+         serial_number, expires_at, new_serial_number, new_expires_at, can_reattest, \
+         agent_version) VALUES (?1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        params![
+            tx.stamp(),
+            agent.id.as_str(),
+            agent.attestation_type,
+            agent.serial,
+            tx.conn.stamp(stamp::instant_of(agent.expires_at)),
+            agent.new_serial,
+            optional_stamp(tx.conn, agent.new_expires_at),
+            agent.can_reattest,
+            agent.agent_version,
+        ],
+    )?;
+    Ok(())
+}
+
+fn set_columns(tx: &Tx<'_>, id: &str, update: &AgentUpdate) -> Result<(), StoreError> {
+    let mut set = vec!["updated_at = ?"];
+    let mut values: Vec<Value> = vec![tx.stamp().into()];
+    let mut put = |column: &'static str, value: Option<Value>| {
+        if let Some(value) = value {
+            set.push(column);
+            values.push(value);
+        }
+    };
+    let text = |value: &Option<String>| value.clone().map(Value::from);
+    let expiry = |at| Value::from(tx.conn.stamp(stamp::instant_of(at)));
+    let new_expiry = |at| optional_stamp(tx.conn, at).map_or(Value::Null, Value::from);
+    put("serial_number = ?", text(&update.serial));
+    put("expires_at = ?", update.expires_at.map(expiry));
+    put("new_serial_number = ?", text(&update.new_serial));
+    put("new_expires_at = ?", update.new_expires_at.map(new_expiry));
+    put("can_reattest = ?", update.can_reattest.map(Value::from));
+    put("agent_version = ?", text(&update.agent_version));
+    values.push(id.to_owned().into());
+    let sql = format!("UPDATE attested_node_entries SET {} WHERE spiffe_id = ?", set.join(", "));
+    tx.conn.execute(&sql, params_from_iter(values))?;
+    Ok(())
+}
+
+fn replace_selectors(tx: &Tx<'_>, id: &str, selectors: &[Selector]) -> Result<(), StoreError> {
+    tx.conn.execute("DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?1", [id])?;
+    for selector in selectors {
+        tx.conn.insert(
+            "INSERT INTO node_resolver_map_entries (created_at, updated_at, spiffe_id, type, \
+             value) VALUES (?1, ?1, ?2, ?3, ?4)",
+            params![tx.stamp(), id, selector.kind(), selector.value()],
+        )?;
+    }
+    Ok(())
+}
+
+fn delete_one(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
+    let sql = "SELECT data_type FROM attested_node_entries WHERE spiffe_id = ?1";
+    let kind = tx.conn.first(sql, [id], |row| text(row, 0))?;
+    if kind.ok_or_else(StoreError::not_found)? == "join_token" {
+        delete_aliases(tx, id)?;
+    }
+    tx.conn.execute("DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?1", [id])?;
+    tx.conn.execute("DELETE FROM attested_node_entries WHERE spiffe_id = ?1", [id])?;
+    event(tx, id)
+}
+
+/// The entries that came with the agent's join token: below it, with its own id as the only
+/// selector. Whatever else is below it belongs to somebody.
+fn delete_aliases(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
+    let aliases = tx.conn.rows(
+        "SELECT e.id, e.entry_id FROM registered_entries e WHERE e.parent_id = ?1 \
+         AND (SELECT count(*) FROM selectors s WHERE s.registered_entry_id = e.id) = 1 \
+         AND EXISTS (SELECT 1 FROM selectors s WHERE s.registered_entry_id = e.id \
+                     AND s.type = 'spiffe_id' AND s.value = ?1) ORDER BY e.id",
+        [id],
+        |row| Ok((int(row, 0)?, text(row, 1)?)),
+    )?;
+    for (row_id, entry_id) in aliases {
+        entries::delete_row(tx, row_id, &entry_id)?;
+        tracing::info!(
+            registration_id = entry_id,
+            parent_id = id,
+            "Cascade-deleted registration entry on attested node deletion"
+        );
+    }
+    Ok(())
+}
+
+/// Tells other servers that an agent changed.
+fn event(tx: &Tx<'_>, id: &str) -> Result<(), StoreError> {
+    tx.conn.insert(
+        "INSERT INTO attested_node_entries_events (created_at, updated_at, spiffe_id) \
+         VALUES (?1, ?1, ?2)",
+        params![tx.stamp(), id],
+    )?;
+    Ok(())
+}
+
+/// The agent as it is now, noted as a change.
+fn reread(tx: &mut Tx<'_>, id: &SpiffeId) -> Result<Arc<Agent>, StoreError> {
+    let agent = rows::fetch(tx.conn, id.as_str())?.ok_or_else(StoreError::not_found)?;
+    tx.changed(Change::AgentSet(Arc::clone(&agent)));
+    Ok(agent)
+}
+
+fn optional_stamp(conn: &Conn, at: UnixSecs) -> Option<String> {
+    (at != UnixSecs(0)).then(|| conn.stamp(stamp::instant_of(at)))
+}

@@ -1,0 +1,5 @@
+//! The datastore through its public API.
+
+mod schema;
+mod support;
+mod writes;
