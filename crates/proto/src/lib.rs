@@ -128,6 +128,9 @@ pub mod broker {
     pub use crate::generated::spiffe::broker::*;
 }
 
+/// The claims of a token, as messages carry them.
+pub use prost_types::Struct as Claims;
+
 pub use crate::generated::google::rpc;
 pub use crate::generated::grpc::health::v1 as health;
 
