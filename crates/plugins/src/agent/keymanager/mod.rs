@@ -1,0 +1,4 @@
+//! Key managers of the agent.
+
+pub mod disk;
+pub mod memory;

@@ -1,0 +1,5 @@
+//! Plugins of the agent.
+
+pub mod keymanager;
+pub mod nodeattestor;
+pub mod workloadattestor;

@@ -1,0 +1,3 @@
+//! Node attestors, the agent's half.
+
+pub mod join_token;

@@ -1,0 +1,155 @@
+//! SHA-256 of programs, remembered as long as the file does not change.
+//!
+//! A file counts as the same while device, inode, size and both change times are. The kernel's clock
+//! behind those ticks in milliseconds, so a file that changed a moment ago could change again without
+//! a new time: its digest is not remembered.
+
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use plugin::PluginError;
+use runtime::clock::Clock;
+use spiffe::UnixSecs;
+
+/// How many digests are remembered. When there are more, all are forgotten: a node runs few programs.
+const REMEMBERED: usize = 1024;
+
+/// How long a file must have been left alone for its digest to be remembered.
+const SETTLED: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &Metadata) -> Self {
+        Self {
+            device: file.dev(),
+            inode: file.ino(),
+            size: file.size(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+}
+
+/// The remembered digests.
+pub(super) struct Digests {
+    clock: Arc<dyn Clock>,
+    known: Mutex<HashMap<Stamp, String>>,
+}
+
+impl Digests {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, known: Mutex::default() }
+    }
+
+    /// The digest of `program` in hex. A file above `limit` bytes is an error; 0 is no limit.
+    pub(super) async fn digest(
+        this: &Arc<Self>,
+        program: File,
+        pid: i32,
+        limit: u64,
+    ) -> Result<String, PluginError> {
+        let failed = |error: io::Error| PluginError::internal(format!("SHA256 digest: {error}"));
+        let before = program.metadata().map_err(failed)?;
+        if limit > 0 && before.len() > limit {
+            let size = before.len();
+            return Err(PluginError::internal(format!(
+                "SHA256 digest: workload /proc/{pid}/exe exceeds size limit ({size} > {limit})"
+            )));
+        }
+        let stamp = Stamp::of(&before);
+        if let Some(digest) = this.known.lock().unwrap_or_else(PoisonError::into_inner).get(&stamp) {
+            return Ok(digest.clone());
+        }
+        let this = Arc::clone(this);
+        let work = move || {
+            let digest = hash(&program)?;
+            let after = Stamp::of(&program.metadata()?);
+            this.remember(stamp, after, &digest);
+            Ok(digest)
+        };
+        let hashed = tokio::task::spawn_blocking(work).await;
+        hashed.map_err(|_| PluginError::internal("SHA256 digest: interrupted"))?.map_err(failed)
+    }
+
+    fn remember(&self, before: Stamp, after: Stamp, digest: &str) {
+        let now = UnixSecs::from(self.clock.now());
+        let settled_for = now.since(UnixSecs(after.changed.0));
+        if before != after || settled_for < SETTLED.as_secs().cast_signed() {
+            return;
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= REMEMBERED {
+            known.clear();
+        }
+        known.insert(after, digest.to_owned());
+    }
+}
+
+fn hash(mut file: &File) -> io::Result<String> {
+    let mut context = Context::new(&SHA256);
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let read = file.read(&mut buffer)?;
+        let Some(chunk) = buffer.get(..read).filter(|chunk| !chunk.is_empty()) else {
+            break;
+        };
+        context.update(chunk);
+    }
+    Ok(crate::shared::hex(context.finish().as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use runtime::clock::{ManualClock, SystemClock};
+
+    use super::*;
+
+    const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[tokio::test]
+    async fn digests_are_remembered_once_a_file_has_settled() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("program");
+        std::fs::write(&path, "").unwrap();
+        let open = || File::open(&path).unwrap();
+
+        let soon = Arc::new(Digests::new(Arc::new(SystemClock)));
+        assert_eq!(Digests::digest(&soon, open(), 1, 0).await.unwrap(), EMPTY);
+        assert_eq!(soon.known.lock().unwrap().len(), 0);
+
+        let later: SystemTime = SystemClock.now() + Duration::from_secs(60);
+        let late = Arc::new(Digests::new(Arc::new(ManualClock::new(later))));
+        assert_eq!(Digests::digest(&late, open(), 1, 0).await.unwrap(), EMPTY);
+        assert_eq!(late.known.lock().unwrap().len(), 1);
+
+        std::fs::write(&path, "other").unwrap();
+        assert_ne!(Digests::digest(&late, open(), 1, 0).await.unwrap(), EMPTY);
+    }
+
+    #[tokio::test]
+    async fn a_program_above_the_limit_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("program");
+        std::fs::write(&path, "12345").unwrap();
+        let digests = Arc::new(Digests::new(Arc::new(SystemClock)));
+
+        let error = Digests::digest(&digests, File::open(&path).unwrap(), 7, 4).await.unwrap_err();
+        assert_eq!(error.message, "SHA256 digest: workload /proc/7/exe exceeds size limit (5 > 4)");
+        Digests::digest(&digests, File::open(&path).unwrap(), 7, 5).await.unwrap();
+    }
+}

@@ -1,0 +1,4 @@
+//! Key managers of the server.
+
+pub mod disk;
+pub mod memory;

@@ -1,0 +1,4 @@
+//! Plugins of the server.
+
+pub mod keymanager;
+pub mod nodeattestor;

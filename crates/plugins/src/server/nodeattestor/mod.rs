@@ -1,0 +1,3 @@
+//! Node attestors, the server's half.
+
+pub mod join_token;
