@@ -5,13 +5,13 @@
 //! keeps the stream open, reconnects at once when it ends and backs off while that fails. An answer
 //! stays in place through errors; only a `PermissionDenied` withdraws it.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
+use runtime::clock::Clock;
 use spiffe::SpiffeId;
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -195,17 +195,11 @@ impl<T> std::fmt::Debug for Watcher<T> {
 }
 
 impl<T: Send + Sync + 'static> Watcher<T> {
-    /// Runs until nobody holds the source any more.
-    ///
-    /// `sleep` waits; it is `runtime::clock` in programs.
+    /// Runs until nobody holds the source any more. `clock` times the waits between attempts.
     ///
     /// # Errors
     /// Calling again cannot help.
-    pub async fn run<S, F>(self, sleep: S) -> Result<(), Arc<WorkloadError>>
-    where
-        S: Fn(Duration) -> F + Send,
-        F: Future<Output = ()> + Send,
-    {
+    pub async fn run(self, clock: Arc<dyn Clock>) -> Result<(), Arc<WorkloadError>> {
         let mut failures = 0;
         loop {
             let error = tokio::select! {
@@ -232,7 +226,7 @@ impl<T: Send + Sync + 'static> Watcher<T> {
             warn!(what = self.what, error = %error, "cannot follow the workload API");
             tokio::select! {
                 () = self.state.closed() => return Ok(()),
-                () = sleep(wait) => {}
+                () = clock.sleep(wait) => {}
             }
         }
     }

@@ -1,12 +1,14 @@
 //! Calls and sources of the Workload API.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use client::workload::X509Update;
 use client::{Address, JwtSource, WorkloadApi, WorkloadError, X509Source};
 use proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
+use runtime::clock::Clock;
 use spiffe::TrustDomain;
 use tokio::sync::{broadcast, mpsc};
 use tonic::transport::Server;
@@ -41,14 +43,23 @@ fn path(update: &Arc<X509Update>) -> String {
     update.svids.first().expect("an SVID").id.path().to_owned()
 }
 
-/// A `sleep` that only notes how long it should have been.
-fn noted() -> (impl Fn(Duration) -> std::future::Ready<()> + Send, mpsc::UnboundedReceiver<Duration>) {
+/// A clock on which no wait takes time; it only notes how long each should have been.
+struct Noted(mpsc::UnboundedSender<Duration>);
+
+impl Clock for Noted {
+    fn now(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH
+    }
+
+    fn sleep(&self, wait: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        self.0.send(wait).ok();
+        Box::pin(tokio::task::yield_now())
+    }
+}
+
+fn noted() -> (Arc<Noted>, mpsc::UnboundedReceiver<Duration>) {
     let (sender, waits) = mpsc::unbounded_channel();
-    let sleep = move |wait| {
-        sender.send(wait).ok();
-        std::future::ready(())
-    };
-    (sleep, waits)
+    (Arc::new(Noted(sender)), waits)
 }
 
 /// Runs `test` beside the task of a source.
@@ -92,7 +103,7 @@ async fn a_refusal_reads_as_other_clients_print_it() {
 async fn a_source_keeps_its_answer_through_errors_and_reconnects_at_once() {
     beside_server(async |api, steps| {
         let (mut source, watcher) = X509Source::x509(&api);
-        let (sleep, mut waits) = noted();
+        let (clock, mut waits) = noted();
         let test = async {
             step(&steps, Step::Answer("/one")).await;
             assert_eq!(path(&source.ready().await.expect("an answer")), "/one");
@@ -108,7 +119,7 @@ async fn a_source_keeps_its_answer_through_errors_and_reconnects_at_once() {
             assert!(source.trouble().is_none());
             assert!(waits.try_recv().is_err(), "no wait before the first new attempt");
         };
-        beside(watcher.run(sleep), test).await;
+        beside(watcher.run(clock), test).await;
     })
     .await;
 }
@@ -117,7 +128,7 @@ async fn a_source_keeps_its_answer_through_errors_and_reconnects_at_once() {
 async fn a_denied_source_withdraws_its_answer() {
     beside_server(async |api, steps| {
         let (mut source, watcher) = X509Source::x509(&api);
-        let (sleep, _waits) = noted();
+        let (clock, _waits) = noted();
         let test = async {
             step(&steps, Step::Answer("/one")).await;
             source.changed().await.expect("alive");
@@ -128,7 +139,7 @@ async fn a_denied_source_withdraws_its_answer() {
             step(&steps, Step::Answer("/back")).await;
             assert_eq!(path(&source.ready().await.expect("an answer")), "/back");
         };
-        beside(watcher.run(sleep), test).await;
+        beside(watcher.run(clock), test).await;
     })
     .await;
 }
@@ -137,10 +148,10 @@ async fn a_denied_source_withdraws_its_answer() {
 async fn a_source_gives_up_where_calling_again_cannot_help() {
     beside_server(async |api, steps| {
         let (mut source, watcher) = X509Source::x509(&api);
-        let (sleep, _waits) = noted();
+        let (clock, _waits) = noted();
 
         let (end, ended, ()) = tokio::join!(
-            watcher.run(sleep),
+            watcher.run(clock),
             source.ready(),
             step(&steps, Step::End(Status::invalid_argument("no"))),
         );
@@ -157,9 +168,9 @@ async fn waits_grow_while_nobody_listens() {
     let place = Place::new();
     let api = WorkloadApi::at(Address::unix(&place.socket)).expect("a client");
     let (source, watcher) = X509Source::x509(&api);
-    let (sleep, mut waits) = noted();
+    let (clock, mut waits) = noted();
 
-    beside(watcher.run(sleep), async {
+    beside(watcher.run(clock), async {
         for expected in (1..=30).chain([30, 30]) {
             assert_eq!(waits.recv().await, Some(Duration::from_secs(expected)));
         }
@@ -173,9 +184,9 @@ async fn waits_grow_while_nobody_listens() {
 async fn the_task_ends_with_its_last_source() {
     beside_server(async |api, _| {
         let (source, watcher) = JwtSource::new(&api);
-        let (sleep, _waits) = noted();
+        let (clock, _waits) = noted();
 
-        let run = watcher.run(sleep);
+        let run = watcher.run(clock);
         let mut bundles = source.bundles().clone();
         let drop_all = async {
             bundles.ready().await.expect("an answer");
