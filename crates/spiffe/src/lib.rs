@@ -5,6 +5,7 @@
 //! any form that can be printed.
 
 pub mod bundle;
+pub mod dns;
 pub mod entry;
 pub mod id;
 pub mod key;
@@ -12,6 +13,7 @@ pub mod selector;
 pub mod time;
 
 pub use bundle::{Bundle, JwtAuthority, X509Authority};
+pub use dns::{DnsName, DnsNameError};
 pub use entry::{Entry, EntryId};
 pub use id::{IdError, SpiffeId, TrustDomain};
 pub use selector::{Selector, SelectorSet};

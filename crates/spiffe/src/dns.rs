@@ -1,0 +1,211 @@
+//! DNS names for the SANs of X.509-SVIDs.
+//!
+//! The grammar is that of SPIRE's API and wider than DNS: any ASCII character may stand in a label.
+//! Only lengths, hyphens, wildcards and internationalised labels are looked at.
+
+use std::fmt;
+
+/// A DNS name, possibly with a wildcard as its first label. Kept as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DnsName(String);
+
+/// Why a text is no DNS name. Clients of SPIRE see these words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DnsNameError {
+    /// A character beyond ASCII.
+    #[error("name must be ascii")]
+    NotAscii,
+    /// More than one `*`.
+    #[error("too many wildcards")]
+    TooManyWildcards,
+    /// A `*` elsewhere.
+    #[error("wildcard must be first label")]
+    WildcardNotFirst,
+    /// Nothing, or spaces.
+    #[error("empty or only whitespace")]
+    Empty,
+    /// A dot at the end.
+    #[error("domain ends with dot")]
+    EndsWithDot,
+    /// A label too long, empty, with hyphens where none may be, or no internationalised name.
+    #[error("idna error\nidna: invalid label \"{}\"", .0.escape_default())]
+    Label(String),
+}
+
+impl DnsName {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// The reason in the words of [`DnsNameError`].
+    pub fn parse(text: &str) -> Result<Self, DnsNameError> {
+        if !text.is_ascii() {
+            return Err(DnsNameError::NotAscii);
+        }
+        let rest = match text.matches('*').count() {
+            0 => text,
+            1 => text.strip_prefix("*.").ok_or(DnsNameError::WildcardNotFirst)?,
+            _ => return Err(DnsNameError::TooManyWildcards),
+        };
+        let rest = rest.trim();
+        if rest.is_empty() {
+            return Err(DnsNameError::Empty);
+        }
+        if rest.ends_with('.') {
+            return Err(DnsNameError::EndsWithDot);
+        }
+        if rest.len() > 253 {
+            return Err(DnsNameError::Label(rest.to_owned()));
+        }
+        match rest.split('.').find(|label| !is_label(label)) {
+            Some(bad) => Err(DnsNameError::Label(bad.to_owned())),
+            None => Ok(Self(text.to_owned())),
+        }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for DnsName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DnsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The first of `names` that a wildcard among them covers as well.
+#[must_use]
+pub fn covered_by_wildcard<'a>(names: &'a [&str]) -> Option<&'a str> {
+    let is_covered = |name: &&&str| {
+        let parent = name.split_once('.').map_or("", |(_, parent)| parent);
+        !name.starts_with('*') && names.iter().any(|other| other.strip_prefix("*.") == Some(parent))
+    };
+    names.iter().find(is_covered).copied()
+}
+
+fn is_label(label: &str) -> bool {
+    if label.is_empty() || label.len() > 63 {
+        return false;
+    }
+    label.strip_prefix("xn--").map_or_else(|| has_good_hyphens(label), is_internationalised)
+}
+
+/// None at either end, nor as third and fourth character.
+fn has_good_hyphens(label: &str) -> bool {
+    !label.starts_with('-') && !label.ends_with('-') && label.as_bytes().get(2..4) != Some(b"--")
+}
+
+/// Whether Punycode hides a label that needs it and is in lower case.
+fn is_internationalised(code: &str) -> bool {
+    if code.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return false;
+    }
+    let Some(label) = punycode(code) else { return false };
+    let text: String = label.iter().collect();
+    !text.is_ascii()
+        && has_good_hyphens(&text)
+        && !label.iter().any(|character| character.is_control() || character.is_uppercase())
+}
+
+/// Decodes Punycode (RFC 3492).
+fn punycode(code: &str) -> Option<Vec<char>> {
+    const BASE: u32 = 36;
+    let (plain, extra) = code.rsplit_once('-').unwrap_or(("", code));
+    let mut label: Vec<char> = plain.chars().collect();
+    let (mut point, mut index, mut bias) = (128_u32, 0_u32, 72_u32);
+    let mut digits = extra.bytes().peekable();
+    while digits.peek().is_some() {
+        let (before, mut weight, mut k) = (index, 1_u32, BASE);
+        loop {
+            let digit = u32::from(match digits.next()? {
+                letter @ b'a'..=b'z' => letter - b'a',
+                digit @ b'0'..=b'9' => digit - b'0' + 26,
+                _ => return None,
+            });
+            index = index.checked_add(digit.checked_mul(weight)?)?;
+            let threshold = k.saturating_sub(bias).clamp(1, 26);
+            if digit < threshold {
+                break;
+            }
+            weight = weight.checked_mul(BASE - threshold)?;
+            k += BASE;
+        }
+        let length = u32::try_from(label.len()).ok()? + 1;
+        bias = adapted(index - before, length, before == 0);
+        point = point.checked_add(index / length)?;
+        index %= length;
+        label.insert(usize::try_from(index).ok()?, char::from_u32(point)?);
+        index += 1;
+    }
+    Some(label)
+}
+
+fn adapted(delta: u32, length: u32, first: bool) -> u32 {
+    let mut delta = if first { delta / 700 } else { delta / 2 };
+    delta += delta / length;
+    let mut k = 0;
+    while delta > 455 {
+        delta /= 35;
+        k += 36;
+    }
+    k + 36 * delta / (delta + 38)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ok(text: &str) {
+        assert_eq!(DnsName::parse(text).expect(text).as_str(), text);
+    }
+
+    fn bad(text: &str, reason: &str) {
+        let refusal = DnsName::parse(text).expect_err(text).to_string();
+        assert!(refusal.starts_with(reason), "{text}: {refusal}");
+    }
+
+    #[test]
+    fn name_rules() {
+        for name in ["a.b", "*.a", "a_b.c", "A.b", "a b", "a/b", "::1", "123", "a--b", "abc--d", "a\0"] {
+            ok(name);
+        }
+        ok(&"a".repeat(63));
+        for name in
+            ["xn--bcher-kva.example", "xn--ls8h.la", "xn--9ca.test", "xn--e1afmkfd.xn--p1ai", "xn--zca.de"]
+        {
+            ok(name);
+        }
+
+        bad("ä.b", "name must be ascii");
+        bad("*.*.a", "too many wildcards");
+        bad("*", "wildcard must be first label");
+        bad("*a.b", "wildcard must be first label");
+        bad("a.*.b", "wildcard must be first label");
+        bad("", "empty or only whitespace");
+        bad("*.", "empty or only whitespace");
+        bad("\t", "empty or only whitespace");
+        bad("a.", "domain ends with dot");
+        for label in ["a..b", ".a", "-a.b", "a-.b", "ab--c.d", "XN--bcher-kva.x"] {
+            bad(label, "idna error\nidna: invalid label");
+        }
+        for label in ["xn--", "xn--a", "xn--a-", "xn--0.pt", "xn--BCHER-kva.x"] {
+            bad(label, "idna error\nidna: invalid label");
+        }
+        bad(&"a".repeat(64), "idna error\n");
+        bad(&"a.".repeat(127).split_at(253).0.replace("a.a", "a.aaa"), "idna error\n");
+    }
+
+    #[test]
+    fn wildcards_cover_their_siblings() {
+        assert_eq!(covered_by_wildcard(&["*.a", "b.a"]), Some("b.a"));
+        assert_eq!(covered_by_wildcard(&["*.a", "c.b.a", "a"]), None);
+    }
+}
