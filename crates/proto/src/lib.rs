@@ -7,6 +7,7 @@
 
 pub mod convert;
 pub mod raw;
+pub mod reflection;
 mod secret;
 
 /// The generated code, nested by protobuf package.

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use spiffe::entry::AdditionalAttributes;
-use spiffe::{Entry, EntryId, IdError, Selector, SpiffeId, TrustDomain, UnixSecs};
+use spiffe::{DnsName, DnsNameError, Entry, EntryId, IdError, Selector, SpiffeId, TrustDomain, UnixSecs};
 
+use super::id::{self, RequestIdError};
+use super::selector::{self, SelectorError};
 use crate::spire::types;
 
 /// The mask with which agents ask for their entries.
@@ -139,6 +141,134 @@ pub fn answered(wire: &types::Entry, parent: &SpiffeId) -> Result<Entry, EntryEr
     })
 }
 
+/// An entry as a request describes it. A field that the request's mask leaves out is empty, and the
+/// two ids are absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestedEntry {
+    /// The client's own id for it, or which one it updates; may be empty.
+    pub id: EntryId,
+    /// A workload's id in the server's trust domain.
+    pub spiffe_id: Option<SpiffeId>,
+    /// An id with a path in the server's trust domain.
+    pub parent_id: Option<SpiffeId>,
+    /// At least one unless masked out, in the order of the request.
+    pub selectors: Vec<Selector>,
+    /// Seconds; 0 = the server's default.
+    pub x509_svid_ttl: i32,
+    /// Seconds; 0 = the server's default.
+    pub jwt_svid_ttl: i32,
+    /// In the order of the request.
+    pub federates_with: Vec<TrustDomain>,
+    /// May call the server API as an administrator.
+    pub admin: bool,
+    /// May ask for a downstream CA.
+    pub downstream: bool,
+    /// 0 = never.
+    pub expires_at: UnixSecs,
+    /// In the order of the request.
+    pub dns_names: Vec<DnsName>,
+    /// Pushed to an SVID store.
+    pub store_svid: bool,
+    /// May be empty.
+    pub hint: String,
+    /// Present only if the client set it.
+    pub additional_attributes: Option<AdditionalAttributes>,
+}
+
+/// Why the entry of a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestedEntryError {
+    /// The message is absent.
+    #[error("missing entry")]
+    Missing,
+    /// The parent ID is wrong.
+    #[error("invalid parent ID: {0}")]
+    ParentId(RequestIdError),
+    /// The SPIFFE ID is wrong.
+    #[error("invalid spiffe ID: {0}")]
+    SpiffeId(RequestIdError),
+    /// A DNS name is wrong.
+    #[error("invalid DNS name: {0}")]
+    DnsName(DnsNameError),
+    /// It federates with something that is no trust domain.
+    #[error("invalid federated trust domain: {0}")]
+    FederatesWith(IdError),
+    /// It has no selectors.
+    #[error("selector list is empty")]
+    NoSelectors,
+    /// A selector is incomplete.
+    #[error(transparent)]
+    Selector(#[from] SelectorError),
+    /// Its hint is too long.
+    #[error("hint is too long, max length is {HINT_MOST} characters")]
+    Hint,
+}
+
+/// The longest hint, in bytes.
+const HINT_MOST: usize = 1024;
+
+/// The entry of a request. Without a mask all of it counts.
+///
+/// # Errors
+/// It is absent or a field that counts is wrong; the first wrong one is named.
+pub fn requested(
+    trust_domain: &TrustDomain,
+    wire: Option<&types::Entry>,
+    mask: Option<&types::EntryMask>,
+) -> Result<RequestedEntry, RequestedEntryError> {
+    let wire = wire.ok_or(RequestedEntryError::Missing)?;
+    let counts = |field: fn(&types::EntryMask) -> bool| mask.is_none_or(field);
+
+    let mut entry = RequestedEntry {
+        id: EntryId::new(&wire.id),
+        spiffe_id: None,
+        parent_id: None,
+        selectors: Vec::new(),
+        x509_svid_ttl: if counts(|mask| mask.x509_svid_ttl) { wire.x509_svid_ttl } else { 0 },
+        jwt_svid_ttl: if counts(|mask| mask.jwt_svid_ttl) { wire.jwt_svid_ttl } else { 0 },
+        federates_with: Vec::new(),
+        admin: wire.admin && counts(|mask| mask.admin),
+        downstream: wire.downstream && counts(|mask| mask.downstream),
+        expires_at: UnixSecs(if counts(|mask| mask.expires_at) { wire.expires_at } else { 0 }),
+        dns_names: Vec::new(),
+        store_svid: wire.store_svid && counts(|mask| mask.store_svid),
+        hint: String::new(),
+        additional_attributes: None,
+    };
+    if counts(|mask| mask.parent_id) {
+        let parent = id::member(trust_domain, wire.parent_id.as_ref());
+        entry.parent_id = Some(parent.map_err(RequestedEntryError::ParentId)?);
+    }
+    if counts(|mask| mask.spiffe_id) {
+        let spiffe_id = id::workload(trust_domain, wire.spiffe_id.as_ref());
+        entry.spiffe_id = Some(spiffe_id.map_err(RequestedEntryError::SpiffeId)?);
+    }
+    if counts(|mask| mask.dns_names) {
+        let names = wire.dns_names.iter().map(|name| DnsName::parse(name));
+        entry.dns_names = names.collect::<Result<_, _>>().map_err(RequestedEntryError::DnsName)?;
+    }
+    if counts(|mask| mask.federates_with) {
+        let names = wire.federates_with.iter().map(|name| TrustDomain::parse(name));
+        entry.federates_with = names.collect::<Result<_, _>>().map_err(RequestedEntryError::FederatesWith)?;
+    }
+    if counts(|mask| mask.selectors) {
+        if wire.selectors.is_empty() {
+            return Err(RequestedEntryError::NoSelectors);
+        }
+        entry.selectors = selector::all(&wire.selectors)?;
+    }
+    if counts(|mask| mask.hint) {
+        if wire.hint.len() > HINT_MOST {
+            return Err(RequestedEntryError::Hint);
+        }
+        entry.hint.clone_from(&wire.hint);
+    }
+    if counts(|mask| mask.additional_attributes) {
+        entry.additional_attributes = wire.additional_attributes.as_ref().map(Into::into);
+    }
+    Ok(entry)
+}
+
 impl From<&AdditionalAttributes> for types::entry::AdditionalAttributes {
     fn from(attributes: &AdditionalAttributes) -> Self {
         Self {
@@ -214,5 +344,49 @@ mod tests {
         let wire = masked(&sample(), Some(&types::EntryMask::default()));
 
         assert_eq!(wire, types::Entry { id: "e1".into(), ..Default::default() });
+    }
+
+    fn refusal(change: fn(&mut types::Entry)) -> String {
+        let own = TrustDomain::parse("example.org").expect("valid");
+        let mut wire = types::Entry::from(&sample());
+        change(&mut wire);
+        requested(&own, Some(&wire), None).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn refusals_are_in_the_words_of_the_api() {
+        assert_eq!(
+            refusal(|wire| wire.parent_id = None),
+            "invalid parent ID: request must specify SPIFFE ID"
+        );
+        assert_eq!(
+            refusal(|wire| wire.spiffe_id = Some(types::Spiffeid::default())),
+            "invalid spiffe ID: trust domain is missing"
+        );
+        assert_eq!(
+            refusal(|wire| wire.dns_names = vec!["*".into()]),
+            "invalid DNS name: wildcard must be first label"
+        );
+        assert_eq!(
+            refusal(|wire| wire.federates_with = vec![String::new()]),
+            "invalid federated trust domain: trust domain is missing"
+        );
+        assert_eq!(refusal(|wire| wire.selectors.clear()), "selector list is empty");
+        assert_eq!(refusal(|wire| wire.selectors[0].value.clear()), "missing selector value");
+        assert_eq!(
+            refusal(|wire| wire.hint = "x".repeat(1025)),
+            "hint is too long, max length is 1024 characters"
+        );
+    }
+
+    #[test]
+    fn fields_outside_the_mask_do_not_count() {
+        let own = TrustDomain::parse("example.org").expect("valid");
+        let wire = types::Entry { id: "e1".into(), admin: true, hint: "h".into(), ..Default::default() };
+        let mask = types::EntryMask { hint: true, ..Default::default() };
+
+        let read = requested(&own, Some(&wire), Some(&mask)).expect("valid");
+
+        assert_eq!((read.hint.as_str(), read.admin, read.spiffe_id), ("h", false, None));
     }
 }
