@@ -1,0 +1,169 @@
+//! Writes DER: just the types that certificates and requests are made of.
+
+use crate::UnixSecs;
+
+/// Tags.
+pub(crate) const SEQUENCE: u8 = 0x30;
+pub(crate) const SET: u8 = 0x31;
+const BOOLEAN: u8 = 0x01;
+const INTEGER: u8 = 0x02;
+const BIT_STRING: u8 = 0x03;
+const OCTET_STRING: u8 = 0x04;
+const NULL: [u8; 2] = [0x05, 0];
+const OID: u8 = 0x06;
+const UTF8_STRING: u8 = 0x0c;
+const PRINTABLE_STRING: u8 = 0x13;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+
+/// A value of `tag` with `contents`.
+pub(crate) fn tlv(tag: u8, contents: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(contents.len() + 6);
+    out.push(tag);
+    let length = contents.len();
+    if let Ok(short @ 0..0x80) = u8::try_from(length) {
+        out.push(short);
+    } else {
+        let bytes = length.to_be_bytes();
+        let significant = bytes
+            .iter()
+            .position(|byte| *byte != 0)
+            .map_or(&[][..], |at| bytes.get(at..).unwrap_or_default());
+        out.push(0x80 | u8::try_from(significant.len()).unwrap_or(0));
+        out.extend_from_slice(significant);
+    }
+    out.extend_from_slice(contents);
+    out
+}
+
+/// A value of `tag` made of parts.
+pub(crate) fn cat(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    tlv(tag, &parts.concat())
+}
+
+/// A context-specific, constructed value.
+pub(crate) fn explicit(number: u8, contents: &[u8]) -> Vec<u8> {
+    tlv(0xa0 | number, contents)
+}
+
+/// A context-specific, primitive value.
+pub(crate) fn implicit(number: u8, contents: &[u8]) -> Vec<u8> {
+    tlv(0x80 | number, contents)
+}
+
+/// An unsigned integer from big-endian bytes.
+pub(crate) fn unsigned(bytes: &[u8]) -> Vec<u8> {
+    let start = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len());
+    let significant = bytes.get(start..).unwrap_or_default();
+    match significant.first() {
+        None => tlv(INTEGER, &[0]),
+        Some(first) if first & 0x80 != 0 => cat(INTEGER, &[&[0], significant]),
+        Some(_) => tlv(INTEGER, significant),
+    }
+}
+
+/// An object identifier from its encoded arcs.
+pub(crate) fn oid(encoded: &[u8]) -> Vec<u8> {
+    tlv(OID, encoded)
+}
+
+/// `TRUE`.
+pub(crate) fn truth() -> Vec<u8> {
+    tlv(BOOLEAN, &[0xff])
+}
+
+/// `NULL`.
+pub(crate) const fn null() -> [u8; 2] {
+    NULL
+}
+
+/// An octet string.
+pub(crate) fn octets(contents: &[u8]) -> Vec<u8> {
+    tlv(OCTET_STRING, contents)
+}
+
+/// A bit string of whole bytes.
+pub(crate) fn bits(contents: &[u8]) -> Vec<u8> {
+    cat(BIT_STRING, &[&[0], contents])
+}
+
+/// A bit string of named bits: `bit 0` is the first, trailing zeros are left out.
+pub(crate) fn named_bits(bits: u16) -> Vec<u8> {
+    if bits == 0 {
+        return tlv(BIT_STRING, &[0]);
+    }
+    let [high, low] = bits.reverse_bits().to_be_bytes();
+    let significant: &[u8] = if low == 0 { &[high] } else { &[high, low] };
+    let unused = significant.last().map_or(0, |byte| byte.trailing_zeros());
+    cat(BIT_STRING, &[&[u8::try_from(unused).unwrap_or(0)], significant])
+}
+
+/// A string in the narrowest type Go would choose: `PrintableString`, else `UTF8String`.
+pub(crate) fn string(text: &str) -> Vec<u8> {
+    let printable = |byte: u8| byte.is_ascii_alphanumeric() || b" '()+,-./:=?".contains(&byte);
+    let tag = if text.bytes().all(printable) { PRINTABLE_STRING } else { UTF8_STRING };
+    tlv(tag, text.as_bytes())
+}
+
+/// An instant: `UTCTime` for the years 1950 to 2049, else `GeneralizedTime` (RFC 5280, 4.1.2.5).
+pub(crate) fn instant(at: UnixSecs) -> Vec<u8> {
+    let [utc, generalized] = instant_forms(at);
+    utc.or(generalized).unwrap_or_default()
+}
+
+/// The two forms of an instant, where its year has them.
+pub(crate) fn instant_forms(at: UnixSecs) -> [Option<Vec<u8>>; 2] {
+    let (year, month, day) = civil(at.0.div_euclid(86_400));
+    let second = at.0.rem_euclid(86_400);
+    let rest = format!("{month:02}{day:02}{:02}{:02}{:02}Z", second / 3600, second / 60 % 60, second % 60);
+    let utc =
+        (1950..2050).contains(&year).then(|| tlv(UTC_TIME, format!("{:02}{rest}", year % 100).as_bytes()));
+    let generalized =
+        (0..10_000).contains(&year).then(|| tlv(GENERALIZED_TIME, format!("{year:04}{rest}").as_bytes()));
+    [utc, generalized]
+}
+
+/// Year, month and day of a day counted from 1970-01-01, in the proleptic Gregorian calendar.
+const fn civil(days: i64) -> (i64, i64, i64) {
+    // Eras of 400 years start on a first of March, so that leap days come last.
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_and_integers() {
+        assert_eq!(tlv(0x04, &[7; 0x7f])[..2], [0x04, 0x7f]);
+        assert_eq!(tlv(0x04, &[7; 0x80])[..3], [0x04, 0x81, 0x80]);
+        assert_eq!(tlv(0x04, &[7; 0x1234])[..4], [0x04, 0x82, 0x12, 0x34]);
+        assert_eq!(unsigned(&[0, 0, 0x80]), [2, 2, 0, 0x80]);
+        assert_eq!(unsigned(&[0, 1]), [2, 1, 1]);
+        assert_eq!(unsigned(&[]), [2, 1, 0]);
+    }
+
+    #[test]
+    fn key_usage_bits() {
+        assert_eq!(named_bits(0b0001_0101), [3, 2, 3, 0xa8]);
+        assert_eq!(named_bits(0b0110_0000), [3, 2, 1, 0x06]);
+        assert_eq!(named_bits(1 << 8), [3, 3, 7, 0, 0x80]);
+    }
+
+    #[test]
+    fn instants_switch_form_in_2050() {
+        assert_eq!(instant(UnixSecs(0))[2..], *b"700101000000Z");
+        assert_eq!(instant(UnixSecs(951_782_400))[2..], *b"000229000000Z");
+        assert_eq!(instant(UnixSecs(2_524_607_999))[2..], *b"491231235959Z");
+        assert_eq!(instant(UnixSecs(2_524_608_000))[2..], *b"20500101000000Z");
+    }
+}

@@ -1,0 +1,20 @@
+//! X.509: certificates and requests, read and written (X509-SVID; RFC 5280; RFC 2986).
+//!
+//! `parse` reads a certificate once into a [`Certificate`], which is what everything else works on;
+//! `build` writes certificates in two steps, so that the signing key may be elsewhere; `csr` reads and
+//! writes requests; `verify` builds and judges paths. Nothing here trusts a length or a count from
+//! outside before it is capped.
+
+mod build;
+mod csr;
+mod der;
+mod name;
+mod names;
+mod parse;
+mod verify;
+
+pub use build::{CertDer, Issuer, Role, Serial, Tbs, Validity, X509Template, assemble};
+pub use csr::{Csr, CsrError, CsrTemplate};
+pub use name::{Attribute, Name};
+pub use parse::{Certificate, CertificateError, pem_blocks, to_pem};
+pub use verify::{PathError, SvidError, leaf_id, verify_path, verify_svid};

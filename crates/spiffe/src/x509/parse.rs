@@ -1,0 +1,426 @@
+//! Certificates, read once into what the rest works on.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::FromDer;
+
+use super::names::Constraints;
+use super::verify::SignatureAlgorithm;
+use super::{Name, Serial, der};
+use crate::UnixSecs;
+use crate::key::PublicKey;
+
+/// The longest certificate that is looked at.
+const MAX_CERTIFICATE: usize = 64 * 1024;
+/// The most alternative names of a certificate that are looked at.
+const MAX_NAMES: usize = 1000;
+
+/// A certificate that was read. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Certificate(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    der: Arc<[u8]>,
+    tbs: Vec<u8>,
+    signature: Vec<u8>,
+    algorithm: SignatureAlgorithm,
+    serial: Serial,
+    subject: Name,
+    issuer: Name,
+    not_before: UnixSecs,
+    not_after: UnixSecs,
+    public_key: PublicKey,
+    subject_key_id: Option<Vec<u8>>,
+    authority_key_id: Option<Vec<u8>>,
+    basic_constraints: Option<BasicConstraints>,
+    key_usage: Option<KeyUsage>,
+    purposes: Option<Purposes>,
+    names: AltNames,
+    constraints: Option<Constraints>,
+    unknown_critical: bool,
+    is_v3: bool,
+}
+
+/// Basic constraints (RFC 5280, 4.2.1.9).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BasicConstraints {
+    pub(super) is_ca: bool,
+    pub(super) path_len: Option<u32>,
+}
+
+/// Key usage (RFC 5280, 4.2.1.3).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeyUsage {
+    pub(super) critical: bool,
+    pub(super) digital_signature: bool,
+    pub(super) cert_sign: bool,
+    pub(super) crl_sign: bool,
+}
+
+/// Extended key usage (RFC 5280, 4.2.1.12).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Purposes {
+    pub(super) any: bool,
+    pub(super) server_auth: bool,
+    pub(super) client_auth: bool,
+}
+
+/// Subject alternative names (RFC 5280, 4.2.1.6).
+#[derive(Clone, Debug, Default)]
+pub(super) struct AltNames {
+    pub(super) uris: Vec<String>,
+    pub(super) dns: Vec<String>,
+    pub(super) emails: Vec<String>,
+    pub(super) ips: Vec<Vec<u8>>,
+    /// Whether the extension is critical and holds nothing of the above.
+    pub(super) critical_and_unknown: bool,
+}
+
+/// Why bytes are no certificate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    /// Longer than is looked at.
+    #[error("certificate is longer than {MAX_CERTIFICATE} bytes")]
+    TooLong,
+    /// Not DER of a certificate.
+    #[error("malformed certificate: {0}")]
+    Malformed(String),
+    /// Something follows the certificate.
+    #[error("malformed certificate: trailing data")]
+    TrailingData,
+    /// An extension stands twice.
+    #[error("malformed certificate: duplicate extensions")]
+    DuplicateExtension,
+}
+
+impl Certificate {
+    /// Reads one certificate in DER with nothing behind it.
+    ///
+    /// # Errors
+    /// Any of [`CertificateError`].
+    pub fn parse(der: &[u8]) -> Result<Self, CertificateError> {
+        let (certificate, rest) = Self::parse_first(der)?;
+        if rest.is_empty() { Ok(certificate) } else { Err(CertificateError::TrailingData) }
+    }
+
+    /// Reads concatenated certificates in DER; none is an empty list.
+    ///
+    /// # Errors
+    /// Any of [`CertificateError`].
+    pub fn parse_all(mut der: &[u8]) -> Result<Vec<Self>, CertificateError> {
+        let mut certificates = Vec::new();
+        while !der.is_empty() {
+            let (certificate, rest) = Self::parse_first(der)?;
+            certificates.push(certificate);
+            der = rest;
+        }
+        Ok(certificates)
+    }
+
+    fn parse_first(der: &[u8]) -> Result<(Self, &[u8]), CertificateError> {
+        let malformed = |what: &dyn std::fmt::Display| CertificateError::Malformed(what.to_string());
+        let (rest, parsed) = X509Certificate::from_der(der).map_err(|error| malformed(&error))?;
+        let length = der.len() - rest.len();
+        if length > MAX_CERTIFICATE {
+            return Err(CertificateError::TooLong);
+        }
+        let own = der.get(..length).unwrap_or_default();
+        let tbs = &parsed.tbs_certificate;
+        parsed.extensions_map().map_err(|_| CertificateError::DuplicateExtension)?;
+        // The algorithm inside the signed part must be the one outside (RFC 5280, 4.1.1.2).
+        let algorithm = SignatureAlgorithm::read(&parsed.signature_algorithm);
+        if SignatureAlgorithm::read(&tbs.signature) != algorithm {
+            return Err(malformed(&"inner and outer signature algorithm differ"));
+        }
+        if tbs.version.0 > 2 || (tbs.version.0 != 2 && !tbs.extensions().is_empty()) {
+            return Err(malformed(&"version does not fit"));
+        }
+        let not_before = UnixSecs(tbs.validity.not_before.timestamp());
+        let not_after = UnixSecs(tbs.validity.not_after.timestamp());
+        if !has_plain_times(tbs.as_ref(), not_before, not_after) {
+            return Err(malformed(&"validity is not in a form of RFC 5280"));
+        }
+        let public_key = PublicKey::from_spki(tbs.subject_pki.raw).map_err(|error| malformed(&error))?;
+        let mut parts = Parts {
+            der: own.into(),
+            tbs: tbs.as_ref().to_vec(),
+            signature: parsed.signature_value.data.to_vec(),
+            algorithm,
+            serial: Serial::from_be_bytes(tbs.raw_serial()),
+            subject: Name::from_der(tbs.subject.as_raw()),
+            issuer: Name::from_der(tbs.issuer.as_raw()),
+            not_before,
+            not_after,
+            public_key,
+            subject_key_id: None,
+            authority_key_id: None,
+            basic_constraints: None,
+            key_usage: None,
+            purposes: None,
+            names: AltNames::default(),
+            constraints: None,
+            unknown_critical: false,
+            is_v3: tbs.version.0 == 2,
+        };
+        for extension in tbs.extensions() {
+            parts.take(extension.parsed_extension(), extension.critical)?;
+        }
+        Ok((Self(Arc::new(parts)), rest))
+    }
+
+    /// The DER.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.0.der
+    }
+
+    /// The DER, shared.
+    #[must_use]
+    pub fn to_shared(&self) -> Arc<[u8]> {
+        Arc::clone(&self.0.der)
+    }
+
+    /// The serial number.
+    #[must_use]
+    pub fn serial(&self) -> &Serial {
+        &self.0.serial
+    }
+
+    /// The subject.
+    #[must_use]
+    pub fn subject(&self) -> &Name {
+        &self.0.subject
+    }
+
+    /// The issuer.
+    #[must_use]
+    pub fn issuer(&self) -> &Name {
+        &self.0.issuer
+    }
+
+    /// The first second in which it holds.
+    #[must_use]
+    pub fn not_before(&self) -> UnixSecs {
+        self.0.not_before
+    }
+
+    /// The last second in which it holds.
+    #[must_use]
+    pub fn not_after(&self) -> UnixSecs {
+        self.0.not_after
+    }
+
+    /// Whose key it is about.
+    #[must_use]
+    pub fn public_key(&self) -> &PublicKey {
+        &self.0.public_key
+    }
+
+    /// The subject key identifier.
+    #[must_use]
+    pub fn subject_key_id(&self) -> Option<&[u8]> {
+        self.0.subject_key_id.as_deref()
+    }
+
+    /// The authority key identifier.
+    #[must_use]
+    pub fn authority_key_id(&self) -> Option<&[u8]> {
+        self.0.authority_key_id.as_deref()
+    }
+
+    /// Whether it may sign certificates: basic constraints say so.
+    #[must_use]
+    pub fn is_ca(&self) -> bool {
+        self.0.basic_constraints.is_some_and(|constraints| constraints.is_ca)
+    }
+
+    /// The URIs among its alternative names.
+    #[must_use]
+    pub fn uris(&self) -> &[String] {
+        &self.0.names.uris
+    }
+
+    /// The DNS names among its alternative names.
+    #[must_use]
+    pub fn dns_names(&self) -> &[String] {
+        &self.0.names.dns
+    }
+
+    /// Whether key usage allows digital signatures; `None` if it says nothing.
+    #[must_use]
+    pub fn allows_digital_signature(&self) -> Option<bool> {
+        self.0.key_usage.map(|usage| usage.digital_signature)
+    }
+
+    pub(super) fn basic_constraints(&self) -> Option<BasicConstraints> {
+        self.0.basic_constraints
+    }
+
+    pub(super) fn key_usage(&self) -> Option<KeyUsage> {
+        self.0.key_usage
+    }
+
+    pub(super) fn purposes(&self) -> Option<Purposes> {
+        self.0.purposes
+    }
+
+    pub(super) fn names(&self) -> &AltNames {
+        &self.0.names
+    }
+
+    pub(super) fn constraints(&self) -> Option<&Constraints> {
+        self.0.constraints.as_ref()
+    }
+
+    pub(super) fn has_unknown_critical(&self) -> bool {
+        self.0.unknown_critical || self.0.names.critical_and_unknown
+    }
+
+    pub(super) fn is_v3(&self) -> bool {
+        self.0.is_v3
+    }
+
+    pub(super) fn signed_part(&self) -> (&[u8], SignatureAlgorithm, &[u8]) {
+        (&self.0.tbs, self.0.algorithm, &self.0.signature)
+    }
+}
+
+impl PartialEq for Certificate {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.der == other.0.der
+    }
+}
+
+impl Eq for Certificate {}
+
+impl Parts {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "whatever is not understood is treated alike")]
+    fn take(&mut self, extension: &ParsedExtension<'_>, critical: bool) -> Result<(), CertificateError> {
+        match extension {
+            ParsedExtension::SubjectKeyIdentifier(id) => self.subject_key_id = Some(id.0.to_vec()),
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                self.authority_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+            }
+            ParsedExtension::BasicConstraints(constraints) => {
+                self.basic_constraints = Some(BasicConstraints {
+                    is_ca: constraints.ca,
+                    path_len: constraints.path_len_constraint,
+                });
+            }
+            ParsedExtension::KeyUsage(usage) => {
+                self.key_usage = Some(KeyUsage {
+                    critical,
+                    digital_signature: usage.digital_signature(),
+                    cert_sign: usage.key_cert_sign(),
+                    crl_sign: usage.crl_sign(),
+                });
+            }
+            ParsedExtension::ExtendedKeyUsage(usage) => {
+                self.purposes = Some(Purposes {
+                    any: usage.any,
+                    server_auth: usage.server_auth,
+                    client_auth: usage.client_auth,
+                });
+            }
+            ParsedExtension::SubjectAlternativeName(names) => {
+                self.take_names(&names.general_names, critical)?;
+            }
+            ParsedExtension::NameConstraints(constraints) => {
+                let read = Constraints::read(constraints);
+                self.unknown_critical |= critical && read.is_partial();
+                self.constraints = Some(read);
+            }
+            ParsedExtension::ParseError { error } => {
+                return Err(CertificateError::Malformed(error.to_string()));
+            }
+            // Policies are not evaluated: no deployment of SPIFFE uses them to refuse anything.
+            ParsedExtension::CertificatePolicies(_)
+            | ParsedExtension::PolicyMappings(_)
+            | ParsedExtension::PolicyConstraints(_)
+            | ParsedExtension::InhibitAnyPolicy(_) => {}
+            _ => self.unknown_critical |= critical,
+        }
+        Ok(())
+    }
+
+    fn take_names(&mut self, names: &[GeneralName<'_>], critical: bool) -> Result<(), CertificateError> {
+        if names.len() > MAX_NAMES {
+            return Err(CertificateError::Malformed("too many alternative names".to_owned()));
+        }
+        let mut known = false;
+        for name in names {
+            known |= matches!(
+                name,
+                GeneralName::URI(_)
+                    | GeneralName::DNSName(_)
+                    | GeneralName::RFC822Name(_)
+                    | GeneralName::IPAddress(_)
+            );
+            if let GeneralName::URI(uri) = name {
+                self.names.uris.push((*uri).to_owned());
+            } else if let GeneralName::DNSName(dns) = name {
+                self.names.dns.push((*dns).to_owned());
+            } else if let GeneralName::RFC822Name(email) = name {
+                self.names.emails.push((*email).to_owned());
+            } else if let GeneralName::IPAddress(address) = name {
+                self.names.ips.push(address.to_vec());
+            } else if let GeneralName::Invalid(..) = name {
+                return Err(CertificateError::Malformed("alternative name cannot be read".to_owned()));
+            }
+        }
+        self.names.critical_and_unknown = critical && !known;
+        Ok(())
+    }
+}
+
+/// Whether the validity is written to the second in UTC (RFC 5280, 4.1.2.5), in either of the two types.
+fn has_plain_times(tbs: &[u8], not_before: UnixSecs, not_after: UnixSecs) -> bool {
+    let ends = der::instant_forms(not_after);
+    der::instant_forms(not_before).iter().flatten().any(|start| {
+        ends.iter().flatten().any(|end| {
+            let validity = der::cat(der::SEQUENCE, &[start, end]);
+            tbs.windows(validity.len()).any(|window| window == validity)
+        })
+    })
+}
+
+/// The contents of all PEM blocks called `label`, in order. Text between blocks is ignored.
+///
+/// # Errors
+/// Says what is wrong with the first block that cannot be read.
+pub fn pem_blocks(text: &[u8], label: &str) -> Result<Vec<Vec<u8>>, String> {
+    let text = String::from_utf8_lossy(text);
+    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
+    let mut blocks = Vec::new();
+    let mut rest = text.as_ref();
+    while let Some(at) = rest.find(&begin) {
+        let body = rest.get(at + begin.len()..).unwrap_or_default();
+        let stop = body.find(&end).ok_or_else(|| format!("PEM block {label} has no end"))?;
+        let (body, tail) = body.split_at(stop);
+        let joined: String = body.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+        let der = STANDARD.decode(joined).map_err(|_| format!("PEM block {label} is not base64"))?;
+        blocks.push(der);
+        rest = tail.get(end.len()..).unwrap_or_default();
+    }
+    Ok(blocks)
+}
+
+/// One PEM block with lines of 64 characters.
+#[must_use]
+pub fn to_pem(label: &str, der: &[u8]) -> String {
+    let body = STANDARD.encode(der);
+    let mut text = format!("-----BEGIN {label}-----\n");
+    for (index, c) in body.chars().enumerate() {
+        if index > 0 && index % 64 == 0 {
+            text.push('\n');
+        }
+        text.push(c);
+    }
+    text.push_str(&format!("\n-----END {label}-----\n"));
+    text
+}

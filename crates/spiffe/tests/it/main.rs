@@ -1,0 +1,4 @@
+//! Recorded verdicts, replayed on the crate's public API.
+
+#[cfg(test)]
+mod chain;
