@@ -471,10 +471,12 @@ fn expiries(authority: &X509Authority) -> Result<Vec<i64>, String> {
 fn subject_key_id_of(authority: &X509Authority, what: &str) -> Result<String, StoreError> {
     let (_, certificate) = X509Certificate::from_der(&authority.der)
         .map_err(|error| StoreError::Internal(format!("failed to parse {what}: {error}")))?;
-    let id = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
-        #[expect(clippy::wildcard_enum_match_arm, reason = "not our enum")]
-        _ => None,
+    let id = certificate.extensions().iter().find_map(|extension| {
+        if let ParsedExtension::SubjectKeyIdentifier(id) = extension.parsed_extension() {
+            Some(id.0)
+        } else {
+            None
+        }
     });
     Ok(id.unwrap_or_default().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -61,17 +61,16 @@ impl StoreError {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        let text = match &error {
-            rusqlite::Error::QueryReturnedNoRows => return Self::not_found(),
-            rusqlite::Error::SqliteFailure(failure, message) => {
-                let text = message.clone().unwrap_or_else(|| failure.to_string());
-                if failure.code == rusqlite::ErrorCode::ConstraintViolation {
-                    return Self::AlreadyExists(format!("{SQL}: {text}"));
-                }
-                text
-            }
-            other => other.to_string(),
+        if matches!(error, rusqlite::Error::QueryReturnedNoRows) {
+            return Self::not_found();
+        }
+        let rusqlite::Error::SqliteFailure(failure, message) = &error else {
+            return Self::sql(&error.to_string());
         };
+        let text = message.clone().unwrap_or_else(|| failure.to_string());
+        if failure.code == rusqlite::ErrorCode::ConstraintViolation {
+            return Self::AlreadyExists(format!("{SQL}: {text}"));
+        }
         Self::sql(&text)
     }
 }

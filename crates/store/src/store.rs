@@ -78,6 +78,15 @@ impl Store {
         }
     }
 
+    /// How many transactions were committed since the store was opened: fewer than writes, where
+    /// writes come together.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        match &*self.backend {
+            Backend::Sqlite(database) => database.commits(),
+        }
+    }
+
     /// Waits until everything committed by any server before this call can be read here. Costs
     /// nothing where this process is the only one that writes.
     ///

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use finial_store::{NewEntry, Now, Options, Store};
 use spiffe::{Selector, SpiffeId};
@@ -12,10 +12,6 @@ pub(crate) const NOW: u64 = 1_798_761_600;
 
 pub(crate) fn clock() -> Now {
     Arc::new(|| UNIX_EPOCH + Duration::from_secs(NOW))
-}
-
-pub(crate) fn now() -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(NOW)
 }
 
 pub(crate) fn fixture(name: &str) -> PathBuf {

@@ -5,6 +5,7 @@
 //! operation is run again alone: only the culprit fails.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot};
@@ -80,6 +81,7 @@ pub(crate) struct Writer {
     pub(crate) now: Arc<dyn Fn() -> SystemTime + Send + Sync>,
     pub(crate) subscriber: Option<mpsc::Sender<Changes>>,
     pub(crate) sequence: u64,
+    pub(crate) commits: Arc<AtomicU64>,
 }
 
 impl Writer {
@@ -141,7 +143,12 @@ impl Writer {
             self.conn.execute("RELEASE operation", [])?;
             anything |= good;
         }
-        self.conn.execute(if anything { "COMMIT" } else { "ROLLBACK" }, [])?;
+        if !anything {
+            self.conn.execute("ROLLBACK", [])?;
+            return Ok(());
+        }
+        self.conn.execute("COMMIT", [])?;
+        self.commits.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

@@ -29,6 +29,7 @@ pub(crate) struct Sqlite {
     /// Absent for a database in memory: there the writer reads too.
     reads: Option<mpsc::Sender<Read>>,
     statements: Arc<AtomicU64>,
+    commits: Arc<AtomicU64>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Let go last: a file handle that is closed earlier would take the database's locks with it.
     _lock: Option<File>,
@@ -39,6 +40,7 @@ impl Sqlite {
     pub(crate) fn open(options: &Options) -> Result<Self, StoreError> {
         let locator = Locator::parse(&options.connection_string)?;
         let statements = Arc::new(AtomicU64::new(0));
+        let commits = Arc::new(AtomicU64::new(0));
         let name = locator.file.clone().unwrap_or_else(|| PathBuf::from("(memory)"));
         let lock = locator.file.as_deref().map(lock).transpose()?;
         let failed = |error: rusqlite::Error| explain(&name, &error);
@@ -66,6 +68,7 @@ impl Sqlite {
             now: Arc::clone(&options.now),
             subscriber: options.changes.clone(),
             sequence: 0,
+            commits: Arc::clone(&commits),
         };
         let mut threads = vec![spawn("store-writer", move || writer.run(queue))?];
         let mut reads = None;
@@ -83,7 +86,14 @@ impl Sqlite {
             }
             reads = Some(sender);
         }
-        Ok(Self { writes: Some(writes), reads, statements, threads: Mutex::new(threads), _lock: lock })
+        Ok(Self {
+            writes: Some(writes),
+            reads,
+            statements,
+            commits,
+            threads: Mutex::new(threads),
+            _lock: lock,
+        })
     }
 
     /// Queues a write and waits until it is on disk.
@@ -117,6 +127,11 @@ impl Sqlite {
         });
         queue.send(job).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// How many transactions were committed since the store was opened.
+    pub(crate) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 
     /// How many SQL statements were run since the store was opened.
