@@ -4,6 +4,7 @@
 extern crate finial_client as client;
 
 mod server;
+mod tls;
 mod workload;
 mod workload_stand_in;
 

@@ -13,9 +13,9 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::Place;
 
-struct StandIn;
+pub(crate) struct StandIn;
 
-type Answers = tokio_stream::Pending<Result<HealthCheckResponse, Status>>;
+pub(crate) type Answers = tokio_stream::Pending<Result<HealthCheckResponse, Status>>;
 
 #[tonic::async_trait]
 impl Health for StandIn {
