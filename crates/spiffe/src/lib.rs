@@ -11,6 +11,7 @@ pub mod id;
 pub mod key;
 pub mod selector;
 pub mod time;
+pub mod tls;
 pub mod x509;
 
 pub use bundle::{Bundle, JwtAuthority, X509Authority};

@@ -17,4 +17,5 @@ pub use build::{CertDer, Issuer, Role, Serial, Tbs, Validity, X509Template, asse
 pub use csr::{Csr, CsrError, CsrTemplate};
 pub use name::{Attribute, Name};
 pub use parse::{Certificate, CertificateError, pem_blocks, to_pem};
+pub(crate) use verify::check;
 pub use verify::{PathError, SvidError, leaf_id, verify_path, verify_svid};

@@ -2,3 +2,5 @@
 
 #[cfg(test)]
 mod chain;
+#[cfg(test)]
+mod handshake;
