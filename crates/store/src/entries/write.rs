@@ -156,12 +156,19 @@ fn reread(tx: &mut Tx<'_>, row_id: i64) -> Result<StoredEntry, StoreError> {
     Ok(stored)
 }
 
-/// The first entry with the same parent, SPIFFE ID and set of selectors. Looked up by the SPIFFE ID
-/// alone where the parent has many entries: the planner is told which index is narrow.
+/// The first entry with the same parent, SPIFFE ID and set of selectors. Found by its SPIFFE ID (the
+/// `+` keeps the planner off the index of parents, which may have very many entries), and only what
+/// has all the selectors is read whole.
 fn similar(tx: &Tx<'_>, new: &NewEntry) -> Result<Option<StoredEntry>, StoreError> {
+    let pairs: Vec<[&str; 2]> = new.selectors.iter().map(|s| [s.kind(), s.value()]).collect();
+    let pairs = serde_json::to_string(&pairs).unwrap_or_default();
     let ids = tx.conn.rows(
-        "SELECT id FROM registered_entries WHERE spiffe_id = ?1 AND +parent_id = ?2 ORDER BY +id",
-        [new.spiffe_id.as_str(), new.parent_id.as_str()],
+        "SELECT e.id FROM registered_entries e WHERE e.spiffe_id = ?1 AND +e.parent_id = ?2 \
+         AND NOT EXISTS (SELECT 1 FROM json_each(?3) wanted WHERE NOT EXISTS \
+             (SELECT 1 FROM selectors s WHERE s.registered_entry_id = e.id \
+              AND s.type = wanted.value ->> 0 AND s.value = wanted.value ->> 1)) \
+         ORDER BY +e.id",
+        [new.spiffe_id.as_str(), new.parent_id.as_str(), &pairs],
         |row| int(row, 0),
     )?;
     if ids.is_empty() {

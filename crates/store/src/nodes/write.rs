@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::types::Value;
 use rusqlite::{params, params_from_iter};
-use spiffe::{Selector, SpiffeId, UnixSecs};
+use spiffe::{Selector, SelectorSet, SpiffeId, UnixSecs};
 
 use super::{Agent, AgentCondition, AgentUpdate, Attestation, Attested, Reattest, rows};
 use crate::dialect::sqlite::{Conn, Tx, int, text};
@@ -29,7 +29,10 @@ pub(crate) fn attest(tx: &mut Tx<'_>, attestation: &Attestation) -> Result<Attes
     {
         return Ok(Attested::TokenGone);
     }
-    replace_selectors(tx, agent.id.as_str(), &agent.selectors)?;
+    // Attestors may say a thing twice; rows are in order of type and value.
+    let selectors: SelectorSet = agent.selectors.iter().cloned().collect();
+    let selectors: Vec<Selector> = selectors.iter().cloned().collect();
+    replace_selectors(tx, agent.id.as_str(), &selectors)?;
     event(tx, agent.id.as_str())?;
     if serial.is_some() {
         let update = AgentUpdate {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use finial_store::{
-    Agent, AgentCondition, AgentUpdate, Attestation, Attested, Change, EntryFilter, JoinToken, NewEntry,
-    Reattest, Store, StoreError,
+    Agent, AgentCondition, AgentFilter, AgentUpdate, Attestation, Attested, Change, EntryFilter, JoinToken,
+    NewEntry, Reattest, Store, StoreError,
 };
 use spiffe::{SpiffeId, UnixSecs};
 
@@ -53,6 +53,19 @@ async fn a_first_use_attestation_never_replaces_an_agent() {
     assert_eq!(second, Attested::Exists);
     assert!(matches!(third, Attested::Done(agent) if agent.serial == "3"));
     assert_eq!(store.agent_events_since(0).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn attested_selectors_are_kept_once_and_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("d"));
+    let selectors = ["b:1", "a:2", "b:1", "a:1"].map(selector);
+    let selectors: Arc<[spiffe::Selector]> = selectors.into();
+
+    attest(&store, Agent { selectors, ..agent("/a", "1") }, Reattest::Allowed).await;
+
+    let stored = store.agent_selectors(id("/a")).await.unwrap();
+    assert_eq!(stored, ["a:1", "a:2", "b:1"].map(selector));
 }
 
 #[tokio::test]
@@ -166,4 +179,35 @@ async fn pruning_spares_the_banned_and_those_that_cannot_return() {
     assert_eq!(second.value, [id("/once")]);
     let left = store.load_agents().await.unwrap();
     assert_eq!(left.iter().map(|agent| agent.id.path()).collect::<Vec<_>>(), ["/valid", "/banned"]);
+}
+
+#[tokio::test]
+async fn expiries_are_compared_as_instants_whatever_their_zone() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("d");
+    let store = open(&file);
+    for path in ["/east", "/west"] {
+        store.create_agent(agent(path, "1")).await.unwrap();
+    }
+    drop(store);
+    let raw = rusqlite::Connection::open(&file).unwrap();
+    // As texts these two compare the other way round.
+    let set = "UPDATE attested_node_entries SET expires_at = ?1 WHERE spiffe_id LIKE ?2";
+    raw.execute(set, ["2030-01-01 05:00:00.5+09:00", "%/east"]).unwrap();
+    raw.execute(set, ["2030-01-01 02:00:00-05:00", "%/west"]).unwrap();
+    drop(raw);
+
+    let store = open(&file);
+    let noon = UnixSecs(1_893_456_000);
+    let before = AgentFilter { expires_before: Some(noon), ..AgentFilter::default() };
+    let after = AgentFilter { valid_at: Some(noon), ..AgentFilter::default() };
+    let names = async |filter| -> Vec<String> {
+        let page = store.list_agents(filter, None).await.unwrap();
+        page.agents.iter().map(|agent| agent.id.path().to_owned()).collect()
+    };
+
+    assert_eq!(names(before).await, ["/east"]);
+    assert_eq!(names(after).await, ["/west"]);
+    let pruned = store.prune_agents(noon, true, 0).await.unwrap();
+    assert_eq!(pruned.value, [id("/east")]);
 }

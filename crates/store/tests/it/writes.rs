@@ -155,3 +155,24 @@ async fn rows_that_cannot_be_understood_are_left_out_of_lists() {
     assert_eq!((page.entries.len(), page.next_token.as_str()), (1, "2"));
     assert!(matches!(fetched, StoreError::Internal(_)));
 }
+
+#[tokio::test]
+async fn only_equal_selectors_make_an_entry_similar() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("d"));
+    let mut existing = Vec::new();
+
+    for selectors in [
+        &["a:1", "b:\"quoted\" \\ {"][..],
+        &["a:1"],
+        &["a:1", "b:2", "c:3"],
+        &["b:\"quoted\" \\ {", "a:1"],
+        &["c:3", "b:2", "a:1"],
+        &["b:2"],
+    ] {
+        let created = store.create_entry(entry("/w", selectors)).await.unwrap();
+        existing.push(created.value.existing.then_some(created.value.stored.row_id));
+    }
+
+    assert_eq!(existing, [None, None, None, Some(1), Some(3), None]);
+}
