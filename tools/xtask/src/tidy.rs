@@ -169,9 +169,6 @@ fn check_sources(root: &Path, faults: &mut Vec<String>) -> Result<()> {
             if code.contains(concat!("todo", "!(")) || code.contains(concat!("unimplemented", "!(")) {
                 faults.push(format!("{shown}:{number}: unfinished code"));
             }
-            if code.starts_with("#[allow(") || code.starts_with("#![allow(") {
-                faults.push(format!("{shown}:{number}: use #[expect(.., reason = \"..\")]"));
-            }
             if code.starts_with(concat!("#[", "ignore")) {
                 faults.push(format!("{shown}:{number}: no test may be ignored"));
             }

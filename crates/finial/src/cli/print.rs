@@ -88,26 +88,6 @@ pub(crate) fn agent(agent: &types::Agent) -> String {
     text
 }
 
-/// A federation relationship.
-pub(crate) fn relationship(relationship: &types::FederationRelationship) -> String {
-    use types::federation_relationship::BundleEndpointProfile;
-    let mut text = String::new();
-    let mut line = |label: &str, value: &str| {
-        let _written = writeln!(text, "{label:<26}: {value}");
-    };
-    line("Trust domain", &relationship.trust_domain);
-    line("Bundle endpoint URL", &relationship.bundle_endpoint_url);
-    match &relationship.bundle_endpoint_profile {
-        Some(BundleEndpointProfile::HttpsWeb(_)) => line("Bundle endpoint profile", "https_web"),
-        Some(BundleEndpointProfile::HttpsSpiffe(profile)) => {
-            line("Bundle endpoint profile", "https_spiffe");
-            line("Endpoint SPIFFE ID", &profile.endpoint_spiffe_id);
-        }
-        None => {}
-    }
-    text
-}
-
 /// One certificate of an SVID chain, as the debug commands show it.
 pub(crate) fn chain_link(
     index: usize,

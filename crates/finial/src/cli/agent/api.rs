@@ -1,6 +1,7 @@
 //! `api fetch`, `validate`, `watch`: the Workload API as a workload sees it.
 
 mod jwt;
+mod x509;
 
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
@@ -44,8 +45,11 @@ pub(super) fn commands() -> Vec<Command> {
         output_flag(),
     ];
     vec![
+        command("api fetch", "Fetches X509 SVIDs from the Workload API", &x509_flags, x509::fetch),
+        command("api fetch x509", "Fetches X509 SVIDs from the Workload API", &x509_flags, x509::fetch),
         command("api fetch jwt", "Fetches a JWT SVID from the Workload API", &jwt_flags, jwt::fetch),
         command("api validate jwt", "Validates a JWT SVID", &validate_flags, jwt::validate),
+        command("api watch", "Prints X509 SVIDs of the Workload API whenever they change", &[], x509::watch),
     ]
 }
 

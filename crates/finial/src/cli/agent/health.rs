@@ -39,12 +39,11 @@ fn check(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
             }
             unhealthy("unable to determine health")
         })?;
-        match reply.into_inner().status() {
-            ServingStatus::Serving => {
-                printer.out.push_str("Agent is healthy.\n");
-                Ok(())
-            }
-            other => Err(unhealthy(&format!("agent returned status {:?}", other.as_str_name()))),
+        let status = reply.into_inner().status();
+        if status != ServingStatus::Serving {
+            return Err(unhealthy(&format!("agent returned status {:?}", status.as_str_name())));
         }
+        printer.out.push_str("Agent is healthy.\n");
+        Ok(())
     })
 }

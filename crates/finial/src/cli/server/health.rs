@@ -37,14 +37,13 @@ fn check(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
             }
             Failure::from("server is unhealthy: unable to determine health")
         })?;
-        match reply.into_inner().status() {
-            ServingStatus::Serving => {
-                printer.out.push_str("Server is healthy.\n");
-                Ok(())
-            }
-            other => {
-                Err(format!("server is unhealthy: server returned status {:?}", other.as_str_name()).into())
-            }
+        let status = reply.into_inner().status();
+        if status != ServingStatus::Serving {
+            return Err(
+                format!("server is unhealthy: server returned status {:?}", status.as_str_name()).into()
+            );
         }
+        printer.out.push_str("Server is healthy.\n");
+        Ok(())
     })
 }

@@ -66,9 +66,12 @@ pub(super) fn validate(flags: &Flags, printer: &mut Printer) -> Result<(), Failu
         };
         let reply =
             client!(SpiffeWorkloadApiClient<_>, dialed).validate_jwtsvid(request(flags, wanted)).await;
-        let reply = reply.map_err(|status| match status.code() {
-            Code::InvalidArgument => Failure::Bare(format!("SVID is not valid: {}", status.message())),
-            _ => Failure::Bare(format!("unable to validate JWT SVID: {}", dialed.failed(&status))),
+        let reply = reply.map_err(|status| {
+            Failure::Bare(if status.code() == Code::InvalidArgument {
+                format!("SVID is not valid: {}", status.message())
+            } else {
+                format!("unable to validate JWT SVID: {}", dialed.failed(&status))
+            })
         })?;
         let reply = reply.into_inner();
         if is_json(flags) {

@@ -1,0 +1,219 @@
+//! `api fetch x509` (which is also `api fetch`) and `api watch`.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::Instant;
+
+use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use proto::workload::{X509svidRequest, X509svidResponse};
+use spiffe::UnixSecs;
+use spiffe::x509::{Certificate, to_pem, verify_svid};
+
+use super::{dial, failed, is_json, request};
+use crate::cli::duration::{format_duration, format_time};
+use crate::cli::flags::Flags;
+use crate::cli::rpc::{self, client, system_text};
+use crate::cli::{Failure, Printer, json, print};
+
+/// One SVID with what belongs to it, parsed and verified.
+struct Svid {
+    id: String,
+    hint: String,
+    chain: Vec<Certificate>,
+    key: Vec<u8>,
+    bundle: Vec<Certificate>,
+}
+
+/// A response, parsed and verified.
+struct Update {
+    svids: Vec<Svid>,
+    federated: BTreeMap<String, Vec<Certificate>>,
+}
+
+pub(super) fn fetch(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
+    let dialed = dial_later(flags)?;
+    rpc::block_on(async {
+        let dialed = dialed()?;
+        let started = now();
+        let reply = client!(SpiffeWorkloadApiClient<_>, dialed)
+            .fetch_x509svid(request(flags, X509svidRequest {}))
+            .await
+            .map_err(|status| failed(&dialed, &status))?
+            .into_inner()
+            .message()
+            .await
+            .map_err(|status| failed(&dialed, &status))?
+            .ok_or_else(|| {
+                Failure::Bare("the Workload API closed the stream without an answer".to_owned())
+            })?;
+        let took = i64::try_from(started.elapsed().as_nanos()).unwrap_or(i64::MAX);
+        let update = Update::read(&reply)?;
+        if is_json(flags) {
+            printer.out = json::line(&json::tree("X509SVIDResponse", &reply)?);
+            return Ok(());
+        }
+        if !flags.is_on("silent") {
+            printer.out = update.shown(took, Hints::Shown);
+        }
+        match flags.text("write") {
+            "" => Ok(()),
+            dir => update.write(Path::new(dir), printer),
+        }
+    })
+}
+
+pub(super) fn watch(flags: &Flags, _printer: &mut Printer) -> Result<(), Failure> {
+    let dialed = dial_later(flags)?;
+    rpc::block_on(async {
+        let dialed = dialed()?;
+        let mut started = now();
+        let mut stream = client!(SpiffeWorkloadApiClient<_>, dialed)
+            .fetch_x509svid(request(flags, X509svidRequest {}))
+            .await
+            .map_err(|status| failed(&dialed, &status))?
+            .into_inner();
+        loop {
+            let reply = tokio::select! {
+                reply = stream.message() => reply.map_err(|status| failed(&dialed, &status))?,
+                // Interrupting is the way this command ends; SPIRE's exit code for it is 1.
+                _interrupted = tokio::signal::ctrl_c() => return Err(Failure::Exit(1)),
+            };
+            let Some(reply) = reply else { return Ok(()) };
+            let took = i64::try_from(started.elapsed().as_nanos()).unwrap_or(i64::MAX);
+            let shown = Update::read(&reply)?.shown(took, Hints::Hidden);
+            let mut stdout = std::io::stdout();
+            stdout
+                .write_all(shown.as_bytes())
+                .and_then(|()| stdout.flush())
+                .map_err(|error| Failure::Bare(format!("cannot print: {}", system_text(&error))))?;
+            started = now();
+        }
+    })
+}
+
+fn dial_later(flags: &Flags) -> Result<impl FnOnce() -> Result<rpc::Dialed, Failure> + '_, Failure> {
+    rpc::agent_socket(flags).map_err(Failure::Bare)?;
+    Ok(|| dial(flags))
+}
+
+/// Whether hints are printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hints {
+    Shown,
+    Hidden,
+}
+
+impl Update {
+    /// Parses a response and verifies every SVID against its bundle.
+    fn read(reply: &X509svidResponse) -> Result<Self, Failure> {
+        let bad = |what: &str, why: &dyn std::fmt::Display| Failure::Bare(format!("{what}: {why}"));
+        let certificates = |what: &str, der: &[u8]| {
+            Certificate::parse_all(der).map_err(|why| bad(&format!("failed to parse {what}"), &why))
+        };
+        let now = UnixSecs::from(system_now());
+        let svids = reply
+            .svids
+            .iter()
+            .map(|svid| {
+                let chain = certificates("X.509-SVID", &svid.x509_svid)?;
+                let bundle = certificates("trust bundle", &svid.bundle)?;
+                verify_svid(&chain, &bundle, now)
+                    .map_err(|why| bad(&format!("failed to verify X.509-SVID {}", svid.spiffe_id), &why))?;
+                Ok(Svid {
+                    id: svid.spiffe_id.clone(),
+                    hint: svid.hint.clone(),
+                    chain,
+                    key: svid.x509_svid_key.to_vec(),
+                    bundle,
+                })
+            })
+            .collect::<Result<_, Failure>>()?;
+        let federated = reply
+            .federated_bundles
+            .iter()
+            .map(|(id, der)| Ok((id.clone(), certificates("federated bundle", der)?)))
+            .collect::<Result<_, Failure>>()?;
+        Ok(Self { svids, federated })
+    }
+
+    fn shown(&self, took_nanos: i64, hints: Hints) -> String {
+        let found = print::counted(self.svids.len(), "svid", "svids");
+        let mut text = format!("Received {found} after {}\n\n", format_duration(took_nanos));
+        for svid in &self.svids {
+            text.push_str(&format!("SPIFFE ID:\t\t{}\n", svid.id));
+            if hints == Hints::Shown && !svid.hint.is_empty() {
+                text.push_str(&format!("Hint:\t\t\t{}\n", svid.hint));
+            }
+            for (index, certificate) in svid.chain.iter().enumerate() {
+                let what = if index == 0 { "SVID".to_owned() } else { format!("Intermediate #{index}") };
+                text.push_str(&validity(&what, certificate));
+            }
+            for (index, certificate) in svid.bundle.iter().enumerate() {
+                text.push_str(&validity(&format!("CA #{}", index + 1), certificate));
+            }
+            for (id, bundle) in &self.federated {
+                for (index, certificate) in bundle.iter().enumerate() {
+                    text.push_str(&validity(&format!("[{id}] CA #{}", index + 1), certificate));
+                }
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    fn write(&self, dir: &Path, printer: &mut Printer) -> Result<(), Failure> {
+        let pem = |certificates: &[Certificate]| -> String {
+            certificates.iter().map(|certificate| to_pem("CERTIFICATE", certificate.der())).collect()
+        };
+        for (index, svid) in self.svids.iter().enumerate() {
+            let path = dir.join(format!("svid.{index}.pem"));
+            printer.out.push_str(&format!("Writing SVID #{index} to file {}.\n", path.display()));
+            write_file(&path, &pem(&svid.chain), 0o644)?;
+            let path = dir.join(format!("svid.{index}.key"));
+            printer.out.push_str(&format!("Writing key #{index} to file {}.\n", path.display()));
+            write_file(&path, &to_pem("PRIVATE KEY", &svid.key), 0o600)?;
+            let path = dir.join(format!("bundle.{index}.pem"));
+            printer.out.push_str(&format!("Writing bundle #{index} to file {}.\n", path.display()));
+            write_file(&path, &pem(&svid.bundle), 0o644)?;
+            for (number, (id, bundle)) in self.federated.iter().enumerate() {
+                let path = dir.join(format!("federated_bundle.{index}.{number}.pem"));
+                printer.out.push_str(&format!(
+                    "Writing federated bundle #{number} for trust domain {id} to file {}.\n",
+                    path.display()
+                ));
+                write_file(&path, &pem(bundle), 0o644)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn validity(what: &str, certificate: &Certificate) -> String {
+    let line = |when: &str, at: UnixSecs| format!("{what} Valid {when}:\t{}\n", format_time(at.0));
+    line("After", certificate.not_before()) + &line("Until", certificate.not_after())
+}
+
+/// Writes a file of the given mode; the words are Go's.
+fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(|error| Failure::Bare(format!("open {}: {}", path.display(), system_text(&error))))
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long a call took is printed")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a command judges certificates at the moment it runs")]
+fn system_now() -> std::time::SystemTime {
+    std::time::SystemTime::now()
+}
