@@ -21,6 +21,14 @@ pub enum Attribute {
     Organization,
     /// `OU`
     OrganizationalUnit,
+    /// `L`
+    Locality,
+    /// `ST`
+    Province,
+    /// `STREET`
+    StreetAddress,
+    /// `POSTALCODE`
+    PostalCode,
     /// `CN`
     CommonName,
     /// `serialNumber`
@@ -35,6 +43,10 @@ impl Attribute {
             Self::Country => &[0x55, 4, 6],
             Self::Organization => &[0x55, 4, 10],
             Self::OrganizationalUnit => &[0x55, 4, 11],
+            Self::Locality => &[0x55, 4, 7],
+            Self::Province => &[0x55, 4, 8],
+            Self::StreetAddress => &[0x55, 4, 9],
+            Self::PostalCode => &[0x55, 4, 17],
             Self::CommonName => &[0x55, 4, 3],
             Self::SerialNumber => &[0x55, 4, 5],
             Self::UniqueIdentifier => &[0x55, 4, 45],
