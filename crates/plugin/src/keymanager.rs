@@ -34,6 +34,12 @@ pub trait Key: Send + Sync {
 
     /// Signs `message`, which is hashed here.
     async fn sign(&self, alg: SigAlg, message: &[u8]) -> Result<Signature, PluginError>;
+
+    /// Whether the key is in hands whose signatures are looked at before they are used: a plugin of
+    /// its own, or a service.
+    fn is_external(&self) -> bool {
+        true
+    }
 }
 
 /// The name of a key in a key manager, such as `x509-CA-A`.
@@ -122,5 +128,9 @@ impl Key for MarkedKey {
 
     async fn sign(&self, alg: SigAlg, message: &[u8]) -> Result<Signature, PluginError> {
         self.key.sign(alg, message).await.map_err(|error| self.info.mark(error))
+    }
+
+    fn is_external(&self) -> bool {
+        self.key.is_external()
     }
 }

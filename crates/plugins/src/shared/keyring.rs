@@ -133,4 +133,8 @@ impl Key for LocalKey {
         }
         self.key.sign(alg, message).map_err(|error| failed(&error))
     }
+
+    fn is_external(&self) -> bool {
+        false
+    }
 }
