@@ -7,5 +7,8 @@
 //!
 //! This crate must never touch the network or a database, nor read the time by itself.
 
+pub mod authority;
+pub mod issue;
 pub mod journal;
+pub mod profile;
 pub mod slots;

@@ -4,5 +4,6 @@
 
 extern crate finial_ca as ca;
 
+mod issue;
 mod journal;
 mod slots;

@@ -1,0 +1,161 @@
+//! Issuing, in two steps: [`Issuer`] prepares a credential, checked against the profile, and
+//! `sign` consumes what was prepared. Nothing unchecked can be signed, and nothing is signed twice.
+
+mod token;
+mod x509;
+
+use std::sync::Arc;
+
+use plugin::{Key, PluginError};
+use runtime::snapshot::Snapshot;
+use spiffe::key::{SigAlg, Signature};
+use spiffe::{SpiffeId, TrustDomain, UnixSecs};
+
+pub use self::token::{JwtRequest, PreparedToken, TokenSvid, WitRequest};
+pub use self::x509::{PreparedX509, X509Request, X509Svid, self_signed_ca, upstream_csr};
+
+use crate::authority::{ActiveAuthorities, AuthorityError};
+use crate::profile::Profile;
+
+/// Issues what the active authorities sign. Cheap to clone.
+#[derive(Clone)]
+pub struct Issuer {
+    profile: Arc<Profile>,
+    active: Snapshot<ActiveAuthorities>,
+}
+
+impl Issuer {
+    /// An issuer by these rules, with whatever authorities are active when it is asked.
+    #[must_use]
+    pub const fn new(profile: Arc<Profile>, active: Snapshot<ActiveAuthorities>) -> Self {
+        Self { profile, active }
+    }
+
+    /// The rules.
+    #[must_use]
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// The authorities that are active now.
+    #[must_use]
+    pub fn active(&self) -> Arc<ActiveAuthorities> {
+        self.active.load()
+    }
+
+    /// Prepares a certificate.
+    ///
+    /// # Errors
+    /// Any of [`IssueError`] but the key manager's.
+    pub fn prepare_x509(&self, request: X509Request, now: UnixSecs) -> Result<PreparedX509, IssueError> {
+        let signer = self.active.load().x509.clone().ok_or(IssueError::NoX509)?;
+        x509::prepare(&self.profile, signer, request, now)
+    }
+
+    /// Prepares a JWT-SVID.
+    ///
+    /// # Errors
+    /// Any of [`IssueError`] but the key manager's.
+    pub fn prepare_jwt(&self, request: &JwtRequest, now: UnixSecs) -> Result<PreparedToken, IssueError> {
+        let signer = self.active.load().jwt.clone().ok_or(IssueError::NoJwt)?;
+        token::prepare_jwt(&self.profile, signer, request, now)
+    }
+
+    /// Prepares a WIT-SVID.
+    ///
+    /// # Errors
+    /// Any of [`IssueError`] but the key manager's.
+    pub fn prepare_wit(&self, request: &WitRequest, now: UnixSecs) -> Result<PreparedToken, IssueError> {
+        let signer = self.active.load().wit.clone().ok_or(IssueError::NoWit)?;
+        token::prepare_wit(&self.profile, signer, request, now)
+    }
+}
+
+/// Why a credential is not issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// There is no X.509 authority yet.
+    #[error("X509 CA is not available for signing")]
+    NoX509,
+    /// There is no JWT authority yet, or none at all.
+    #[error("JWT key is not available for signing")]
+    NoJwt,
+    /// There is no WIT authority yet, or none at all.
+    #[error("WIT key is not available for signing")]
+    NoWit,
+    /// The identity is another trust domain's.
+    #[error("invalid {what} ID: \"{id}\" is not a member of trust domain \"{trust_domain}\"")]
+    Foreign {
+        /// The kind of credential.
+        what: &'static str,
+        /// The identity.
+        id: SpiffeId,
+        /// The trust domain that issues.
+        trust_domain: TrustDomain,
+    },
+    /// The identity is the trust domain itself.
+    #[error("invalid {what} ID: \"{id}\" is not a member of trust domain \"{trust_domain}\"; path is empty")]
+    NoPath {
+        /// The kind of credential.
+        what: &'static str,
+        /// The identity.
+        id: SpiffeId,
+        /// The trust domain that issues.
+        trust_domain: TrustDomain,
+    },
+    /// A token is for nobody.
+    #[error("invalid JWT-SVID audience: cannot be empty")]
+    NoAudience,
+    /// The authority has ended, so whatever it signs has ended too.
+    #[error("invalid {what}: already expired as of {at}")]
+    Expired {
+        /// The kind of credential.
+        what: &'static str,
+        /// When it would have ended.
+        at: UnixSecs,
+    },
+    /// The key cannot be that of an authority.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The key manager did not sign.
+    #[error("cannot sign {what}")]
+    Sign {
+        /// The kind of credential.
+        what: &'static str,
+        /// What the key manager said.
+        #[source]
+        error: PluginError,
+    },
+    /// The key manager gave a signature that its own public key refuses.
+    #[error("key manager gave a wrong signature for key \"{key}\"")]
+    BadSignature {
+        /// The key.
+        key: String,
+    },
+}
+
+/// The identity is one that this trust domain gives.
+fn check_member(what: &'static str, id: &SpiffeId, trust_domain: &TrustDomain) -> Result<(), IssueError> {
+    let (id, trust_domain) = (id.clone(), trust_domain.clone());
+    if !id.is_member_of(&trust_domain) {
+        return Err(IssueError::Foreign { what, id, trust_domain });
+    }
+    if id.path().is_empty() {
+        return Err(IssueError::NoPath { what, id, trust_domain });
+    }
+    Ok(())
+}
+
+/// Signs, and looks at the result if the key is in foreign hands.
+async fn sign(
+    key: &dyn Key,
+    alg: SigAlg,
+    message: &[u8],
+    what: &'static str,
+) -> Result<Signature, IssueError> {
+    let signature = key.sign(alg, message).await.map_err(|error| IssueError::Sign { what, error })?;
+    if key.is_external() && key.public().verify(alg, message, &signature).is_err() {
+        return Err(IssueError::BadSignature { key: key.id().to_string() });
+    }
+    Ok(signature)
+}

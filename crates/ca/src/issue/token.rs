@@ -1,0 +1,228 @@
+//! Tokens: JWT-SVIDs and WIT-SVIDs (JWT-SVID section 3; RFC 7515, 7519).
+//!
+//! The JSON is written by hand: its members are few, their order is fixed, and every value but the
+//! strings is a number.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use spiffe::key::SigAlg;
+use spiffe::{SpiffeId, UnixSecs};
+
+use super::{IssueError, check_member, sign};
+use crate::authority::{TokenSigner, random};
+use crate::profile::{self, Profile};
+
+const JWT: &str = "JWT-SVID";
+const WIT: &str = "WIT-SVID";
+
+/// What JWT-SVID is asked for.
+#[derive(Clone, Debug)]
+pub struct JwtRequest {
+    /// Whose it is.
+    pub id: SpiffeId,
+    /// Who is to accept it; empty ones do not count.
+    pub audience: Vec<String>,
+    /// Its lifetime in seconds; the default if not above 0.
+    pub ttl: i64,
+    /// Whether it gets an id of its own.
+    pub jti: bool,
+}
+
+/// What WIT-SVID is asked for.
+#[derive(Clone, Debug)]
+pub struct WitRequest {
+    /// Whose it is.
+    pub id: SpiffeId,
+    /// The key that it is bound to: a public JWK with `alg`.
+    pub confirmation: serde_json::Value,
+    /// Its lifetime in seconds; the default if not above 0.
+    pub ttl: i64,
+}
+
+/// A token that is ready to be signed.
+#[derive(Debug)]
+pub struct PreparedToken {
+    signer: Arc<TokenSigner>,
+    /// Header and claims as they are signed.
+    signing_input: String,
+    id: SpiffeId,
+    issued_at: UnixSecs,
+    expires_at: UnixSecs,
+    what: &'static str,
+}
+
+/// A signed token.
+#[derive(Clone)]
+pub struct TokenSvid {
+    /// The compact form. It is a credential: not for logs.
+    pub token: String,
+    /// Whose it is.
+    pub id: SpiffeId,
+    /// When it was made.
+    pub issued_at: UnixSecs,
+    /// When it ends.
+    pub expires_at: UnixSecs,
+}
+
+impl PreparedToken {
+    /// Signs it.
+    ///
+    /// # Errors
+    /// [`IssueError::Sign`] or [`IssueError::BadSignature`].
+    pub async fn sign(self) -> Result<TokenSvid, IssueError> {
+        let Self { signer, signing_input, id, issued_at, expires_at, what } = self;
+        let alg = signer.alg;
+        let signature = sign(&*signer.key, alg, signing_input.as_bytes(), what).await?;
+        let bad = || IssueError::BadSignature { key: signer.key.id().to_string() };
+        let mut token = signing_input;
+        token.push('.');
+        match alg {
+            SigAlg::EcdsaP256Sha256 => {
+                BASE64_URL_SAFE_NO_PAD.encode_string(signature.to_fixed(32).ok_or_else(bad)?, &mut token);
+            }
+            SigAlg::EcdsaP384Sha384 | SigAlg::EcdsaP384Sha256 => {
+                BASE64_URL_SAFE_NO_PAD.encode_string(signature.to_fixed(48).ok_or_else(bad)?, &mut token);
+            }
+            SigAlg::RsaPkcs1Sha256 | SigAlg::RsaPssSha256 => {
+                BASE64_URL_SAFE_NO_PAD.encode_string(signature.as_bytes(), &mut token);
+            }
+        }
+        Ok(TokenSvid { token, id, issued_at, expires_at })
+    }
+}
+
+pub(super) fn prepare_jwt(
+    profile: &Profile,
+    signer: Arc<TokenSigner>,
+    request: &JwtRequest,
+    now: UnixSecs,
+) -> Result<PreparedToken, IssueError> {
+    check_member(JWT, &request.id, &profile.trust_domain)?;
+    let audience: Vec<_> = request.audience.iter().filter(|name| !name.is_empty()).collect();
+    if audience.is_empty() {
+        return Err(IssueError::NoAudience);
+    }
+    let ttl = profile::lifetime(request.ttl, profile.jwt_svid_ttl);
+    let expires_at = expiry(JWT, &signer, ttl, now)?;
+
+    let mut claims = Object::new();
+    claims.array("aud", &audience);
+    claims.number("exp", expires_at.0);
+    claims.number("iat", now.0);
+    if !profile.jwt_issuer.is_empty() {
+        claims.text("iss", &profile.jwt_issuer);
+    }
+    if request.jti {
+        claims.text("jti", &new_jti());
+    }
+    claims.text("sub", request.id.as_str());
+    let signing_input = signing_input(&signer, "JWT", claims);
+    let id = request.id.clone();
+    Ok(PreparedToken { signer, signing_input, id, issued_at: now, expires_at, what: JWT })
+}
+
+pub(super) fn prepare_wit(
+    profile: &Profile,
+    signer: Arc<TokenSigner>,
+    request: &WitRequest,
+    now: UnixSecs,
+) -> Result<PreparedToken, IssueError> {
+    check_member(WIT, &request.id, &profile.trust_domain)?;
+    let ttl = profile::lifetime(request.ttl, profile.wit_svid_ttl);
+    let expires_at = expiry(WIT, &signer, ttl, now)?;
+
+    let mut claims = Object::new();
+    let mut confirmation = Object::new();
+    confirmation.json("jwk", &request.confirmation.to_string());
+    claims.json("cnf", &confirmation.finish());
+    claims.number("exp", expires_at.0);
+    claims.number("iat", now.0);
+    if !profile.wit_issuer.is_empty() {
+        claims.text("iss", &profile.wit_issuer);
+    }
+    claims.text("sub", request.id.as_str());
+    let signing_input = signing_input(&signer, "wit+jwt", claims);
+    let id = request.id.clone();
+    Ok(PreparedToken { signer, signing_input, id, issued_at: now, expires_at, what: WIT })
+}
+
+fn expiry(
+    what: &'static str,
+    signer: &TokenSigner,
+    ttl: std::time::Duration,
+    now: UnixSecs,
+) -> Result<UnixSecs, IssueError> {
+    let at = profile::validity(now, ttl, Some(signer.not_after())).not_after;
+    if at <= now { Err(IssueError::Expired { what, at }) } else { Ok(at) }
+}
+
+fn signing_input(signer: &TokenSigner, kind: &str, claims: Object) -> String {
+    let mut header = Object::new();
+    header.text("alg", alg_name(signer.alg));
+    header.text("kid", signer.key_id());
+    header.text("typ", kind);
+    let mut input = String::with_capacity(512);
+    BASE64_URL_SAFE_NO_PAD.encode_string(header.finish(), &mut input);
+    input.push('.');
+    BASE64_URL_SAFE_NO_PAD.encode_string(claims.finish(), &mut input);
+    input
+}
+
+const fn alg_name(alg: SigAlg) -> &'static str {
+    match alg {
+        SigAlg::EcdsaP256Sha256 => "ES256",
+        SigAlg::EcdsaP384Sha384 | SigAlg::EcdsaP384Sha256 => "ES384",
+        SigAlg::RsaPkcs1Sha256 => "RS256",
+        SigAlg::RsaPssSha256 => "PS256",
+    }
+}
+
+/// The bytes of a random UUID, in base64url.
+fn new_jti() -> String {
+    let bits = u128::from_be_bytes(random());
+    // Version 4, variant 1 (RFC 9562).
+    let version = bits & !(0xf << 76) | 0x4 << 76;
+    let uuid = version & !(0x3 << 62) | 0x2 << 62;
+    BASE64_URL_SAFE_NO_PAD.encode(uuid.to_be_bytes())
+}
+
+/// A JSON object being written.
+struct Object(String);
+
+impl Object {
+    fn new() -> Self {
+        let mut text = String::with_capacity(256);
+        text.push('{');
+        Self(text)
+    }
+
+    fn json(&mut self, name: &str, value: &str) {
+        if self.0.len() > 1 {
+            self.0.push(',');
+        }
+        self.0.push('"');
+        self.0.push_str(name);
+        self.0.push_str("\":");
+        self.0.push_str(value);
+    }
+
+    fn number(&mut self, name: &str, value: i64) {
+        self.json(name, &value.to_string());
+    }
+
+    fn text(&mut self, name: &str, value: &str) {
+        self.json(name, &serde_json::Value::from(value).to_string());
+    }
+
+    fn array(&mut self, name: &str, values: &[&String]) {
+        let values: Vec<_> = values.iter().map(|value| serde_json::Value::from(value.as_str())).collect();
+        self.json(name, &serde_json::Value::from(values).to_string());
+    }
+
+    fn finish(mut self) -> String {
+        self.0.push('}');
+        self.0
+    }
+}
