@@ -4,7 +4,7 @@ use std::collections::BinaryHeap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
@@ -12,6 +12,12 @@ use tokio::sync::oneshot;
 pub trait Clock: Send + Sync {
     /// The time of day.
     fn now(&self) -> SystemTime;
+
+    /// A point on a scale that never goes back, for measuring how long something takes.
+    fn instant(&self) -> Instant {
+        #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+        Instant::now()
+    }
 
     /// Ends after `duration`. Cancel-safe.
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -38,6 +44,8 @@ pub struct ManualClock(Arc<Mutex<Manual>>);
 
 struct Manual {
     now: SystemTime,
+    /// Moves with [`ManualClock::advance`] alone: setting the time of day does not touch it.
+    instant: Instant,
     sleepers: BinaryHeap<Sleeper>,
 }
 
@@ -45,15 +53,17 @@ impl ManualClock {
     /// A clock that shows `now`.
     #[must_use]
     pub fn new(now: SystemTime) -> Self {
-        Self(Arc::new(Mutex::new(Manual { now, sleepers: BinaryHeap::new() })))
+        let instant = SystemClock.instant();
+        Self(Arc::new(Mutex::new(Manual { now, instant, sleepers: BinaryHeap::new() })))
     }
 
     /// Moves the clock forward and wakes who slept until then, in order.
     pub fn advance(&self, duration: Duration) {
         let mut manual = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         manual.now += duration;
-        let now = manual.now;
-        while manual.sleepers.peek().is_some_and(|sleeper| sleeper.until <= now) {
+        manual.instant += duration;
+        let reached = manual.instant;
+        while manual.sleepers.peek().is_some_and(|sleeper| sleeper.until <= reached) {
             if let Some(sleeper) = manual.sleepers.pop() {
                 // A sleeper that gave up needs no waking.
                 sleeper.wake.send(()).ok();
@@ -72,17 +82,26 @@ impl Clock for ManualClock {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).now
     }
 
+    fn instant(&self) -> Instant {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).instant
+    }
+
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let mut manual = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (wake, woken) = oneshot::channel();
-        let until = manual.now + duration;
-        manual.sleepers.push(Sleeper { until, wake });
+        let until = manual.instant + duration;
+        if duration.is_zero() {
+            // Nothing to wait for; the receiver is still there, so this cannot fail.
+            wake.send(()).ok();
+        } else {
+            manual.sleepers.push(Sleeper { until, wake });
+        }
         Box::pin(async move { drop(woken.await) })
     }
 }
 
 struct Sleeper {
-    until: SystemTime,
+    until: Instant,
     wake: oneshot::Sender<()>,
 }
 
@@ -107,6 +126,15 @@ impl PartialEq for Sleeper {
 
 impl Eq for Sleeper {}
 
+/// Ends with what `future` gives, or with `None` after `duration`. Cancel-safe if `future` is.
+pub async fn within<T>(clock: &dyn Clock, duration: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = clock.sleep(duration) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::UNIX_EPOCH;
@@ -126,5 +154,17 @@ mod tests {
         clock.advance(Duration::from_secs(40));
         long.await;
         assert_eq!(clock.now(), UNIX_EPOCH + Duration::from_secs(50));
+    }
+
+    #[tokio::test]
+    async fn setting_the_time_of_day_back_wakes_nobody_and_holds_nobody_up() {
+        let clock = ManualClock::new(UNIX_EPOCH + Duration::from_secs(1000));
+        let mut sleeper = clock.sleep(Duration::from_secs(5));
+
+        clock.set(UNIX_EPOCH);
+
+        assert!(futures::poll!(&mut sleeper).is_pending());
+        clock.advance(Duration::from_secs(5));
+        sleeper.await;
     }
 }

@@ -1,8 +1,8 @@
 //! Files that must never be seen half-written or by others.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Replaces the file at `path` by `contents` with this mode, at once: whoever opens it sees the old
@@ -30,6 +30,47 @@ pub fn replace(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Creates the directory and those above it that are missing, with this mode.
+///
+/// # Errors
+/// What the system says.
+pub fn create_directory(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(mode).create(path)
+}
+
+/// Reads a file of secrets, refusing one that is open to others or longer than `limit`.
+///
+/// # Errors
+/// What the system says; `PermissionDenied` where group or others have any right on the file,
+/// `FileTooLarge` where it is longer than `limit`.
+pub fn read_private(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("mode is {mode:04o}: others than its owner have access"),
+        ));
+    }
+    let mut contents = Vec::new();
+    file.take(limit.saturating_add(1)).read_to_end(&mut contents)?;
+    if u64::try_from(contents.len()).is_ok_and(|length| length > limit) {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {limit} bytes")));
+    }
+    Ok(contents)
+}
+
+/// Whether any user may take away or replace files in this directory: it is writable by all and not
+/// sticky. A socket must not be made in such a directory.
+///
+/// # Errors
+/// What the system says.
+pub fn is_open_to_all(directory: &Path) -> io::Result<bool> {
+    let mode = std::fs::metadata(directory)?.permissions().mode();
+    Ok(mode & 0o002 != 0 && mode & 0o1000 == 0)
+}
+
 fn write_new(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     // The mode given at creation is cut by the umask.
@@ -46,8 +87,6 @@ fn suffixed(path: &Path, suffix: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -72,5 +111,30 @@ mod tests {
         replace(&path, b"new", 0o600).unwrap_err();
 
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn secrets_are_read_only_from_files_closed_to_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.json");
+        replace(&path, b"secret", 0o600).unwrap();
+
+        assert_eq!(read_private(&path, 6).unwrap(), b"secret");
+        assert_eq!(read_private(&path, 5).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        replace(&path, b"secret", 0o640).unwrap();
+        assert_eq!(read_private(&path, 6).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn a_directory_open_to_all_is_told_from_a_sticky_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a").join("b");
+        create_directory(&path, 0o750).unwrap();
+
+        assert!(!is_open_to_all(&path).unwrap());
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(is_open_to_all(&path).unwrap());
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o1777)).unwrap();
+        assert!(!is_open_to_all(&path).unwrap());
     }
 }

@@ -1,6 +1,46 @@
-//! Clock, tasks, logs, health, listeners, peer credentials: everything operational that is not about identity.
+//! Everything operational that is not about identity: clock, tasks, logs, health, listeners, peer
+//! credentials.
+//!
+//! [`clock`] is the only reader of the time, [`tasks`] the only place that starts tasks, `sys` the only
+//! one with unsafe code. Nothing in here knows SPIFFE's protocols, configuration files or plugins, and
+//! nothing prints.
 
+pub mod backoff;
+pub mod blocking;
 pub mod clock;
 pub mod files;
+pub mod health;
+mod json;
 pub mod peer;
+pub mod reconcile;
+pub mod shutdown;
 pub mod snapshot;
+pub mod tasks;
+
+/// An error of any kind, as tasks and listeners end with.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// An error and its causes as one line.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        let failed = crate::tasks::TaskFailed { name: "feed", source: io::Error::other("disk full").into() };
+
+        assert_eq!(crate::chain(&failed), "feed failed: disk full");
+    }
+}

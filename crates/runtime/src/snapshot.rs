@@ -16,6 +16,12 @@ pub struct Snapshot<T> {
 }
 
 impl<T> Snapshot<T> {
+    /// A value that nobody will replace.
+    #[must_use]
+    pub fn fixed(value: T) -> Self {
+        Publisher::new(value).snapshot()
+    }
+
     /// The current value.
     #[must_use]
     pub fn load(&self) -> Arc<T> {
@@ -51,6 +57,12 @@ impl<T> Publisher<T> {
         Self { value: Arc::new(ArcSwap::from_pointee(value)), version }
     }
 
+    /// The current value.
+    #[must_use]
+    pub fn load(&self) -> Arc<T> {
+        self.value.load_full()
+    }
+
     /// Replaces the value and tells whoever waits.
     pub fn publish(&self, value: Arc<T>) {
         self.value.store(value);
@@ -80,5 +92,14 @@ mod tests {
 
         changed.changed().await.unwrap();
         assert_eq!((*before, *snapshot.load()), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn the_last_value_outlives_its_publisher() {
+        let snapshot = Snapshot::fixed("last");
+
+        snapshot.changed().changed().await.unwrap_err();
+
+        assert_eq!(*snapshot.load(), "last");
     }
 }

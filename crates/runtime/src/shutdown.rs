@@ -1,0 +1,98 @@
+//! The end of a program: asked for by a signal or by the program itself.
+//!
+//! The first signal cancels the token, and everybody drains; the second ends the process at once.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// What tells a program to end. Cheap to clone; clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown(CancellationToken);
+
+impl Shutdown {
+    /// A program that is not to end yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Tells the program to end.
+    pub fn trigger(&self) {
+        self.0.cancel();
+    }
+
+    /// The token that is cancelled when the program is to end.
+    #[must_use]
+    pub const fn token(&self) -> &CancellationToken {
+        &self.0
+    }
+
+    /// Whether the program was told to end.
+    #[must_use]
+    pub fn is_triggered(&self) -> bool {
+        self.0.is_cancelled()
+    }
+
+    /// Ends when the program was told to. Cancel-safe.
+    pub async fn triggered(&self) {
+        self.0.cancelled().await;
+    }
+
+    /// From now on SIGTERM and SIGINT trigger it, and a second of them ends the process at once, with
+    /// the exit code that shells give for a process killed by that signal. To be called within a
+    /// Tokio runtime.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn listen_to_signals(&self) -> io::Result<()> {
+        let mut signals = Signals::new()?;
+        let token = self.0.clone();
+        #[expect(clippy::disallowed_methods, reason = "outlives all tasks: the second signal must be heard")]
+        tokio::spawn(async move {
+            signals.next().await;
+            token.cancel();
+            let number = signals.next().await;
+            std::process::exit(128 + number);
+        });
+        Ok(())
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate().as_raw_value(),
+            _ = self.interrupt.recv() => SignalKind::interrupt().as_raw_value(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{Signal, getpid, kill_process};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_signal_triggers_it() {
+        let shutdown = Shutdown::new();
+        shutdown.listen_to_signals().unwrap();
+        assert!(!shutdown.is_triggered());
+
+        kill_process(getpid(), Signal::TERM).unwrap();
+
+        shutdown.triggered().await;
+        assert!(shutdown.token().is_cancelled());
+    }
+}
