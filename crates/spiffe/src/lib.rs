@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod dns;
 pub mod entry;
 pub mod id;
+pub mod jwk;
 pub mod key;
 pub mod selector;
 pub mod time;

@@ -267,6 +267,22 @@ pub(super) fn algorithm(alg: SigAlg) -> Vec<u8> {
     }
 }
 
+/// An `AlgorithmIdentifier` with an object identifier or nothing (`NULL`) as its parameter.
+pub(crate) fn algorithm_der(oid: &[u8], parameter: Option<&[u8]>) -> Vec<u8> {
+    let parameter = parameter.map_or_else(|| der::null().to_vec(), der::oid);
+    der::cat(der::SEQUENCE, &[&der::oid(oid), &parameter])
+}
+
+/// A `SubjectPublicKeyInfo`.
+pub(crate) fn spki_der(algorithm: &[u8], key: &[u8]) -> Vec<u8> {
+    der::cat(der::SEQUENCE, &[algorithm, &der::bits(key)])
+}
+
+/// An `RSAPublicKey`.
+pub(crate) fn rsa_public_key_der(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
+    der::cat(der::SEQUENCE, &[&der::unsigned(modulus), &der::unsigned(exponent)])
+}
+
 /// The value of a subject alternative name extension: DNS names, then the URI.
 pub(super) fn alt_names(dns_names: &[String], id: Option<&SpiffeId>) -> Vec<u8> {
     let mut names = Vec::new();

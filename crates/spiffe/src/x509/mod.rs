@@ -14,6 +14,7 @@ mod parse;
 mod verify;
 
 pub use build::{CertDer, Issuer, Role, Serial, Tbs, Validity, X509Template, assemble};
+pub(crate) use build::{algorithm_der, rsa_public_key_der, spki_der};
 pub use csr::{Csr, CsrError, CsrTemplate};
 pub use name::{Attribute, Name};
 pub use parse::{Certificate, CertificateError, pem_blocks, to_pem};

@@ -1,6 +1,13 @@
 //! Trust bundles: the authorities of one trust domain.
+//!
+//! `json` reads and writes the SPIFFE bundle format and plain JWK sets; `pem` lists of certificates.
+
+mod json;
+mod pem;
 
 use std::sync::Arc;
+
+pub use json::BundleJsonError;
 
 use crate::{TrustDomain, UnixSecs};
 

@@ -1,0 +1,253 @@
+//! The SPIFFE bundle format (SPIFFE Trust Domain and Bundle, section 4) and plain JWK sets.
+//!
+//! An element with an unknown or missing `use` is ignored (4.2.2); one that is meant for us and cannot
+//! be used fails the document, as it does in SPIRE: half a bundle would silently distrust the rest.
+
+use serde_json::{Map, Value};
+
+use super::{Bundle, JwtAuthority, X509Authority};
+use crate::jwk::Jwk;
+use crate::key::PublicKey;
+use crate::x509::Certificate;
+use crate::{TrustDomain, UnixSecs};
+
+/// The longest document that is read.
+const MAX_DOCUMENT: usize = 16 * 1024 * 1024;
+/// The most keys of a document that are read.
+const MAX_KEYS: usize = 10_000;
+/// The longest refresh hint, in seconds, that is kept: ten years.
+const MAX_HINT: i64 = 315_360_000;
+
+/// Why a document is no bundle.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BundleJsonError {
+    /// It is not JSON of the right form.
+    #[error("unable to parse JWKS: {0}")]
+    Malformed(String),
+    /// It has no `keys`.
+    #[error("no authorities found")]
+    NoKeys,
+    /// An X.509 authority has no or several certificates.
+    #[error("expected a single certificate in x509-svid entry {index}; got {count}")]
+    NotOneCertificate {
+        /// Its place in the document.
+        index: usize,
+        /// How many it has.
+        count: usize,
+    },
+    /// A JWT authority cannot be used.
+    #[error("error adding authority {index} of JWKS: {why}")]
+    BadJwtAuthority {
+        /// Its place in the document.
+        index: usize,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl Bundle {
+    /// Reads a bundle of `trust_domain` in SPIFFE format.
+    ///
+    /// # Errors
+    /// Any of [`BundleJsonError`].
+    pub fn from_spiffe_json(trust_domain: TrustDomain, document: &[u8]) -> Result<Self, BundleJsonError> {
+        let malformed = |why: &dyn std::fmt::Display| BundleJsonError::Malformed(why.to_string());
+        if document.len() > MAX_DOCUMENT {
+            return Err(malformed(&"document is too long"));
+        }
+        check_duplicate_keys(document)?;
+        let document: Value = serde_json::from_slice(document).map_err(|error| malformed(&error))?;
+        let members = document.as_object().ok_or_else(|| malformed(&"not an object"))?;
+        let mut bundle = Self::empty(trust_domain);
+        bundle.sequence_number = match member(members, "spiffe_sequence") {
+            None | Some(Value::Null) => 0,
+            Some(value) => value.as_u64().ok_or_else(|| malformed(&"spiffe_sequence is no integer"))?,
+        };
+        bundle.refresh_hint = match member(members, "spiffe_refresh_hint") {
+            None | Some(Value::Null) => 0,
+            Some(value) => value
+                .as_i64()
+                .filter(|hint| (0..=MAX_HINT).contains(hint))
+                .ok_or_else(|| malformed(&"spiffe_refresh_hint is no number of seconds"))?,
+        };
+        let keys = match member(members, "keys") {
+            None | Some(Value::Null) => return Err(BundleJsonError::NoKeys),
+            Some(Value::Array(keys)) if keys.len() <= MAX_KEYS => keys,
+            Some(_) => return Err(malformed(&"keys is no array")),
+        };
+        let keys: Vec<Jwk> =
+            keys.iter().map(Jwk::read).collect::<Result<_, _>>().map_err(|why| malformed(&why))?;
+        for (index, jwk) in keys.iter().enumerate() {
+            bundle.take(index, jwk)?;
+        }
+        Ok(bundle)
+    }
+
+    fn take(&mut self, index: usize, jwk: &Jwk) -> Result<(), BundleJsonError> {
+        match jwk.usage.as_str() {
+            "x509-svid" => match jwk.certificates.as_slice() {
+                [certificate] => {
+                    let der = certificate.to_shared();
+                    if self.x509_authorities.iter().all(|known| known.der != der) {
+                        self.x509_authorities.push(X509Authority { der, tainted: false });
+                    }
+                }
+                several => {
+                    return Err(BundleJsonError::NotOneCertificate { index, count: several.len() });
+                }
+            },
+            "jwt-svid" => {
+                let authority = key_authority(index, jwk)?;
+                self.jwt_authorities.retain(|known| known.key_id != authority.key_id);
+                self.jwt_authorities.push(authority);
+            }
+            "wit-svid" => {
+                let authority = key_authority(index, jwk)?;
+                self.wit_authorities.retain(|known| known.key_id != authority.key_id);
+                self.wit_authorities.push(authority);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The bundle in SPIFFE format, indented by four blanks as SPIRE prints it, without a final newline.
+    /// Keys of kinds that have no JWK are left out.
+    #[must_use]
+    pub fn to_spiffe_json(&self) -> String {
+        let x509 = self.x509_authorities.iter().filter_map(|authority| {
+            let certificate = Certificate::parse(&authority.der).ok()?;
+            Jwk::write("x509-svid", "", certificate.public_key(), Some(&authority.der)).ok()
+        });
+        let jwt = written("jwt-svid", &self.jwt_authorities);
+        let wit = written("wit-svid", &self.wit_authorities);
+        let keys = x509.chain(jwt).chain(wit).collect::<Vec<_>>();
+        document(&keys, self.sequence_number, self.refresh_hint)
+    }
+
+    /// The JWT authorities as a plain JWK set without `use`, as workloads get them (Workload API, 6.2.2).
+    #[must_use]
+    pub fn to_jwt_jwks(&self) -> String {
+        document(&written("", &self.jwt_authorities).collect::<Vec<_>>(), 0, 0)
+    }
+}
+
+fn written<'a>(
+    usage: &'a str,
+    authorities: &'a [JwtAuthority],
+) -> impl Iterator<Item = Map<String, Value>> + 'a {
+    authorities.iter().filter_map(move |authority| {
+        let key = PublicKey::from_spki(&authority.public_key).ok()?;
+        Jwk::write(usage, &authority.key_id, &key, None).ok()
+    })
+}
+
+fn key_authority(index: usize, jwk: &Jwk) -> Result<JwtAuthority, BundleJsonError> {
+    if jwk.key_id.is_empty() {
+        let why = "keyID cannot be empty".to_owned();
+        return Err(BundleJsonError::BadJwtAuthority { index, why });
+    }
+    Ok(JwtAuthority {
+        key_id: jwk.key_id.clone(),
+        public_key: jwk.key.spki().into(),
+        expires_at: UnixSecs(0),
+        tainted: false,
+    })
+}
+
+/// A member by its name in any letter case, as SPIRE's reader finds it.
+fn member<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    members
+        .get(name)
+        .or_else(|| members.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value))
+}
+
+/// Members each once: a second one would be read by some and overlooked by others.
+struct Once;
+
+impl<'de> serde::Deserialize<'de> for Once {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> serde::de::Visitor<'de> for Members {
+            type Value = Once;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Once, A::Error> {
+                let mut seen = std::collections::BTreeSet::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    map.next_value::<serde::de::IgnoredAny>()?;
+                    if let Some(twice) = seen.replace(key) {
+                        return Err(serde::de::Error::custom(format_args!("duplicate member {twice:?}")));
+                    }
+                }
+                Ok(Once)
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
+/// Refuses keys with duplicate members, and a second `keys` of the wrong type; a plain map sees only the
+/// last of either.
+fn check_duplicate_keys(document: &[u8]) -> Result<(), BundleJsonError> {
+    struct TopLevel;
+    impl<'de> serde::de::Visitor<'de> for TopLevel {
+        type Value = ();
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            while let Some(key) = map.next_key::<String>()? {
+                if key.eq_ignore_ascii_case("keys") {
+                    map.next_value::<Option<Vec<Once>>>()?;
+                } else {
+                    map.next_value::<serde::de::IgnoredAny>()?;
+                }
+            }
+            Ok(())
+        }
+    }
+    let mut reader = serde_json::Deserializer::from_slice(document);
+    serde::de::Deserializer::deserialize_map(&mut reader, TopLevel)
+        .map_err(|error| BundleJsonError::Malformed(error.to_string()))
+}
+
+/// Writes the document by hand: the order of members is part of the form.
+fn document(keys: &[Map<String, Value>], sequence: u64, hint: i64) -> String {
+    let mut text = String::from("{\n    \"keys\": [");
+    for (index, key) in keys.iter().enumerate() {
+        text.push_str(if index == 0 { "\n" } else { ",\n" });
+        text.push_str("        {");
+        let known = ["use", "kty", "kid", "crv", "x", "y", "n", "e", "x5c"];
+        let mut first = true;
+        for name in known {
+            let Some(value) = key.get(name) else { continue };
+            text.push_str(if first { "\n" } else { ",\n" });
+            first = false;
+            let value = match value {
+                Value::Array(items) => {
+                    let items: Vec<String> =
+                        items.iter().map(|item| format!("                {item}")).collect();
+                    format!("[\n{}\n            ]", items.join(",\n"))
+                }
+                other => other.to_string(),
+            };
+            text.push_str(&format!("            \"{name}\": {value}"));
+        }
+        text.push_str("\n        }");
+    }
+    text.push_str(if keys.is_empty() { "]" } else { "\n    ]" });
+    if sequence != 0 {
+        text.push_str(&format!(",\n    \"spiffe_sequence\": {sequence}"));
+    }
+    if hint != 0 {
+        text.push_str(&format!(",\n    \"spiffe_refresh_hint\": {hint}"));
+    }
+    text.push_str("\n}");
+    text
+}

@@ -1,0 +1,85 @@
+//! Bundles in SPIFFE format, as `bundle set` takes them.
+
+use std::fs;
+use std::path::Path;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use finial_spiffe::{Bundle, TrustDomain};
+use serde_json::{Value, json};
+
+fn short_hash(der: &[u8]) -> String {
+    let digest = digest(&SHA256, STANDARD.encode(der).as_bytes());
+    digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn described(bundle: &Bundle) -> Value {
+    let x509: Vec<String> =
+        bundle.x509_authorities.iter().map(|authority| short_hash(&authority.der)).collect();
+    let jwt: Vec<Value> = bundle
+        .jwt_authorities
+        .iter()
+        .map(|authority| json!([authority.key_id, short_hash(&authority.public_key)]))
+        .collect();
+    json!({
+        "x509": x509,
+        "jwt": jwt,
+        "refresh_hint": bundle.refresh_hint.to_string(),
+        "sequence_number": bundle.sequence_number.to_string(),
+    })
+}
+
+#[test]
+fn documents_are_judged_as_recorded() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/documents/bundle.jsonl");
+    let cases = fs::read_to_string(path).unwrap();
+    let (mut run, mut passed, mut wrong) = (0, 0, Vec::new());
+
+    for case in cases.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        if case["cli"] != true {
+            continue;
+        }
+        run += 1;
+        let trust_domain = TrustDomain::parse("doc.test").unwrap();
+        let read = Bundle::from_spiffe_json(trust_domain, case["doc"].as_str().unwrap().as_bytes());
+        let said = read
+            .as_ref()
+            .map(described)
+            .map_err(|why| format!("Error: unable to parse to spiffe bundle: spiffebundle: {why}"));
+        let expect = &case["expect"];
+        let fits = match (&said, expect["code"].as_u64()) {
+            (Ok(stored), Some(0)) => *stored == expect["stored"],
+            (Err(text), Some(1)) => {
+                expect["message"] == text.as_str()
+                    || expect["message_starts"].as_str().is_some_and(|start| text.starts_with(start))
+            }
+            _ => false,
+        };
+        if fits || (said.is_err() && case["stricter_allowed"].is_string()) {
+            passed += 1;
+        } else {
+            wrong.push(format!("{}: {said:?}, expected {expect}", case["id"]));
+        }
+    }
+
+    println!("bundle.jsonl, documents: {run} cases run, {passed} passed, {} open", wrong.len());
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(run >= 109, "cases were lost: {run}");
+}
+
+#[test]
+fn a_bundle_survives_its_own_format() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/documents/bundle.jsonl");
+    let cases = fs::read_to_string(path).unwrap();
+    let trust_domain = || TrustDomain::parse("doc.test").unwrap();
+
+    for case in cases.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        let Some(text) = case["doc"].as_str() else { continue };
+        let Ok(bundle) = Bundle::from_spiffe_json(trust_domain(), text.as_bytes()) else { continue };
+
+        let again = Bundle::from_spiffe_json(trust_domain(), bundle.to_spiffe_json().as_bytes());
+
+        assert_eq!(again, Ok(bundle), "{}", case["id"]);
+    }
+}
