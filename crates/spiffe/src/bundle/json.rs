@@ -229,14 +229,14 @@ fn document(keys: &[Map<String, Value>], sequence: u64, hint: i64) -> String {
             let Some(value) = key.get(name) else { continue };
             text.push_str(if first { "\n" } else { ",\n" });
             first = false;
-            let value = match value {
-                Value::Array(items) => {
+            let value = value.as_array().map_or_else(
+                || value.to_string(),
+                |items| {
                     let items: Vec<String> =
                         items.iter().map(|item| format!("                {item}")).collect();
                     format!("[\n{}\n            ]", items.join(",\n"))
-                }
-                other => other.to_string(),
-            };
+                },
+            );
             text.push_str(&format!("            \"{name}\": {value}"));
         }
         text.push_str("\n        }");

@@ -2,10 +2,13 @@
 
 mod agent;
 mod authority;
+mod bundle;
 mod debug;
 mod entry;
+mod federation;
 mod health;
 mod logger;
+mod mint;
 mod token;
 
 use super::Command;
@@ -15,10 +18,13 @@ pub(crate) fn commands() -> Vec<Command> {
     let mut commands = Vec::new();
     commands.extend(agent::commands());
     commands.extend(authority::commands());
+    commands.extend(bundle::commands());
     commands.extend(debug::commands());
     commands.extend(entry::commands());
+    commands.extend(federation::commands());
     commands.extend(health::commands());
     commands.extend(logger::commands());
+    commands.extend(mint::commands());
     commands.extend(token::commands());
     commands
 }
