@@ -19,4 +19,4 @@ pub use csr::{Csr, CsrError, CsrTemplate};
 pub use name::{Attribute, Name};
 pub use parse::{Certificate, CertificateError, pem_blocks, to_pem};
 pub(crate) use verify::check;
-pub use verify::{PathError, SvidError, leaf_id, verify_path, verify_svid};
+pub use verify::{PathError, SvidError, find_path, leaf_id, verify_path, verify_svid};

@@ -251,6 +251,12 @@ impl Certificate {
         &self.0.names.dns
     }
 
+    /// The IP addresses among its alternative names: 4 or 16 bytes each, if they are well-formed.
+    #[must_use]
+    pub fn ip_addresses(&self) -> &[Vec<u8>] {
+        &self.0.names.ips
+    }
+
     /// Whether key usage allows digital signatures; `None` if it says nothing.
     #[must_use]
     pub fn allows_digital_signature(&self) -> Option<bool> {

@@ -167,6 +167,19 @@ pub fn verify_path(
     anchors: &[Certificate],
     now: UnixSecs,
 ) -> Result<(), PathError> {
+    find_path(leaf, intermediates, anchors, now).map(drop)
+}
+
+/// As [`verify_path`], and hands back the path: leaf first, anchor last.
+///
+/// # Errors
+/// The reason that the most promising attempt failed for.
+pub fn find_path<'a>(
+    leaf: &'a Certificate,
+    intermediates: &'a [Certificate],
+    anchors: &'a [Certificate],
+    now: UnixSecs,
+) -> Result<Vec<&'a Certificate>, PathError> {
     if intermediates.len() >= MAX_CHAIN {
         return Err(PathError::TooLong);
     }
@@ -175,7 +188,9 @@ pub fn verify_path(
     }
     check_time(leaf, now)?;
     let mut search = Search { intermediates, anchors, now, signatures: 0 };
-    search.extend(&mut vec![leaf])
+    let mut path = vec![leaf];
+    search.extend(&mut path)?;
+    Ok(path)
 }
 
 struct Search<'a> {
@@ -186,13 +201,18 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// Extends `path`, leaf first, by an issuer, anchors before intermediates.
+    /// Extends `path`, leaf first, up to an anchor; anchors are tried before intermediates. On
+    /// failure the path is as it was.
     fn extend(&mut self, path: &mut Vec<&'a Certificate>) -> Result<(), PathError> {
         let Some(child) = path.last().copied() else { return Err(PathError::UnknownAuthority) };
         let mut reason = PathError::UnknownAuthority;
-        for anchor in self.anchors.iter().filter(|anchor| may_have_issued(anchor, child)) {
+        let anchors = self.anchors;
+        for anchor in anchors.iter().filter(|anchor| may_have_issued(anchor, child)) {
             match self.check_issuer(anchor, path) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    path.push(anchor);
+                    return Ok(());
+                }
                 Err(PathError::TooComplicated) => return Err(PathError::TooComplicated),
                 Err(why) => reason = why,
             }
@@ -212,14 +232,13 @@ impl<'a> Search<'a> {
             match self.check_issuer(issuer, path) {
                 Ok(()) => {
                     path.push(issuer);
-                    let extended = self.extend(path);
-                    path.pop();
-                    match extended {
+                    match self.extend(path) {
                         Ok(()) => return Ok(()),
                         Err(PathError::TooComplicated) => return Err(PathError::TooComplicated),
                         Err(PathError::UnknownAuthority) => {}
                         Err(why) => reason = why,
                     }
+                    path.pop();
                 }
                 Err(PathError::TooComplicated) => return Err(PathError::TooComplicated),
                 Err(why) => reason = why,
