@@ -2,7 +2,10 @@
 
 pub(crate) mod keyfile;
 pub(crate) mod keyring;
+pub(crate) mod pem;
 pub(crate) mod settings;
+pub(crate) mod template;
+pub(crate) mod x509pop;
 
 use std::fmt::Write;
 

@@ -8,6 +8,7 @@ extern crate finial_plugins as plugins;
 mod catalog;
 mod keymanager;
 mod unix;
+mod x509pop;
 
 use plugin::catalog::{Data, Declaration};
 use spiffe::TrustDomain;
