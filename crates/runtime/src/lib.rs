@@ -11,10 +11,13 @@ pub mod clock;
 pub mod files;
 pub mod health;
 mod json;
+pub mod log;
 pub mod peer;
 pub mod reconcile;
 pub mod shutdown;
 pub mod snapshot;
+#[expect(unsafe_code, reason = "the one place")]
+mod sys;
 pub mod tasks;
 
 /// An error of any kind, as tasks and listeners end with.

@@ -1,14 +1,97 @@
 //! The process at the other end of a local socket, pinned so that its id cannot be taken over.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
+
+use crate::sys;
+
+/// Who connected to a local socket: the process, and the user and group it ran as at that moment. Cheap
+/// to clone.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The process, shared by all calls of the connection.
+    pub process: Arc<Process>,
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+}
+
+/// Why the process at the other end of a socket cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum CallerError {
+    /// It is in a pid namespace that cannot be seen from here.
+    #[error("could not resolve caller information")]
+    Invisible,
+    /// It is gone, or another process has its id now.
+    #[error("original process is no longer running")]
+    Gone,
+    /// The system did not answer.
+    #[error("cannot read the credentials of the caller")]
+    System(#[from] io::Error),
+}
+
+impl Caller {
+    /// Pins the process that connected this socket. The kernel hands out a handle to it (Linux 6.5);
+    /// where it does not, the process that has the id now is taken if it runs as the user and group
+    /// that connected and did not change while it was looked at.
+    ///
+    /// # Errors
+    /// See [`CallerError`]; the connection is then to be closed.
+    pub fn of(socket: BorrowedFd<'_>) -> Result<Self, CallerError> {
+        let credentials = sys::peer_credentials(socket)?;
+        if credentials.pid <= 0 {
+            return Err(CallerError::Invisible);
+        }
+        let process = match sys::peer_pidfd(socket) {
+            Ok(pidfd) => Process::with_pidfd(credentials.pid, pidfd).map_err(gone)?,
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => by_id(credentials)?,
+            Err(error) => return Err(gone(error)),
+        };
+        Ok(Self { process: Arc::new(process), uid: credentials.uid, gid: credentials.gid })
+    }
+}
+
+/// The process that has this id, unless it can be told to be another than the one that connected.
+fn by_id(credentials: sys::PeerCredentials) -> Result<Process, CallerError> {
+    let path = proc_root().join(credentials.pid.to_string()).join("stat");
+    let before = start_time(File::open(path).map_err(gone)?).map_err(gone)?;
+    let process = Process::open(credentials.pid).map_err(gone)?;
+    let after = process.open_file("stat").and_then(start_time).map_err(gone)?;
+    let owner = process.effective_ids().map_err(gone)?;
+    if before != after || owner != (credentials.uid, credentials.gid) {
+        return Err(CallerError::Gone);
+    }
+    Ok(process)
+}
+
+/// What the system says of a process that ended.
+fn gone(error: io::Error) -> CallerError {
+    let ended = [libc::ESRCH, libc::ENOENT, libc::EINVAL, libc::ENODATA];
+    match error.raw_os_error() {
+        Some(number) if ended.contains(&number) => CallerError::Gone,
+        None if error.kind() == io::ErrorKind::NotFound => CallerError::Gone,
+        _ => CallerError::System(error),
+    }
+}
+
+/// Reads the 22nd field of `stat`. The second is a name in brackets that may hold anything.
+fn start_time(file: File) -> io::Result<u64> {
+    let mut text = Vec::new();
+    file.take(PROC_FILE_LIMIT).read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_ascii_whitespace());
+    let started = fields.and_then(|mut fields| fields.nth(19)).and_then(|field| field.parse().ok());
+    started.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no start time in stat"))
+}
 
 /// A process: its id, a handle that lives as long as the process, and its `/proc` directory.
 ///
@@ -64,6 +147,32 @@ impl Process {
         poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready == 0)
     }
 
+    /// The device and inode of the program it runs, which change when it runs another.
+    ///
+    /// # Errors
+    /// What the system says: without the right to trace the process, `PermissionDenied`.
+    pub fn executable(&self) -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::statat(&self.directory, "exe", AtFlags::empty())?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// The effective user and group it runs as now.
+    ///
+    /// # Errors
+    /// What the system says; `InvalidData` where it is not understood.
+    pub fn effective_ids(&self) -> io::Result<(u32, u32)> {
+        let mut status = String::new();
+        self.open_file("status")?.take(PROC_FILE_LIMIT).read_to_string(&mut status)?;
+        let effective = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_ascii_whitespace().nth(1)?.parse().ok()
+        };
+        match (effective("Uid:"), effective("Gid:")) {
+            (Some(uid), Some(gid)) => Ok((uid, gid)),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no user or group in status")),
+        }
+    }
+
     /// Opens a file of its `/proc` directory, such as `status` or `exe`.
     ///
     /// # Errors
@@ -91,9 +200,12 @@ fn proc_root() -> PathBuf {
     }
 }
 
+/// Enough for the small files of `/proc`; a hostile name or group list cannot make them grow past it.
+const PROC_FILE_LIMIT: u64 = 1 << 20;
+
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::os::unix::net::UnixStream;
     use std::process::{Command, Stdio};
 
     use super::*;
@@ -116,4 +228,67 @@ mod tests {
         process.open_file("status").unwrap_err();
         Process::open(pid).unwrap_err();
     }
+
+    #[test]
+    fn the_caller_is_the_process_that_connected() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+
+        let caller = Caller::of(ours.as_fd()).unwrap();
+
+        assert_eq!(caller.process.pid(), i32::try_from(std::process::id()).unwrap());
+        assert_eq!(caller.uid, rustix::process::geteuid().as_raw());
+        assert_eq!(caller.gid, rustix::process::getegid().as_raw());
+        assert!(caller.process.is_alive());
+        let executable = std::fs::metadata("/proc/self/exe").unwrap();
+        assert_eq!(caller.process.executable().unwrap().1, std::os::unix::fs::MetadataExt::ino(&executable));
+    }
+
+    #[test]
+    fn without_a_handle_from_the_kernel_user_and_group_must_agree() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let credentials = sys::peer_credentials(ours.as_fd()).unwrap();
+
+        assert_eq!(by_id(credentials).unwrap().pid(), credentials.pid);
+        let other = sys::PeerCredentials { uid: credentials.uid + 1, ..credentials };
+        assert!(matches!(by_id(other), Err(CallerError::Gone)));
+        let nobody = sys::PeerCredentials { pid: i32::MAX, ..credentials };
+        assert!(matches!(by_id(nobody), Err(CallerError::Gone)));
+    }
+
+    #[test]
+    fn a_caller_that_ended_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "peer::tests::child_that_connects_and_ends"])
+            .env(CHILD_SOCKET, &path)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        child.wait().unwrap();
+
+        assert!(matches!(Caller::of(accepted.as_fd()), Err(CallerError::Gone)));
+    }
+
+    /// The other half of the test above, which runs it in a process of its own.
+    #[test]
+    fn child_that_connects_and_ends() {
+        if let Some(path) = std::env::var_os(CHILD_SOCKET) {
+            UnixStream::connect(path).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_name_with_brackets_does_not_hide_the_start_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("stat");
+        let fields: Vec<String> = (3..=52).map(|number| number.to_string()).collect();
+        std::fs::write(&path, format!("7 (a) 1 2) {}", fields.join(" "))).unwrap();
+
+        assert_eq!(start_time(File::open(&path).unwrap()).unwrap(), 22);
+    }
+
+    const CHILD_SOCKET: &str = "FINIAL_TEST_CHILD_SOCKET";
 }

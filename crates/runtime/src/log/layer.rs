@@ -1,0 +1,137 @@
+//! From events to lines.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::registry::LookupSpan;
+
+use super::format::{Format, Line, Value};
+use super::level::{Level, LogLevel};
+use super::output::Sink;
+use crate::clock::{Clock, SystemClock};
+
+pub(super) struct Logrus {
+    level: LogLevel,
+    format: Format,
+    sink: Arc<Sink>,
+}
+
+impl Logrus {
+    pub(super) const fn new(level: LogLevel, format: Format, sink: Arc<Sink>) -> Self {
+        Self { level, format, sink }
+    }
+
+    /// Spans are followed at any level: their fields belong to graver events inside them.
+    fn wants(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with(OWN)
+            && (metadata.is_span() || Level::from(*metadata.level()) <= self.level.current())
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Logrus {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.wants(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _context: Context<'_, S>) -> bool {
+        self.wants(metadata)
+    }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        span.extensions_mut().insert(fields);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        if let Some(fields) = span.extensions_mut().get_mut::<Fields>() {
+            values.record(fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
+            if let Some(of_span) = span.extensions().get::<Fields>() {
+                fields.values.extend(of_span.values.iter().map(|(key, value)| (*key, value.clone())));
+            }
+        }
+        event.record(&mut fields);
+        let line = Line {
+            time: SystemClock.now(),
+            level: Level::from(*event.metadata().level()),
+            message: &fields.message,
+            fields: &fields.values,
+        };
+        self.sink.write(self.format.render(&line).as_bytes());
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    values: BTreeMap<&'static str, Value>,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: Value) {
+        let name = field.name();
+        let name = name.strip_prefix("r#").unwrap_or(name);
+        if name == "message" {
+            self.message = value.to_string();
+        } else {
+            self.values.insert(name, value);
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, Value::Text(format!("{value:?}")));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, Value::Text(value.to_owned()));
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.put(field, Value::Text(crate::chain(value)));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, Value::Bare(value.to_string()));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, Value::Bare(value.to_string()));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, Value::Bare(value.to_string()));
+    }
+
+    fn record_i128(&mut self, field: &Field, value: i128) {
+        self.put(field, Value::Bare(value.to_string()));
+    }
+
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        self.put(field, Value::Bare(value.to_string()));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        let text = value.to_string();
+        self.put(field, if value.is_finite() { Value::Bare(text) } else { Value::Text(text) });
+    }
+}
+
+/// What the targets of Finial's own events begin with.
+const OWN: &str = "finial";

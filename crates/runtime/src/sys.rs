@@ -1,0 +1,67 @@
+//! The few system calls that need unsafe code. No other module has any.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// What the kernel noted about the other end of a local socket when it connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PeerCredentials {
+    /// 0 where the process is in a namespace that cannot be seen from here.
+    pub(crate) pid: i32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// Reads `SO_PEERCRED`.
+pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<PeerCredentials> {
+    let found: libc::ucred = socket_option(socket, libc::SO_PEERCRED)?;
+    Ok(PeerCredentials { pid: found.pid, uid: found.uid, gid: found.gid })
+}
+
+/// Reads `SO_PEERPIDFD`: a handle to the process that connected, whoever has its id now.
+pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let pidfd: libc::c_int = socket_option(socket, SO_PEERPIDFD)?;
+    // SAFETY: the kernel made this descriptor for this call; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
+}
+
+/// How many seconds local time is ahead of UTC at that instant; 0 where it cannot be told.
+pub(crate) fn local_offset(seconds: i64) -> i32 {
+    let mut broken_down = MaybeUninit::<libc::tm>::zeroed();
+    // SAFETY: both pointers are valid for the call, and the function is thread-safe; all-zero bytes are
+    // a valid `tm`, so it may be read whatever the function did.
+    let offset = unsafe {
+        if libc::localtime_r(&raw const seconds, broken_down.as_mut_ptr()).is_null() {
+            return 0;
+        }
+        broken_down.assume_init().tm_gmtoff
+    };
+    i32::try_from(offset).unwrap_or_default()
+}
+
+/// Any bit pattern of `T` must be valid.
+fn socket_option<T: Copy>(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<T>())
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: the descriptor is open for as long as it is borrowed; the kernel writes at most `length`
+    // bytes to `value`, which has room for them.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            value.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if outcome != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed, then written to; any bit pattern is valid.
+    Ok(unsafe { value.assume_init() })
+}
+
+/// Since Linux 6.5; not in `libc` for all targets.
+const SO_PEERPIDFD: libc::c_int = 77;
