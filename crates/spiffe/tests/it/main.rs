@@ -6,3 +6,5 @@ mod bundle;
 mod chain;
 #[cfg(test)]
 mod handshake;
+#[cfg(test)]
+mod jwt;

@@ -1,0 +1,237 @@
+//! JWT-SVIDs: tokens read and verified (JWT-SVID; RFC 7515, 7518, 7519).
+//!
+//! [`verify`] is the only way to a [`VerifiedJwt`]. Sizes are capped and the algorithm is looked up in
+//! a closed list before any cryptography; the key must fit the algorithm; claims are judged only after
+//! the signature holds. Where the standard says "must", this is stricter than SPIRE: other header
+//! parameters than `alg`, `kid` and `typ`, base64 with line breaks, ambiguous JSON are refused.
+//!
+//! Tokens are made in the crate `ca`, the only place that signs them.
+
+mod algorithm;
+mod claims;
+mod quote;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Map, Value};
+
+use crate::key::PublicKey;
+use crate::{IdError, JwtAuthority, SpiffeId, TrustDomain, UnixSecs, json};
+
+use algorithm::Algorithm;
+use claims::Claims;
+use quote::quoted;
+
+/// The longest token that is looked at.
+pub const MAX_TOKEN: usize = 64 * 1024;
+/// How far clocks may be apart, in seconds.
+pub const LEEWAY: i64 = 60;
+
+/// A token whose signature and claims hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VerifiedJwt {
+    /// Whose token it is.
+    pub id: SpiffeId,
+    /// Who may accept it.
+    pub audience: Vec<String>,
+    /// When it ends.
+    pub expires_at: UnixSecs,
+    /// All its claims; `aud` is always a list.
+    pub claims: Map<String, Value>,
+}
+
+impl VerifiedJwt {
+    /// Keeps of a foreign trust domain's token only the claims that SPIFFE defines and those named.
+    /// A foreign issuer must not speak about our workloads in claims that we give a meaning of our own.
+    pub fn drop_foreign_claims(&mut self, allowed: &[String]) {
+        let spiffe = |name: &str| matches!(name, "sub" | "exp" | "aud");
+        self.claims.retain(|name, _| spiffe(name) || allowed.contains(name));
+    }
+}
+
+/// Why a token is refused. The caller of the Workload API sees these words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JwtError {
+    /// It is asked for nobody.
+    #[error("audience must be specified")]
+    NoAudience,
+    /// There is none.
+    #[error("svid must be specified")]
+    NoToken,
+    /// It is no token that could be verified.
+    #[error("unable to parse JWT token: {0}")]
+    Malformed(String),
+    /// The header names no key.
+    #[error("token header missing key id")]
+    NoKeyId,
+    /// The claims are no claims.
+    #[error("unable to parse JWT claims: {0}")]
+    BadClaims(String),
+    /// No `sub`.
+    #[error("token missing subject claim")]
+    NoSubject,
+    /// No `exp`.
+    #[error("token missing exp claim")]
+    NoExpiry,
+    /// `sub` is no SPIFFE ID. (The words are SPIRE's.)
+    #[error("token has in invalid subject claim: {0}")]
+    BadSubject(IdError),
+    /// `sub` is a trust domain, which is nobody.
+    #[error("token has in invalid subject claim: path is empty")]
+    SubjectWithoutPath,
+    /// The trust domain of `sub` is not known here.
+    #[error("no keys found for trust domain {}", quoted(.0.as_str()))]
+    UnknownTrustDomain(TrustDomain),
+    /// The trust domain of `sub` has no such key.
+    #[error("public key {} not found in trust domain {}", quoted(.key_id), quoted(.trust_domain.as_str()))]
+    UnknownKey {
+        /// The key that the header names.
+        key_id: String,
+        /// Where it is missing.
+        trust_domain: TrustDomain,
+    },
+    /// The signature does not hold, or the key is of another kind than the algorithm.
+    #[error("token signature is invalid")]
+    BadSignature,
+    /// It is meant for others.
+    #[error("expected audience in [{}] (audience=[{}])", quoted(.expected), quoted_all(.found))]
+    WrongAudience {
+        /// For whom it was asked.
+        expected: String,
+        /// For whom it is.
+        found: Vec<String>,
+    },
+    /// Its time has not come.
+    #[error("token is not valid yet")]
+    NotYetValid,
+    /// Its time is over.
+    #[error("token has expired")]
+    Expired,
+    /// It claims to come from the future.
+    #[error("token was issued in the future")]
+    IssuedInFuture,
+}
+
+/// Verifies `token` for `audience` at `now`. `authorities` knows the JWT authorities of each trust
+/// domain whose tokens are acceptable; only those of the subject's own are looked at.
+///
+/// # Errors
+/// Any of [`JwtError`]; the first reason in SPIRE's order.
+pub fn verify<'a>(
+    token: &str,
+    audience: &str,
+    now: UnixSecs,
+    authorities: impl FnOnce(&TrustDomain) -> Option<&'a [JwtAuthority]>,
+) -> Result<VerifiedJwt, JwtError> {
+    if audience.is_empty() {
+        return Err(JwtError::NoAudience);
+    }
+    if token.is_empty() {
+        return Err(JwtError::NoToken);
+    }
+    let parts = Parts::split(token)?;
+    let Header { algorithm, key_id } = Header::read(&parts.header)?;
+    let claims = Claims::read(&parts.payload)?;
+    let id = SpiffeId::parse(&claims.subject).map_err(JwtError::BadSubject)?;
+    if id.path().is_empty() {
+        return Err(JwtError::SubjectWithoutPath);
+    }
+
+    let trust_domain = id.trust_domain();
+    let Some(keys) = authorities(&trust_domain) else {
+        return Err(JwtError::UnknownTrustDomain(trust_domain));
+    };
+    // The last of several with one id counts, as in SPIRE.
+    let Some(authority) = keys.iter().rfind(|authority| authority.key_id == key_id) else {
+        return Err(JwtError::UnknownKey { key_id, trust_domain });
+    };
+    let key = PublicKey::from_spki(&authority.public_key).map_err(|_| JwtError::BadSignature)?;
+    algorithm.verify(&key, parts.signed, &parts.signature)?;
+
+    claims.check(audience, now)?;
+    Ok(VerifiedJwt {
+        id,
+        audience: claims.audience,
+        expires_at: UnixSecs(claims.expires_at),
+        claims: claims.all,
+    })
+}
+
+/// The parts of a compact token, decoded.
+struct Parts<'a> {
+    /// What the signature covers.
+    signed: &'a str,
+    header: Vec<u8>,
+    payload: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+impl<'a> Parts<'a> {
+    fn split(token: &'a str) -> Result<Self, JwtError> {
+        if token.len() > MAX_TOKEN {
+            return Err(JwtError::Malformed(format!("token is longer than {MAX_TOKEN} bytes")));
+        }
+        let form = || JwtError::Malformed("compact JWS format must have three parts".to_owned());
+        let (signed, signature) = token.rsplit_once('.').ok_or_else(form)?;
+        let (header, payload) = signed.split_once('.').ok_or_else(form)?;
+        if payload.contains('.') {
+            return Err(form());
+        }
+        let decoded = |name: &str, text: &str| {
+            let why = |error| JwtError::Malformed(format!("{name} is not base64url: {error}"));
+            URL_SAFE_NO_PAD.decode(text).map_err(why)
+        };
+        Ok(Self {
+            signed,
+            header: decoded("header", header)?,
+            payload: decoded("payload", payload)?,
+            signature: decoded("signature", signature)?,
+        })
+    }
+}
+
+/// What of the header matters.
+struct Header {
+    algorithm: Algorithm,
+    key_id: String,
+}
+
+impl Header {
+    fn read(text: &[u8]) -> Result<Self, JwtError> {
+        let malformed = JwtError::Malformed;
+        let header = match json::read(text).map_err(|error| malformed(error.to_string()))? {
+            Value::Object(members) => members,
+            Value::Null => Map::new(),
+            Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+                return Err(malformed("header is not an object".to_owned()));
+            }
+        };
+        let text = |name: &str, what: &str| match header.get(name) {
+            None | Some(Value::Null) => Ok(""),
+            Some(Value::String(text)) => Ok(text.as_str()),
+            Some(_) => Err(malformed(format!("failed to unmarshal {what}: not a string"))),
+        };
+        let key_id = text("kid", "key ID")?;
+        let name = text("alg", "algorithm")?;
+        let algorithm = Algorithm::parse(name).ok_or_else(|| {
+            let expected = quoted_all(Algorithm::NAMES);
+            malformed(format!("unexpected signature algorithm {}; expected [{expected}]", quoted(name)))
+        })?;
+        // JWT-SVID section 2.3: this also keeps WIT-SVIDs and access tokens out.
+        if !matches!(header.get("typ").map(Value::as_str), None | Some(Some("JWT" | "JOSE"))) {
+            return Err(malformed("typ is neither \"JWT\" nor \"JOSE\"".to_owned()));
+        }
+        // Section 2: no other parameters; a key or a URL in the header would ask to be trusted.
+        if let Some(other) = header.keys().find(|name| !matches!(name.as_str(), "alg" | "kid" | "typ")) {
+            return Err(malformed(format!("unexpected header parameter {}", quoted(other))));
+        }
+        if key_id.is_empty() {
+            return Err(JwtError::NoKeyId);
+        }
+        Ok(Self { algorithm, key_id: key_id.to_owned() })
+    }
+}
+
+fn quoted_all<T: AsRef<str>>(texts: &[T]) -> String {
+    texts.iter().map(|text| quoted(text.as_ref())).collect::<Vec<_>>().join(" ")
+}
