@@ -266,7 +266,7 @@ fn from_flags(flags: &Flags) -> Result<types::FederationRelationship, String> {
 }
 
 /// One relationship in the JSON that `-data` takes.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Item {
     trust_domain: String,
@@ -277,19 +277,6 @@ struct Item {
     endpoint_spiffe_id: String,
     trust_domain_bundle: Option<Box<RawValue>>,
     trust_domain_bundle_format: String,
-}
-
-impl Default for Item {
-    fn default() -> Self {
-        Self {
-            trust_domain: String::new(),
-            bundle_endpoint_url: String::new(),
-            bundle_endpoint_profile: String::new(),
-            endpoint_spiffe_id: String::new(),
-            trust_domain_bundle: None,
-            trust_domain_bundle_format: String::new(),
-        }
-    }
 }
 
 fn from_data(path: &str) -> Result<Vec<types::FederationRelationship>, String> {
