@@ -1,105 +1,128 @@
 //! Replies that were encoded before: sent as they are.
 //!
 //! A reply is a list of `Bytes` whose concatenation is one message, since repeated fields simply
-//! follow each other. Many callers share the same bytes; nothing is encoded per call.
+//! follow each other. Many callers share the same bytes; nothing is encoded, and nothing of any size
+//! is copied, per call: a reply that holds a private key leaves no copies behind.
 //!
 //! The generated servers know only messages, so a program that sends such replies answers the path
 //! of the method with one of the functions here and hands every other path to the generated server.
+//! What is wrong with a request before it is a message is told in the words of SPIRE's library.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
-use std::marker::PhantomData;
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use http_body::{Body as _, Frame};
 use prost::Message;
 use tonic::body::Body;
-use tonic::codec::{Codec, EncodeBuf, Encoder};
-use tonic::codegen::tokio_stream::Stream;
-use tonic::server::{Grpc, ServerStreamingService, StreamingService, UnaryService};
+use tonic::codegen::tokio_stream::{self, Stream};
+use tonic::metadata::{GRPC_CONTENT_TYPE, MetadataMap};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstDecoder;
 
+/// The longest message that is received, as in SPIRE.
+pub const RECEIVE_LIMIT: usize = 4 << 20;
+
+/// Before each message on the wire: a flag and the length (gRPC over HTTP/2, "Length-Prefixed-Message").
+const PREFIX: usize = 5;
+
+/// Replies up to this length are copied together: cheaper than a frame per piece.
+const COPIED: usize = 4096;
+
 /// An encoded message in pieces.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Encoded(Vec<Bytes>);
+pub struct Encoded {
+    pieces: Vec<Bytes>,
+    /// The first piece begins with the prefix.
+    is_prefixed: bool,
+}
 
 impl Encoded {
     /// A message made of these pieces.
     #[must_use]
     pub const fn new(pieces: Vec<Bytes>) -> Self {
-        Self(pieces)
+        Self { pieces, is_prefixed: false }
     }
 
     /// `message`, encoded.
     #[must_use]
     pub fn of(message: &impl Message) -> Self {
-        Self(vec![message.encode_to_vec().into()])
+        Self::new(vec![message.encode_to_vec().into()])
     }
 
-    /// Adds a piece: whole fields.
+    /// `message`, encoded into one buffer that is sent as it is, to each caller, however long it is.
+    /// `own` turns the buffer into `Bytes`; to wipe it when the last caller has it, let it be
+    /// [`Bytes::from_owner`] of something that wipes itself.
+    #[must_use]
+    pub fn prefixed(message: &impl Message, own: impl FnOnce(Vec<u8>) -> Bytes) -> Self {
+        let length = message.encoded_len();
+        let mut buffer = Vec::with_capacity(PREFIX + length);
+        put_prefix(&mut buffer, length);
+        message.encode_raw(&mut buffer);
+        Self { pieces: vec![own(buffer)], is_prefixed: true }
+    }
+
+    /// Adds a piece: whole fields. Not to be done to a prefixed one, whose length is fixed.
     pub fn push(&mut self, piece: Bytes) {
-        self.0.push(piece);
+        debug_assert!(!self.is_prefixed, "the length is written already");
+        self.pieces.push(piece);
     }
 
     /// Its length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.iter().map(Bytes::len).sum()
+        let all = self.pieces.iter().map(Bytes::len).sum::<usize>();
+        if self.is_prefixed { all - PREFIX } else { all }
     }
 
     /// Whether it is the empty message.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(Bytes::is_empty)
+        self.len() == 0
     }
+
+    /// The message in one piece.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        match self.pieces.as_slice() {
+            [one] if self.is_prefixed => one.slice(PREFIX..),
+            [one] => one.clone(),
+            several => several.concat().into(),
+        }
+    }
+
+    /// What goes onto the wire, in order.
+    fn into_wire(self) -> VecDeque<Bytes> {
+        if self.is_prefixed {
+            return self.pieces.into();
+        }
+        let length = self.len();
+        let mut first = BytesMut::with_capacity(PREFIX + if length <= COPIED { length } else { 0 });
+        put_prefix(&mut first, length);
+        if length <= COPIED {
+            self.pieces.iter().for_each(|piece| first.put_slice(piece));
+            return [first.freeze()].into();
+        }
+        let mut wire: VecDeque<Bytes> = self.pieces.into();
+        wire.push_front(first.freeze());
+        wire
+    }
+}
+
+/// Lengths that do not fit cannot be built: a message of 4 GiB.
+fn put_prefix(buffer: &mut impl BufMut, length: usize) {
+    buffer.put_u8(0);
+    buffer.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
 }
 
 impl fmt::Debug for Encoded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Encoded({} bytes in {} pieces)", self.len(), self.0.len())
-    }
-}
-
-/// Decodes requests of type `M`, sends [`Encoded`] replies.
-#[derive(Debug)]
-pub struct RawCodec<M>(PhantomData<fn() -> M>);
-
-impl<M> Default for RawCodec<M> {
-    fn default() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<M: Message + Default + Send + 'static> Codec for RawCodec<M> {
-    type Encode = Encoded;
-    type Decode = M;
-    type Encoder = RawEncoder;
-    type Decoder = ProstDecoder<M>;
-
-    fn encoder(&mut self) -> RawEncoder {
-        RawEncoder(())
-    }
-
-    fn decoder(&mut self) -> ProstDecoder<M> {
-        ProstDecoder::default()
-    }
-}
-
-/// The sending half of [`RawCodec`].
-#[derive(Debug)]
-pub struct RawEncoder(());
-
-impl Encoder for RawEncoder {
-    type Item = Encoded;
-    type Error = Status;
-
-    fn encode(&mut self, message: Encoded, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(message.len());
-        for piece in message.0 {
-            buffer.put(piece);
-        }
-        Ok(())
+        write!(f, "Encoded({} bytes in {} pieces)", self.len(), self.pieces.len())
     }
 }
 
@@ -110,72 +133,162 @@ pub type Replies = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
 pub async fn unary<M, F, A>(request: http::Request<Body>, answer: F) -> http::Response<Body>
 where
     M: Message + Default + Send + 'static,
-    F: FnMut(Request<M>) -> A + Send,
+    F: FnOnce(Request<M>) -> A + Send,
     A: Future<Output = Result<Response<Encoded>, Status>> + Send,
 {
-    Grpc::new(RawCodec::<M>::default()).unary(Answer(answer), request).await
+    let answered = match received(request).await {
+        Ok(request) => answer(request).await,
+        Err(status) => Err(status),
+    };
+    reply(answered.map(|response| response.map(|encoded| tokio_stream::once(Ok(encoded)))))
 }
 
 /// Answers a method with a stream of replies.
 pub async fn server_streaming<M, F, A>(request: http::Request<Body>, answer: F) -> http::Response<Body>
 where
     M: Message + Default + Send + 'static,
-    F: FnMut(Request<M>) -> A + Send,
+    F: FnOnce(Request<M>) -> A + Send,
     A: Future<Output = Result<Response<Replies>, Status>> + Send,
 {
-    Grpc::new(RawCodec::<M>::default()).server_streaming(Answer(answer), request).await
+    match received(request).await {
+        Ok(request) => reply(answer(request).await),
+        Err(status) => status.into_http(),
+    }
 }
 
 /// Answers a method with streams both ways.
 pub async fn streaming<M, F, A>(request: http::Request<Body>, answer: F) -> http::Response<Body>
 where
     M: Message + Default + Send + 'static,
-    F: FnMut(Request<Streaming<M>>) -> A + Send,
+    F: FnOnce(Request<Streaming<M>>) -> A + Send,
     A: Future<Output = Result<Response<Replies>, Status>> + Send,
 {
-    Grpc::new(RawCodec::<M>::default()).streaming(Answer(answer), request).await
+    let request = request
+        .map(|body| Streaming::new_request(ProstDecoder::<M>::default(), body, None, Some(RECEIVE_LIMIT)));
+    reply(answer(Request::from_http(request)).await)
 }
 
-/// A closure as one of tonic's service traits.
-struct Answer<F>(F);
+/// The one message of a request. What a client sends behind it is not waited for.
+async fn received<M: Message + Default>(request: http::Request<Body>) -> Result<Request<M>, Status> {
+    let (parts, body) = request.into_parts();
+    let bytes = first_message(body, parts.headers.get("grpc-encoding")).await?;
+    let message = M::decode(bytes)
+        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
+    Ok(Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, message))
+}
 
-impl<M, F, A> UnaryService<M> for Answer<F>
-where
-    F: FnMut(Request<M>) -> A,
-    A: Future<Output = Result<Response<Encoded>, Status>>,
-{
-    type Response = Encoded;
-    type Future = A;
-
-    fn call(&mut self, request: Request<M>) -> A {
-        (self.0)(request)
+async fn first_message(body: Body, encoding: Option<&http::HeaderValue>) -> Result<Bytes, Status> {
+    let mut body = std::pin::pin!(body);
+    let mut gathered = BytesMut::new();
+    loop {
+        let Some(frame) = std::future::poll_fn(|task| body.as_mut().poll_frame(task)).await else {
+            let nothing = gathered.is_empty();
+            return Err(if nothing { Status::unknown("EOF") } else { Status::internal("unexpected EOF") });
+        };
+        let Ok(data) = frame?.into_data() else { continue };
+        if gathered.is_empty()
+            && let Some(end) = message_end(&data, encoding)?
+        {
+            // Nearly always: all of it comes at once, and nothing is copied.
+            return Ok(data.slice(PREFIX..end));
+        }
+        gathered.extend_from_slice(&data);
+        if let Some(end) = message_end(&gathered, encoding)? {
+            return Ok(gathered.freeze().slice(PREFIX..end));
+        }
     }
 }
 
-impl<M, F, A> ServerStreamingService<M> for Answer<F>
-where
-    F: FnMut(Request<M>) -> A,
-    A: Future<Output = Result<Response<Replies>, Status>>,
-{
-    type Response = Encoded;
-    type ResponseStream = Replies;
-    type Future = A;
+/// Where the message ends that `bytes` begin with, once all of it is there.
+fn message_end(bytes: &[u8], encoding: Option<&http::HeaderValue>) -> Result<Option<usize>, Status> {
+    let Some((&[flag, ref size @ ..], _)) = bytes.split_first_chunk::<PREFIX>() else { return Ok(None) };
+    check_flag(flag, encoding)?;
+    let size = u32::from_be_bytes(*size) as usize;
+    if size > RECEIVE_LIMIT {
+        let text = format!("grpc: received message larger than max ({size} vs. {RECEIVE_LIMIT})");
+        return Err(Status::resource_exhausted(text));
+    }
+    let end = PREFIX + size;
+    Ok((end <= bytes.len()).then_some(end))
+}
 
-    fn call(&mut self, request: Request<M>) -> A {
-        (self.0)(request)
+fn check_flag(flag: u8, encoding: Option<&http::HeaderValue>) -> Result<(), Status> {
+    let encoding = encoding.and_then(|name| name.to_str().ok()).unwrap_or_default();
+    match (flag, encoding) {
+        (0, _) => Ok(()),
+        (1, "" | "identity") => {
+            Err(Status::internal("grpc: compressed flag set with identity or empty encoding"))
+        }
+        (1, name) => Err(Status::unimplemented(format!(
+            "grpc: Decompressor is not installed for grpc-encoding {name:?}"
+        ))),
+        (other, _) => Err(Status::internal(format!("grpc: received unexpected payload format {other}"))),
     }
 }
 
-impl<M, F, A> StreamingService<M> for Answer<F>
+fn reply<S>(answered: Result<Response<S>, Status>) -> http::Response<Body>
 where
-    F: FnMut(Request<Streaming<M>>) -> A,
-    A: Future<Output = Result<Response<Replies>, Status>>,
+    S: Stream<Item = Result<Encoded, Status>> + Send + 'static,
 {
-    type Response = Encoded;
-    type ResponseStream = Replies;
-    type Future = A;
+    let response = match answered {
+        Ok(response) => response,
+        Err(status) => return status.into_http(),
+    };
+    let (metadata, replies, extensions) = response.into_parts();
+    let body = Outgoing { replies: Box::pin(replies), wire: VecDeque::new(), state: State::Open };
+    let mut response = http::Response::new(Body::new(body));
+    *response.headers_mut() = metadata.into_headers();
+    response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    *response.extensions_mut() = extensions;
+    response
+}
 
-    fn call(&mut self, request: Request<Streaming<M>>) -> A {
-        (self.0)(request)
+/// The body of a response: messages with their prefixes, then the status.
+struct Outgoing<S> {
+    replies: Pin<Box<S>>,
+    wire: VecDeque<Bytes>,
+    state: State,
+}
+
+enum State {
+    Open,
+    /// The replies are over; the status follows what is on its way.
+    Ending(Status),
+    Over,
+}
+
+impl<S: Stream<Item = Result<Encoded, Status>>> http_body::Body for Outgoing<S> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        loop {
+            if let Some(piece) = self.wire.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            match std::mem::replace(&mut self.state, State::Over) {
+                State::Open => {
+                    self.state = State::Open;
+                    match ready!(self.replies.as_mut().poll_next(task)) {
+                        Some(Ok(encoded)) => self.wire = encoded.into_wire(),
+                        Some(Err(status)) => self.state = State::Ending(status),
+                        None => self.state = State::Ending(Status::ok("")),
+                    }
+                }
+                State::Ending(status) => {
+                    let mut trailers = HeaderMap::with_capacity(3);
+                    status.add_header(&mut trailers)?;
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
+                State::Over => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Over)
     }
 }

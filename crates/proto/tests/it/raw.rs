@@ -1,13 +1,15 @@
 //! Replies that were encoded before reach an ordinary client.
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use prost::Message;
 use proto::raw::{self, Encoded};
 use proto::spire::server::entry::{GetAuthorizedEntriesRequest, GetAuthorizedEntriesResponse};
 use proto::spire::types;
 use tonic::body::Body;
-use tonic::{Request, Response};
+use tonic::codegen::tokio_stream;
+use tonic::{Code, Request, Response, Status};
 
 #[tokio::test]
 async fn pieces_arrive_as_one_message() {
@@ -17,23 +19,109 @@ async fn pieces_arrive_as_one_message() {
     };
     let reply = Encoded::new(vec![page("a"), page("b")]);
 
-    // an empty message, framed
-    let request = http::Request::builder()
-        .method("POST")
-        .header("content-type", "application/grpc")
-        .body(Body::new(http_body_util::Full::new(Bytes::from_static(&[0; 5]))))
-        .expect("a request");
-    let response = raw::unary(request, |_: Request<GetAuthorizedEntriesRequest>| {
-        let reply = reply.clone();
-        async move { Ok(Response::new(reply)) }
+    let answer = |_: Request<GetAuthorizedEntriesRequest>| async { Ok(Response::new(reply.clone())) };
+    let (message, status) = called(&[&[0; 5]], answer).await;
+
+    assert_eq!(status.code(), Code::Ok);
+    assert_eq!(message.len(), reply.len());
+    let read = GetAuthorizedEntriesResponse::decode(message).expect("decodes");
+    let ids: Vec<&str> = read.entries.iter().map(|entry| entry.id.as_str()).collect();
+    assert_eq!(ids, ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_long_reply_is_sent_without_copying_it() {
+    let page = Bytes::from(vec![0x22; 100_000]);
+    let whole = types::Bundle { trust_domain: "x".repeat(70_000), ..Default::default() };
+    let prefixed = Encoded::prefixed(&whole, Bytes::from);
+
+    for (reply, first) in [(Encoded::new(vec![page.clone()]), 5), (prefixed.clone(), prefixed.len() + 5)] {
+        let answer = |_: Request<GetAuthorizedEntriesRequest>| async { Ok(Response::new(reply.clone())) };
+        let mut body = raw::unary(request(&[&[0; 5]]), answer).await.into_body();
+        let frame = body.frame().await.expect("a frame").expect("data").into_data().expect("data");
+        assert_eq!(frame.len(), first);
+        if first == 5 {
+            let frame = body.frame().await.expect("a frame").expect("data").into_data().expect("data");
+            assert_eq!(frame.as_ptr(), page.as_ptr());
+        }
+    }
+    let (message, _) =
+        called(&[&[0; 5]], |_: Request<GetAuthorizedEntriesRequest>| async { Ok(Response::new(prefixed)) })
+            .await;
+    assert_eq!(types::Bundle::decode(message).expect("decodes"), whole);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_request_is_told_as_spire_tells_it() {
+    let refused = async |frames: &[&[u8]]| {
+        let answer = |_: Request<types::Bundle>| async { Ok(Response::new(Encoded::default())) };
+        let (_, status) = called(frames, answer).await;
+        (status.code(), status.message().to_owned())
+    };
+
+    assert_eq!(refused(&[]).await, (Code::Unknown, "EOF".into()));
+    assert_eq!(refused(&[&[0, 0, 0, 0, 9, 1]]).await, (Code::Internal, "unexpected EOF".into()));
+    let long = "grpc: received message larger than max (4194305 vs. 4194304)";
+    assert_eq!(refused(&[&[0, 0, 0x40, 0, 1]]).await, (Code::ResourceExhausted, long.into()));
+    let flag = "grpc: compressed flag set with identity or empty encoding";
+    assert_eq!(refused(&[&[1, 0, 0, 0, 0]]).await, (Code::Internal, flag.into()));
+    let (code, text) = refused(&[&[0, 0, 0, 0, 1, 0xff]]).await;
+    assert_eq!(code, Code::Internal);
+    assert!(text.starts_with("grpc: error unmarshalling request: "), "{text}");
+}
+
+#[tokio::test]
+async fn a_request_may_come_in_any_number_of_frames() {
+    let bundle = types::Bundle { trust_domain: "example.org".into(), ..Default::default() };
+    let mut wire = vec![0, 0, 0, 0, u8::try_from(bundle.encoded_len()).expect("short")];
+    bundle.encode(&mut wire).expect("encodes");
+
+    let frames: Vec<&[u8]> = wire.chunks(1).collect();
+    let (message, status) = called(&frames, |request: Request<types::Bundle>| async move {
+        Ok(Response::new(Encoded::of(request.get_ref())))
+    })
+    .await;
+
+    assert_eq!(status.code(), Code::Ok);
+    assert_eq!(types::Bundle::decode(message).expect("decodes"), bundle);
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_status() {
+    let replies = [Ok(Encoded::of(&types::Bundle::default())), Err(Status::permission_denied("no more"))];
+    let response = raw::server_streaming(request(&[&[0; 5]]), |_: Request<types::Bundle>| async {
+        Ok(Response::new(Box::pin(tokio_stream::iter(replies)) as raw::Replies))
     })
     .await;
 
     let body = response.into_body().collect().await.expect("a body");
-    assert_eq!(body.trailers().and_then(|trailers| trailers.get("grpc-status")).expect("a status"), "0");
-    let body = body.to_bytes();
-    assert_eq!(body[..5], [0, 0, 0, 0, u8::try_from(reply.len()).expect("short")]);
-    let read = GetAuthorizedEntriesResponse::decode(&body[5..]).expect("decodes");
-    let ids: Vec<&str> = read.entries.iter().map(|entry| entry.id.as_str()).collect();
-    assert_eq!(ids, ["a", "b"]);
+    let status = Status::from_header_map(body.trailers().expect("trailers")).expect("a status");
+    assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "no more"));
+    assert_eq!(body.to_bytes(), [0_u8; 5].as_slice());
+}
+
+fn request(frames: &[&[u8]]) -> http::Request<Body> {
+    let frames: Vec<Result<Frame<Bytes>, Status>> =
+        frames.iter().map(|frame| Ok(Frame::data(Bytes::copy_from_slice(frame)))).collect();
+    http::Request::builder()
+        .method("POST")
+        .header("content-type", "application/grpc")
+        .body(Body::new(StreamBody::new(tokio_stream::iter(frames))))
+        .expect("a request")
+}
+
+/// Calls, and gives the message and the status of the reply.
+async fn called<M, F, A>(frames: &[&[u8]], answer: F) -> (Bytes, Status)
+where
+    M: Message + Default + Send + 'static,
+    F: FnOnce(Request<M>) -> A + Send,
+    A: Future<Output = Result<Response<Encoded>, Status>> + Send,
+{
+    let response = raw::unary(request(frames), answer).await;
+    if let Some(status) = Status::from_header_map(response.headers()) {
+        return (Bytes::new(), status);
+    }
+    let body = response.into_body().collect().await.expect("a body");
+    let status = Status::from_header_map(body.trailers().expect("trailers")).expect("a status");
+    (body.to_bytes().slice(5..), status)
 }
