@@ -23,7 +23,7 @@ use rustls::{
 };
 
 use crate::key::{PrivateKey, PublicKeyKind};
-use crate::x509::{CertDer, Certificate, SvidError, leaf_id, verify_svid};
+use crate::x509::{CertDer, Certificate, PathError, SvidError, leaf_id, verify_svid};
 use crate::{SpiffeId, UnixSecs};
 
 /// The most certificates a peer may present.
@@ -361,6 +361,10 @@ fn seconds(now: UnixTime) -> UnixSecs {
 
 #[expect(clippy::needless_pass_by_value, reason = "used as a function of the error alone")]
 fn refused(why: SvidError) -> Error {
+    // Told apart, as an agent that meets it may have to bootstrap anew.
+    if why == SvidError::Path(PathError::UnknownAuthority) {
+        return unknown_issuer();
+    }
     other(why.to_string())
 }
 

@@ -1,0 +1,74 @@
+//! Which entries can match a set of selectors.
+//!
+//! Each entry is filed once, under the one of its selectors that the fewest entries have. A workload's
+//! entries are then among those filed under one of its selectors, and none of them is found twice.
+
+use std::collections::HashMap;
+
+use spiffe::{Entry, EntryId, Selector, SelectorSet};
+
+/// Entries by their rarest selector.
+#[derive(Debug, Default)]
+pub struct EntryIndex(HashMap<Selector, Vec<EntryId>>);
+
+impl EntryIndex {
+    /// Files entries. One without selectors matches nobody, or it would match everybody.
+    pub fn build<'a>(entries: impl Iterator<Item = &'a Entry> + Clone) -> Self {
+        let mut uses: HashMap<&Selector, usize> = HashMap::new();
+        for selector in entries.clone().flat_map(|entry| &entry.selector_set) {
+            *uses.entry(selector).or_default() += 1;
+        }
+        let mut index: HashMap<Selector, Vec<EntryId>> = HashMap::new();
+        for entry in entries {
+            let rarest = entry.selector_set.iter().min_by_key(|selector| uses.get(selector));
+            if let Some(selector) = rarest {
+                index.entry(selector.clone()).or_default().push(entry.id.clone());
+            }
+        }
+        Self(index)
+    }
+
+    /// The entries that may match a workload with these selectors, each once; the others do not.
+    pub fn candidates(&self, selectors: &SelectorSet) -> impl Iterator<Item = &EntryId> {
+        selectors.iter().filter_map(|selector| self.0.get(selector)).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::entry;
+
+    fn set(values: &[&str]) -> SelectorSet {
+        values.iter().map(|value| Selector::new("unix", value)).collect()
+    }
+
+    fn candidates(index: &EntryIndex, values: &[&str]) -> Vec<String> {
+        index.candidates(&set(values)).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_entry_is_filed_under_its_rarest_selector() {
+        let entries = [
+            entry("a", "/a", &["uid:0", "path:/a"]),
+            entry("b", "/b", &["uid:0", "path:/b"]),
+            entry("c", "/c", &["uid:0"]),
+        ];
+
+        let index = EntryIndex::build(entries.iter());
+
+        assert_eq!(candidates(&index, &["uid:0"]), ["c"]);
+        assert_eq!(candidates(&index, &["path:/a", "uid:0"]), ["a", "c"]);
+        assert_eq!(candidates(&index, &["path:/x"]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_entry_without_selectors_matches_nobody() {
+        let entries = [entry("a", "/a", &[])];
+
+        let index = EntryIndex::build(entries.iter());
+
+        assert_eq!(candidates(&index, &[]), Vec::<String>::new());
+        assert_eq!(candidates(&index, &["uid:0"]), Vec::<String>::new());
+    }
+}

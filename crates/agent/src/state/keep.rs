@@ -1,0 +1,249 @@
+//! The owner of [`AgentState`]: applies what the other tasks found out, publishes, tells subscribers.
+//!
+//! [`AgentState::apply`] is pure. A change is applied whole and in order; whoever sent it may wait
+//! until readers see it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use runtime::snapshot::{Publisher, Snapshot};
+use spiffe::{Bundle, Entry, EntryId, TrustDomain, UnixSecs};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{AgentIdentity, AgentState, Bundles, Entries, EntryIndex, Held, X509Svid};
+
+/// Changes that may wait: their senders wait for their being applied, so there are few.
+const CAPACITY: usize = 16;
+
+/// What another task found out.
+pub enum Change {
+    /// A whole sync: all entries and bundles there are.
+    Synced {
+        /// The entries.
+        entries: Vec<Arc<Entry>>,
+        /// The bundle of the own trust domain, if there was one.
+        own: Option<Bundle>,
+        /// The bundles of others.
+        federated: Vec<Bundle>,
+        /// When.
+        at: UnixSecs,
+    },
+    /// What came of a batch of signing requests.
+    Issued(Vec<(EntryId, Option<X509Svid>)>),
+    /// X.509-SVIDs that nobody uses, to make room.
+    Evicted(Vec<EntryId>),
+    /// The agent's own SVID was renewed.
+    Renewed(AgentIdentity),
+}
+
+/// The state is not kept any more: the agent ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the agent is stopping")]
+pub struct Stopped;
+
+/// Where changes are sent. Cheap to clone.
+#[derive(Clone)]
+pub struct Inbox(mpsc::Sender<(Change, oneshot::Sender<()>)>);
+
+impl Inbox {
+    /// Ends when readers see `change`. Dropped earlier, the change may or may not be made.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn apply(&self, change: Change) -> Result<(), Stopped> {
+        let (tell, told) = oneshot::channel();
+        self.0.send((change, tell)).await.map_err(|_| Stopped)?;
+        told.await.map_err(|_| Stopped)
+    }
+}
+
+/// The task.
+pub struct Keeper {
+    publisher: Publisher<AgentState>,
+    inbox: mpsc::Receiver<(Change, oneshot::Sender<()>)>,
+}
+
+impl Keeper {
+    /// A keeper that starts with `state`, and the way to it.
+    #[must_use]
+    pub fn new(state: AgentState) -> (Self, Inbox) {
+        let (sender, inbox) = mpsc::channel(CAPACITY);
+        (Self { publisher: Publisher::new(state), inbox }, Inbox(sender))
+    }
+
+    /// A reader.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot<AgentState> {
+        self.publisher.snapshot()
+    }
+
+    /// Applies changes until the token is cancelled. `published` is called after each that readers of
+    /// entries or bundles would notice.
+    ///
+    /// # Errors
+    /// None: the type fits [`runtime::tasks::Tasks::spawn`].
+    pub async fn run(
+        mut self,
+        token: CancellationToken,
+        mut published: impl FnMut(&AgentState) + Send,
+    ) -> Result<(), Stopped> {
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = token.cancelled() => return Ok(()),
+                next = self.inbox.recv() => next,
+            };
+            let Some((change, applied)) = next else { return Ok(()) };
+            let old = self.publisher.load();
+            let new = Arc::new(old.apply(change));
+            let is_noticed =
+                !Arc::ptr_eq(&old.entries, &new.entries) || !Arc::ptr_eq(&old.bundles, &new.bundles);
+            drop(old);
+            self.publisher.publish(Arc::clone(&new));
+            if is_noticed {
+                published(&new);
+            }
+            // Whoever does not wait any more need not be told.
+            applied.send(()).ok();
+        }
+    }
+}
+
+impl AgentState {
+    /// The state after `change`.
+    #[must_use]
+    pub fn apply(&self, change: Change) -> Self {
+        let mut next = self.clone();
+        match change {
+            Change::Synced { entries, own, federated, at } => {
+                next.bundles = merge_bundles(&self.bundles, own, federated);
+                next.entries = merge_entries(&self.entries, entries);
+                next.synced_at = Some(at);
+            }
+            Change::Issued(results) => {
+                let mut by_id = self.entries.by_id.clone();
+                for (id, svid) in results {
+                    let Some(held) = by_id.get_mut(&id) else { continue };
+                    match svid {
+                        // The entry may name somebody else by now.
+                        Some(svid) if svid.id != held.entry.spiffe_id => {}
+                        Some(svid) => {
+                            debug!(entry = %id, spiffe_id = %svid.id, "SVID updated");
+                            let held = Arc::make_mut(held);
+                            held.svid = Some(Arc::new(svid));
+                            held.refused = false;
+                        }
+                        None if held.refused => {}
+                        None => Arc::make_mut(held).refused = true,
+                    }
+                }
+                next.entries = Arc::new(Entries { by_id, index: Arc::clone(&self.entries.index) });
+            }
+            Change::Evicted(ids) => {
+                let mut by_id = self.entries.by_id.clone();
+                for id in ids {
+                    if let Some(held) = by_id.get_mut(&id) {
+                        Arc::make_mut(held).svid = None;
+                    }
+                }
+                next.entries = Arc::new(Entries { by_id, index: Arc::clone(&self.entries.index) });
+            }
+            Change::Renewed(agent) => next.agent = Arc::new(agent),
+        }
+        next
+    }
+}
+
+/// The entries after a sync. Of several with one id the last counts.
+fn merge_entries(old: &Arc<Entries>, synced: Vec<Arc<Entry>>) -> Arc<Entries> {
+    let mut by_id = BTreeMap::new();
+    let mut is_changed = false;
+    let mut is_refiled = false;
+    for entry in synced {
+        let id = entry.id.clone();
+        let held = match old.by_id.get(&id) {
+            Some(held) if *held.entry == *entry => Arc::clone(held),
+            Some(held) => {
+                is_changed = true;
+                is_refiled |= held.entry.selector_set != entry.selector_set
+                    || held.entry.store_svid != entry.store_svid;
+                debug!(entry = %id, spiffe_id = %entry.spiffe_id, "Entry updated");
+                Arc::new(updated(held, entry))
+            }
+            None => {
+                is_changed = true;
+                is_refiled = true;
+                debug!(entry = %id, spiffe_id = %entry.spiffe_id, "Entry created");
+                Arc::new(Held::new(entry))
+            }
+        };
+        by_id.insert(id, held);
+    }
+    for (id, held) in &old.by_id {
+        if !by_id.contains_key(id) {
+            is_changed = true;
+            is_refiled = true;
+            debug!(entry = %id, spiffe_id = %held.entry.spiffe_id, "Entry removed");
+        }
+    }
+    if !is_changed {
+        return Arc::clone(old);
+    }
+    let index = if is_refiled {
+        let for_workloads = by_id.values().map(|held| &*held.entry).filter(|entry| !entry.store_svid);
+        Arc::new(EntryIndex::build(for_workloads))
+    } else {
+        Arc::clone(&old.index)
+    };
+    Arc::new(Entries { by_id, index })
+}
+
+/// What is held after the entry changed. The old SVID is used until the next is there, so that no
+/// workload is without one, unless it names somebody whom the entry does not name any more.
+fn updated(held: &Held, entry: Arc<Entry>) -> Held {
+    let svid = held.svid.clone().filter(|svid| svid.id == entry.spiffe_id);
+    Held { entry, svid, refused: false, last_used: Arc::clone(&held.last_used) }
+}
+
+fn merge_bundles(old: &Arc<Bundles>, own: Option<Bundle>, federated: Vec<Bundle>) -> Arc<Bundles> {
+    let own = match own {
+        Some(own) if own != *old.own => {
+            debug!(trust_domain_id = %own.trust_domain.id(), "Bundle updated");
+            Arc::new(own)
+        }
+        Some(_) | None => Arc::clone(&old.own),
+    };
+    let mut is_changed = !Arc::ptr_eq(&own, &old.own);
+    let mut kept: BTreeMap<TrustDomain, Arc<Bundle>> = BTreeMap::new();
+    for bundle in federated {
+        // Nobody but the own server speaks for the own trust domain.
+        if bundle.trust_domain == own.trust_domain {
+            continue;
+        }
+        let name = bundle.trust_domain.clone();
+        let known = old.federated.get(&name);
+        let bundle = match known {
+            Some(known) if **known == bundle => Arc::clone(known),
+            _ => {
+                is_changed = true;
+                let what = if known.is_some() { "Bundle updated" } else { "Bundle added" };
+                debug!(trust_domain_id = %name.id(), "{what}");
+                Arc::new(bundle)
+            }
+        };
+        kept.insert(name, bundle);
+    }
+    for name in old.federated.keys().filter(|name| !kept.contains_key(name)) {
+        is_changed = true;
+        debug!(trust_domain_id = %name.id(), "Bundle removed");
+    }
+    if !is_changed {
+        return Arc::clone(old);
+    }
+    if Arc::ptr_eq(&own, &old.own) {
+        return Arc::new(Bundles { federated: kept, ..(**old).clone() });
+    }
+    Arc::new(Bundles::new(own, kept))
+}

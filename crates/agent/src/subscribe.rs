@@ -1,0 +1,255 @@
+//! Who is told of what: one [`Update`] per set of selectors, shared by all callers that have it.
+//!
+//! A group is there as long as somebody holds a [`Subscription`] of it. It is computed when the first
+//! joins, and again when the state changes; a group is told only of changes that its workloads see.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use runtime::clock::Clock;
+use runtime::reconcile::Poke;
+use runtime::snapshot::Snapshot;
+use spiffe::{Bundle, SelectorSet, TrustDomain, UnixSecs};
+use tokio::sync::watch;
+
+use crate::state::{AgentState, Held, X509Svid};
+
+/// All groups. Cheap to clone; clones are the same.
+#[derive(Clone)]
+pub struct Subscriptions(Arc<Shared>);
+
+struct Shared {
+    state: Snapshot<AgentState>,
+    clock: Arc<dyn Clock>,
+    /// Poked when somebody waits for an SVID that is not there.
+    wanted: Poke,
+    groups: Mutex<HashMap<SelectorSet, Weak<Group>>>,
+}
+
+struct Group {
+    selectors: SelectorSet,
+    update: watch::Sender<Arc<Update>>,
+    home: Weak<Shared>,
+}
+
+/// What the workloads of one set of selectors get.
+pub struct Update {
+    /// The entries that match, by id; the first that has an SVID is the default identity.
+    pub entries: Vec<Arc<Held>>,
+    /// The bundle of the own trust domain.
+    pub own: Arc<Bundle>,
+    /// The bundles of the trust domains that the entries federate with.
+    pub federated: BTreeMap<TrustDomain, Arc<Bundle>>,
+    /// The answer of `FetchX509SVID`, once somebody asked for it.
+    pub x509_svids: Encoded,
+    /// The answer of `FetchX509Bundles`.
+    pub x509_bundles: Encoded,
+    /// The answer of `FetchJWTBundles`.
+    pub jwt_bundles: Encoded,
+}
+
+impl Update {
+    /// What workloads with these selectors get.
+    #[must_use]
+    pub fn of(state: &AgentState, selectors: &SelectorSet) -> Self {
+        let entries = state.entries.matching(selectors);
+        let mut federated = BTreeMap::new();
+        for name in entries.iter().flat_map(|held| held.entry.federates_with.iter()) {
+            if let Some(bundle) = state.bundles.federated.get(name) {
+                federated.insert(name.clone(), Arc::clone(bundle));
+            }
+        }
+        Self {
+            entries,
+            own: Arc::clone(&state.bundles.own),
+            federated,
+            x509_svids: Encoded::default(),
+            x509_bundles: Encoded::default(),
+            jwt_bundles: Encoded::default(),
+        }
+    }
+
+    /// The identities, those of lower entry ids first.
+    pub fn identities(&self) -> impl Iterator<Item = (&Held, &Arc<X509Svid>)> {
+        self.entries.iter().filter_map(|held| Some((&**held, held.svid.as_ref()?)))
+    }
+
+    /// Whether SVIDs will come that are not there yet.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.entries.iter().any(|held| held.is_pending())
+    }
+
+    fn looks_like(&self, other: &Self) -> bool {
+        self.entries.len() == other.entries.len()
+            && self.entries.iter().zip(&other.entries).all(|(one, other)| looks_like(one, other))
+            && Arc::ptr_eq(&self.own, &other.own)
+            && self.federated.len() == other.federated.len()
+            && self
+                .federated
+                .iter()
+                .zip(&other.federated)
+                .all(|(one, other)| one.0 == other.0 && Arc::ptr_eq(one.1, other.1))
+    }
+}
+
+/// Whether a workload sees no difference. It does not see revisions, for instance: the SVID that a new
+/// revision brings is a change of its own.
+fn looks_like(one: &Arc<Held>, other: &Arc<Held>) -> bool {
+    if Arc::ptr_eq(one, other) {
+        return true;
+    }
+    let is_same_svid = match (&one.svid, &other.svid) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => one.refused == other.refused,
+        _ => false,
+    };
+    let (one, other) = (&one.entry, &other.entry);
+    is_same_svid
+        && one.id == other.id
+        && one.spiffe_id == other.spiffe_id
+        && one.hint == other.hint
+        && one.admin == other.admin
+        && one.downstream == other.downstream
+        && one.created_at == other.created_at
+        && one.federates_with == other.federates_with
+        && one.additional_attributes == other.additional_attributes
+}
+
+/// An answer that is encoded by the first who needs it and shared by the others.
+#[derive(Debug, Default)]
+pub struct Encoded(OnceLock<Bytes>);
+
+impl Encoded {
+    /// The answer; `encode` is called if it is not there yet.
+    pub fn get(&self, encode: impl FnOnce() -> Bytes) -> Bytes {
+        self.0.get_or_init(encode).clone()
+    }
+}
+
+impl Subscriptions {
+    /// No groups yet. `wanted` is poked when somebody waits for an SVID that is not there.
+    #[must_use]
+    pub fn new(state: Snapshot<AgentState>, clock: Arc<dyn Clock>, wanted: Poke) -> Self {
+        Self(Arc::new(Shared { state, clock, wanted, groups: Mutex::default() }))
+    }
+
+    /// The group of callers that have exactly these selectors.
+    #[must_use]
+    pub fn join(&self, selectors: SelectorSet) -> Subscription {
+        let subscription = self.enter(selectors);
+        let now = UnixSecs::from(self.0.clock.now());
+        let is_pending = {
+            let update = subscription.updates.borrow();
+            for held in &update.entries {
+                held.touch(now);
+            }
+            update.is_pending()
+        };
+        if is_pending {
+            self.0.wanted.poke();
+        }
+        subscription
+    }
+
+    fn enter(&self, selectors: SelectorSet) -> Subscription {
+        let mut groups = self.0.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = groups.get(&selectors).and_then(Weak::upgrade) {
+            return Subscription { updates: group.update.subscribe(), group };
+        }
+        // The state is loaded with the groups locked: if it changes after that, `refresh` finds the
+        // group; if it changed before, this is the new one.
+        let (update, updates) = watch::channel(Arc::new(Update::of(&self.0.state.load(), &selectors)));
+        let group = Arc::new(Group { selectors: selectors.clone(), update, home: Arc::downgrade(&self.0) });
+        groups.insert(selectors, Arc::downgrade(&group));
+        Subscription { group, updates }
+    }
+
+    /// Computes all groups anew after the state changed, and tells those that see a difference.
+    pub fn refresh(&self, state: &AgentState) {
+        for group in self.groups() {
+            let next = Update::of(state, &group.selectors);
+            group.update.send_if_modified(|current| {
+                let is_news = !next.looks_like(current);
+                if is_news {
+                    *current = Arc::new(next);
+                }
+                is_news
+            });
+        }
+    }
+
+    /// The entries that somebody is subscribed to, now, and that have no SVID yet or are in use.
+    #[must_use]
+    pub fn in_use(&self) -> HashMap<spiffe::EntryId, Arc<Held>> {
+        let mut used = HashMap::new();
+        for group in self.groups() {
+            for held in &group.update.borrow().entries {
+                used.insert(held.entry.id.clone(), Arc::clone(held));
+            }
+        }
+        used
+    }
+
+    /// The groups that somebody is in. Collected first: the last one to let go of a group locks.
+    fn groups(&self) -> Vec<Arc<Group>> {
+        let groups = self.0.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.values().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let Some(home) = self.home.upgrade() else { return };
+        let mut groups = home.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another group of the same selectors may have taken the place.
+        if groups.get(&self.selectors).is_some_and(|group| group.strong_count() == 0) {
+            groups.remove(&self.selectors);
+        }
+    }
+}
+
+/// A place in a group.
+pub struct Subscription {
+    updates: watch::Receiver<Arc<Update>>,
+    group: Arc<Group>,
+}
+
+impl Subscription {
+    /// What the group gets now; [`Subscription::changed`] then waits for the next.
+    pub fn current(&mut self) -> Arc<Update> {
+        Arc::clone(&self.updates.borrow_and_update())
+    }
+
+    /// Waits for an update that was not seen yet. Cancel-safe. It never ends by itself: whoever waits
+    /// watches for the end of the program too.
+    pub async fn changed(&mut self) -> Arc<Update> {
+        if self.updates.changed().await.is_err() {
+            // The group holds the sender and lives as long as this.
+            std::future::pending::<()>().await;
+        }
+        self.current()
+    }
+
+    /// What the group gets once all SVIDs that will come are there; after `patience` what is there.
+    pub async fn settled(&mut self, clock: &dyn Clock, patience: Duration) -> Arc<Update> {
+        let mut update = self.current();
+        let mut timeout = clock.sleep(patience);
+        while update.is_pending() {
+            tokio::select! {
+                biased;
+                next = self.changed() => update = next,
+                () = &mut timeout => return self.current(),
+            }
+        }
+        update
+    }
+
+    /// The selectors.
+    #[must_use]
+    pub fn selectors(&self) -> &SelectorSet {
+        &self.group.selectors
+    }
+}
