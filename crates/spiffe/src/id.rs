@@ -8,6 +8,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 const SCHEME: &str = "spiffe://";
+/// The longest SPIFFE ID that may be issued (SPIFFE-ID, section 2.3).
+const MAX_ID: usize = 2048;
+/// The longest trust domain (SPIFFE-ID, section 2.1).
+const MAX_TRUST_DOMAIN: usize = 255;
 
 /// The name of a trust domain: valid and lower case by construction.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +37,15 @@ impl TrustDomain {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether its length is one that the standard allows. Longer ones can be read, since SPIRE
+    /// stores them, but nothing new is made of them.
+    ///
+    /// # Errors
+    /// [`IdError::TrustDomainTooLong`].
+    pub fn check_length(&self) -> Result<(), IdError> {
+        if self.0.len() > MAX_TRUST_DOMAIN { Err(IdError::TrustDomainTooLong) } else { Ok(()) }
     }
 
     /// The SPIFFE ID of the trust domain itself, without a path.
@@ -130,6 +143,15 @@ impl SpiffeId {
         TrustDomain(self.trust_domain_name().into())
     }
 
+    /// Whether its length is one that the standard allows. Longer ones can be read, since SPIRE
+    /// stores them, but nothing new is made of them.
+    ///
+    /// # Errors
+    /// [`IdError::TooLong`].
+    pub fn check_length(&self) -> Result<(), IdError> {
+        if self.text.len() > MAX_ID { Err(IdError::TooLong) } else { Ok(()) }
+    }
+
     /// Whether this id belongs to `trust_domain`.
     #[must_use]
     pub fn is_member_of(&self, trust_domain: &TrustDomain) -> bool {
@@ -195,6 +217,12 @@ pub enum IdError {
     /// The path does not start with a slash.
     #[error("path must have a leading slash")]
     NoLeadingSlash,
+    /// The whole is longer than may be issued.
+    #[error("SPIFFE ID cannot be longer than {MAX_ID} bytes")]
+    TooLong,
+    /// The trust domain is longer than may be.
+    #[error("trust domain cannot be longer than {MAX_TRUST_DOMAIN} bytes")]
+    TrustDomainTooLong,
 }
 
 fn check_trust_domain(name: &str) -> Result<(), IdError> {
@@ -255,6 +283,18 @@ mod tests {
         bad("spiffe://td//a", IdError::EmptySegment);
         bad("spiffe://td/./a", IdError::DotSegment);
         bad("spiffe://td/a b", IdError::BadPathSegmentChar);
+    }
+
+    #[test]
+    fn lengths_are_bounded_where_ids_are_made() {
+        let id =
+            |length: usize| SpiffeId::parse(&format!("spiffe://td/{}", "a".repeat(length - 12))).unwrap();
+        let name = |length| TrustDomain::parse(&"a".repeat(length)).unwrap();
+
+        assert_eq!(id(2048).check_length(), Ok(()));
+        assert_eq!(id(2049).check_length(), Err(IdError::TooLong));
+        assert_eq!(name(255).check_length(), Ok(()));
+        assert_eq!(name(256).check_length(), Err(IdError::TrustDomainTooLong));
     }
 
     #[test]

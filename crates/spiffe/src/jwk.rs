@@ -3,10 +3,6 @@
 //! Keys are read strictly: coordinates of exactly the curve's width, points on the curve, RSA keys that
 //! can sign an SVID. A key with private members is refused: somebody published what should be secret.
 
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ECDSA_P521_SHA512_ASN1, ParsedPublicKey,
-    RSA_PKCS1_2048_8192_SHA256,
-};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
@@ -59,7 +55,7 @@ impl Jwk {
             other => return Err(format!("unknown key type {other:?}")),
         };
         let key = PublicKey::from_spki(&spki).map_err(|_| "malformed public key")?;
-        check_key(&key)?;
+        key.check_usable().map_err(|why| why.to_string())?;
         let certificates = match members.get("x5c") {
             None | Some(Value::Null) => Vec::new(),
             Some(Value::Array(items)) => items.iter().map(certificate).collect::<Result<_, _>>()?,
@@ -116,18 +112,6 @@ impl Jwk {
         }
         Ok(members)
     }
-}
-
-/// Whether the key can be used to verify SVIDs: a point on its curve, an RSA key of a sane size.
-fn check_key(key: &PublicKey) -> Result<(), String> {
-    let usable = match key.kind() {
-        PublicKeyKind::EcP256 => ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.raw()).is_ok(),
-        PublicKeyKind::EcP384 => ParsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, key.raw()).is_ok(),
-        PublicKeyKind::EcP521 => ParsedPublicKey::new(&ECDSA_P521_SHA512_ASN1, key.raw()).is_ok(),
-        PublicKeyKind::Rsa(_) => ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key.raw()).is_ok(),
-        PublicKeyKind::Ed25519 | PublicKeyKind::Other => false,
-    };
-    if usable { Ok(()) } else { Err("key cannot verify SVIDs".to_owned()) }
 }
 
 fn ec_spki(curve: &str, x: &str, y: &str) -> Result<Vec<u8>, String> {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use spiffe::bundle::{JwtAuthorityError, MAX_HINT};
+use spiffe::x509::AnchorError;
 use spiffe::{Bundle, IdError, JwtAuthority, TrustDomain, UnixSecs, X509Authority};
 
 use crate::spire::{common, types};
@@ -30,9 +32,18 @@ pub enum BundleError {
     /// A key without an id.
     #[error("missing key ID")]
     MissingKeyId,
-    /// A key of a request without an id.
-    #[error("unable to parse JWT authority: missing key ID")]
-    MissingRequestKeyId,
+    /// A request holds something that is no X.509 authority.
+    #[error("unable to parse X.509 authority: {0}")]
+    X509Authority(AnchorError),
+    /// A request holds something that is no JWT authority.
+    #[error("unable to parse JWT authority: {0}")]
+    JwtAuthority(JwtAuthorityError),
+    /// A request holds WIT authorities, which nobody could take over yet.
+    #[error("unable to parse WIT authority: WIT authorities cannot be set")]
+    WitAuthority,
+    /// A request's refresh hint is negative or beyond ten years.
+    #[error("refresh hint is out of range")]
+    RefreshHint,
 }
 
 impl From<&Bundle> for types::Bundle {
@@ -71,35 +82,50 @@ impl TryFrom<&types::Bundle> for Bundle {
     }
 }
 
-/// The bundle of a request. Nobody taints by request, so taint flags are dropped. Certificates and
-/// keys are not looked into: whoever stores them checks them.
+/// The bundle of a request. Nobody taints by request, so taint flags are dropped.
 ///
 /// # Errors
-/// It is absent, of no trust domain, or holds keys without ids.
+/// It is absent, of no trust domain, or holds what cannot be an authority; the first offence in the
+/// order in which SPIRE looks is named.
 pub fn requested(wire: Option<&types::Bundle>) -> Result<Bundle, BundleError> {
     let wire = wire.ok_or(BundleError::Missing)?;
     let trust_domain = TrustDomain::parse(&wire.trust_domain).map_err(BundleError::TrustDomain)?;
-    let untainted = |mut key: JwtAuthority| {
-        key.tainted = false;
-        key
-    };
-    let jwt_authorities: Vec<_> = wire.jwt_authorities.iter().map(|key| untainted(key.into())).collect();
-    let wit_authorities: Vec<_> = wire.wit_authorities.iter().map(|key| untainted(key.into())).collect();
-    if jwt_authorities.iter().chain(&wit_authorities).any(|key| key.key_id.is_empty()) {
-        return Err(BundleError::MissingRequestKeyId);
-    }
-    Ok(Bundle {
+    trust_domain.check_length().map_err(BundleError::TrustDomain)?;
+    let bundle = Bundle {
         trust_domain,
-        x509_authorities: wire
-            .x509_authorities
-            .iter()
-            .map(|authority| X509Authority { der: shared(&authority.asn1), tainted: false })
-            .collect(),
-        jwt_authorities,
-        wit_authorities,
+        x509_authorities: requested_x509(&wire.x509_authorities).map_err(BundleError::X509Authority)?,
+        jwt_authorities: requested_jwt(&wire.jwt_authorities).map_err(BundleError::JwtAuthority)?,
+        wit_authorities: Vec::new(),
         refresh_hint: wire.refresh_hint,
         sequence_number: wire.sequence_number,
-    })
+    };
+    if !wire.wit_authorities.is_empty() {
+        return Err(BundleError::WitAuthority);
+    }
+    if !(0..=MAX_HINT).contains(&wire.refresh_hint) {
+        return Err(BundleError::RefreshHint);
+    }
+    Ok(bundle)
+}
+
+/// The X.509 authorities of a request, untainted.
+///
+/// # Errors
+/// One of them is no CA certificate.
+pub fn requested_x509(wire: &[types::X509Certificate]) -> Result<Vec<X509Authority>, AnchorError> {
+    wire.iter().map(|authority| X509Authority::parse(&authority.asn1)).collect()
+}
+
+/// The JWT authorities of a request, untainted.
+///
+/// # Errors
+/// One of them has no id, a used one, or no key that verifies tokens.
+pub fn requested_jwt(wire: &[types::JwtKey]) -> Result<Vec<JwtAuthority>, JwtAuthorityError> {
+    let parse =
+        |key: &types::JwtKey| JwtAuthority::parse(&key.key_id, &key.public_key, UnixSecs(key.expires_at));
+    let authorities: Vec<_> = wire.iter().map(parse).collect::<Result<_, _>>()?;
+    JwtAuthority::check_distinct(&authorities)?;
+    Ok(authorities)
 }
 
 impl types::Bundle {
@@ -246,7 +272,17 @@ fn shared(bytes: &Bytes) -> Arc<[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+
     use super::*;
+
+    const CERTIFICATE: &str = "MIIBHzCBxqADAgECAgEBMAoGCCqGSM49BAMCMA4xDDAKBgNVBAMMA29uZTAgFw0yMDAxMDEwMDAwMDBaGA8yMDkwMD\
+        EwMTAwMDAwMFowDjEMMAoGA1UEAwwDb25lMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEmxq0XWeEZN18GQVREiR0\
+        G5pqhHGhEqvNgbaTvxFTB6ZIx9G7B3jkbn0BXYwG2eq4xH/ZffQtxzXfN1Iw0zIcz6MTMBEwDwYDVR0TAQH/BAUwAw\
+        EB/zAKBggqhkjOPQQDAgNIADBFAiAiqKnBjyq+2WYuRAkHMdyHtF7UkKpXU3uFtzNbj5jqywIhAOR45SzZF1X0UQ0R\
+        YIhv/XauQl3McBoOibfmCooa7caO";
+    const PUBLIC_KEY: &str = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEx4iUy5Ji4YDn0bKQAZzlNsPae5ewupP2vH/v0nYzhONCh3HEt8rZPC\
+        +cPgFczJVpQc0ZwrjyO52tX1YjQ/ocjw==";
 
     fn sample() -> Bundle {
         let key = |id: &str| JwtAuthority {
@@ -273,28 +309,62 @@ mod tests {
         assert_eq!(Bundle::try_from(&common::Bundle::from(&bundle)), Ok(bundle));
     }
 
+    /// A CA certificate and a public key, both P-256.
+    fn usable() -> types::Bundle {
+        let decode =
+            |text: &str| Bytes::from(base64::engine::general_purpose::STANDARD.decode(text).unwrap());
+        types::Bundle {
+            trust_domain: "example.org".into(),
+            x509_authorities: vec![types::X509Certificate { asn1: decode(CERTIFICATE), tainted: true }],
+            jwt_authorities: vec![types::JwtKey {
+                public_key: decode(PUBLIC_KEY),
+                key_id: "j".into(),
+                expires_at: 7,
+                tainted: true,
+            }],
+            ..Default::default()
+        }
+    }
+
     #[test]
     fn requests_cannot_taint() {
-        let bundle = requested(Some(&(&sample()).into())).expect("valid");
+        let bundle = requested(Some(&usable())).expect("valid");
 
+        assert_eq!((bundle.x509_authorities.len(), bundle.jwt_authorities.len()), (1, 1));
         assert!(!bundle.x509_authorities.iter().any(|authority| authority.tainted));
-        assert!(!bundle.jwt_authorities.iter().chain(&bundle.wit_authorities).any(|key| key.tainted));
+        assert!(!bundle.jwt_authorities.iter().any(|key| key.tainted));
     }
 
     #[test]
     fn refusals_are_in_the_words_of_the_api() {
         let wire = |change: fn(&mut types::Bundle)| {
-            let mut wire = types::Bundle::from(&sample());
+            let mut wire = usable();
             change(&mut wire);
+            requested(Some(&wire)).expect_err("refused").to_string()
+        };
+        let jwt = |change: fn(&mut types::JwtKey)| {
+            let mut wire = usable();
+            wire.jwt_authorities.iter_mut().for_each(change);
             requested(Some(&wire)).expect_err("refused").to_string()
         };
 
         assert_eq!(requested(None).expect_err("refused").to_string(), "no bundle provided");
         assert_eq!(wire(|w| w.trust_domain.clear()), "invalid trust domain: trust domain is missing");
         assert_eq!(
-            wire(|w| w.jwt_authorities.iter_mut().for_each(|key| key.key_id.clear())),
-            "unable to parse JWT authority: missing key ID"
+            wire(|w| w.x509_authorities.push(types::X509Certificate::default())),
+            "unable to parse X.509 authority: no certificate"
         );
+        assert_eq!(jwt(|key| key.key_id.clear()), "unable to parse JWT authority: missing key ID");
+        assert_eq!(jwt(|key| key.expires_at = -1), "unable to parse JWT authority: expiry is out of range");
+        assert_eq!(
+            wire(|w| w.jwt_authorities.push(w.jwt_authorities[0].clone())),
+            "unable to parse JWT authority: key ID j is used twice"
+        );
+        assert_eq!(
+            wire(|w| w.wit_authorities.push(types::WitKey::default())),
+            "unable to parse WIT authority: WIT authorities cannot be set"
+        );
+        assert_eq!(wire(|w| w.refresh_hint = -1), "refresh hint is out of range");
     }
 
     #[test]

@@ -236,11 +236,11 @@ pub fn requested(
         additional_attributes: None,
     };
     if counts(|mask| mask.parent_id) {
-        let parent = id::member(trust_domain, wire.parent_id.as_ref());
+        let parent = id::member(trust_domain, wire.parent_id.as_ref()).and_then(id::issuable);
         entry.parent_id = Some(parent.map_err(RequestedEntryError::ParentId)?);
     }
     if counts(|mask| mask.spiffe_id) {
-        let spiffe_id = id::workload(trust_domain, wire.spiffe_id.as_ref());
+        let spiffe_id = id::workload(trust_domain, wire.spiffe_id.as_ref()).and_then(id::issuable);
         entry.spiffe_id = Some(spiffe_id.map_err(RequestedEntryError::SpiffeId)?);
     }
     if counts(|mask| mask.dns_names) {

@@ -82,6 +82,7 @@ pub fn requested(
     let counts = |field: fn(&types::FederationRelationshipMask) -> bool| mask.is_none_or(field);
 
     let trust_domain = TrustDomain::parse(&wire.trust_domain).map_err(RelationshipError::TrustDomain)?;
+    trust_domain.check_length().map_err(RelationshipError::TrustDomain)?;
     let bundle_endpoint_url = if counts(|mask| mask.bundle_endpoint_url) {
         Some(checked_url(&wire.bundle_endpoint_url)?.to_owned())
     } else {

@@ -112,6 +112,15 @@ pub fn workload(
     Err(RequestIdError::WrongPath { id, role: "a workload", trust_domain: trust_domain.clone(), reason })
 }
 
+/// `id`, unless it is longer than may be issued.
+///
+/// # Errors
+/// It is longer.
+pub fn issuable(id: SpiffeId) -> Result<SpiffeId, RequestIdError> {
+    id.check_length()?;
+    Ok(id)
+}
+
 fn native(trust_domain: &TrustDomain, wire: Option<&types::Spiffeid>) -> Result<SpiffeId, RequestIdError> {
     let id = any(wire)?;
     if !id.is_member_of(trust_domain) {

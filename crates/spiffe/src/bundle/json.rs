@@ -15,8 +15,8 @@ use crate::{TrustDomain, UnixSecs};
 const MAX_DOCUMENT: usize = 16 * 1024 * 1024;
 /// The most keys of a document that are read.
 const MAX_KEYS: usize = 10_000;
-/// The longest refresh hint, in seconds, that is kept: ten years.
-const MAX_HINT: i64 = 315_360_000;
+/// The longest refresh hint, in seconds, that is taken from clients and documents: ten years.
+pub const MAX_HINT: i64 = 315_360_000;
 
 /// Why a document is no bundle.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

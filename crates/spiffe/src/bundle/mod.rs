@@ -1,13 +1,15 @@
 //! Trust bundles: the authorities of one trust domain.
 //!
-//! `json` reads and writes the SPIFFE bundle format and plain JWK sets; `pem` lists of certificates.
+//! `authority` says what may stand in one; `json` reads and writes the SPIFFE bundle format and plain JWK sets; `pem` lists of certificates.
 
+mod authority;
 mod json;
 mod pem;
 
 use std::sync::Arc;
 
-pub use json::BundleJsonError;
+pub use authority::JwtAuthorityError;
+pub use json::{BundleJsonError, MAX_HINT};
 
 use crate::{TrustDomain, UnixSecs};
 

@@ -9,7 +9,7 @@ mod public;
 use std::fmt;
 
 pub use private::PrivateKey;
-pub use public::{PublicKey, PublicKeyKind};
+pub use public::{PublicKey, PublicKeyKind, UnusableKey};
 
 /// The kinds of keys that are made here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

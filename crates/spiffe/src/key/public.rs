@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
-use aws_lc_rs::signature::{self, RsaParameters, RsaPssSaltLength, UnparsedPublicKey, VerificationAlgorithm};
+use aws_lc_rs::signature::{
+    self, ParsedPublicKey, RsaParameters, RsaPssSaltLength, UnparsedPublicKey, VerificationAlgorithm,
+};
 use x509_parser::oid_registry::{
     OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521, OID_PKCS1_RSAENCRYPTION,
     OID_SIG_ED25519,
@@ -132,6 +134,29 @@ impl PublicKey {
         }
     }
 
+    /// Whether the key can verify tokens and, where it is an authority's, SVIDs: a point on its curve,
+    /// an RSA key of a sane size.
+    ///
+    /// # Errors
+    /// [`UnusableKey`].
+    pub fn check_usable(&self) -> Result<(), UnusableKey> {
+        let parses = |alg: &'static dyn VerificationAlgorithm| ParsedPublicKey::new(alg, self.raw()).is_ok();
+        // Compressed points are refused as SPIRE refuses them.
+        let on_curve = |alg, name| match self.raw() {
+            [4, ..] if parses(alg) => Ok(()),
+            [4, ..] => Err(UnusableKey::OffCurve(name)),
+            _ => Err(UnusableKey::Encoding),
+        };
+        match self.kind {
+            PublicKeyKind::EcP256 => on_curve(&signature::ECDSA_P256_SHA256_ASN1, "P256"),
+            PublicKeyKind::EcP384 => on_curve(&signature::ECDSA_P384_SHA384_ASN1, "P384"),
+            PublicKeyKind::EcP521 => on_curve(&signature::ECDSA_P521_SHA512_ASN1, "P521"),
+            PublicKeyKind::Rsa(_) if parses(&signature::RSA_PKCS1_2048_8192_SHA256) => Ok(()),
+            PublicKeyKind::Rsa(_) => Err(UnusableKey::RsaSize),
+            PublicKeyKind::Ed25519 | PublicKeyKind::Other => Err(UnusableKey::Kind),
+        }
+    }
+
     fn check(
         &self,
         alg: &'static dyn VerificationAlgorithm,
@@ -147,6 +172,23 @@ impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PublicKey({:?})", self.kind)
     }
+}
+
+/// Why a public key verifies nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnusableKey {
+    /// Its coordinates are no point of the curve.
+    #[error("{0} point not on curve")]
+    OffCurve(&'static str),
+    /// Its point is not written in full.
+    #[error("point must be uncompressed")]
+    Encoding,
+    /// Its modulus is too small to be safe, or larger than is looked at.
+    #[error("RSA key must have 2048 to 8192 bits")]
+    RsaSize,
+    /// It is of a kind that nothing here is verified with.
+    #[error("unsupported public key: use ECDSA on P-256, P-384 or P-521, or RSA of at least 2048 bits")]
+    Kind,
 }
 
 /// PSS with the salts that signers choose: the longest that fits, the digest's length, the default of

@@ -138,6 +138,68 @@ const fn civil(days: i64) -> (i64, i64, i64) {
     (year, month, day)
 }
 
+/// Whether `der` is one value in DER (X.690, 8 and 10) with nothing behind it, down to the last
+/// primitive: minimal lengths, minimal integers, types that certificates use. The parser of
+/// certificates is more lenient than that.
+pub(super) fn is_strict(der: &[u8]) -> bool {
+    element(der, DEEPEST).is_some_and(<[u8]>::is_empty)
+}
+
+/// The deepest nesting that is looked at.
+const DEEPEST: usize = 32;
+
+/// What stands behind the first value of `der`, if that is well-formed.
+fn element(der: &[u8], depth: usize) -> Option<&[u8]> {
+    let (&[tag, first], rest) = der.split_first_chunk::<2>()?;
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(first), rest),
+        0x81..=0x84 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            let length = bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+            // The short form where it fits, and no leading zeros.
+            if length < 0x80 || bytes.first() == Some(&0) {
+                return None;
+            }
+            (length, rest)
+        }
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    let (class, constructed, number) = (tag >> 6, tag & 0x20 != 0, tag & 0x1f);
+    if number == 0x1f {
+        return None;
+    }
+    let fits = match (class, number) {
+        (0, 0x10 | 0x11) => constructed,
+        // Boolean, integer, bit string, octet string, null, object identifier.
+        (0, 1) => !constructed && matches!(content, [0 | 0xff]),
+        (0, 2) => {
+            !constructed
+                && !content.is_empty()
+                && !matches!(content, [0, 0..=0x7f, ..] | [0xff, 0x80..=0xff, ..])
+        }
+        (0, 3) => !constructed && matches!(content, [0] | [0..=7, _, ..]),
+        (0, 4) => !constructed,
+        (0, 5) => !constructed && content.is_empty(),
+        (0, 6) => !constructed && content.last().is_some_and(|last| last & 0x80 == 0),
+        // Texts and times.
+        (0, 0x0c | 0x12 | 0x13 | 0x14 | 0x16 | 0x17 | 0x18 | 0x1a | 0x1b | 0x1c | 0x1e) => !constructed,
+        (0, _) => false,
+        _ => true,
+    };
+    if !fits {
+        return None;
+    }
+    if constructed {
+        let deeper = depth.checked_sub(1)?;
+        let mut inner = content;
+        while !inner.is_empty() {
+            inner = element(inner, deeper)?;
+        }
+    }
+    Some(rest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,9 +2,10 @@
 //!
 //! `parse` reads a certificate once into a [`Certificate`], which is what everything else works on;
 //! `build` writes certificates in two steps, so that the signing key may be elsewhere; `csr` reads and
-//! writes requests; `verify` builds and judges paths. Nothing here trusts a length or a count from
+//! writes requests; `verify` builds and judges paths; `anchor` says what may stand in a bundle. Nothing here trusts a length or a count from
 //! outside before it is capped.
 
+mod anchor;
 mod build;
 mod csr;
 mod der;
@@ -13,6 +14,7 @@ mod names;
 mod parse;
 mod verify;
 
+pub use anchor::AnchorError;
 pub use build::{CertDer, Issuer, Role, Serial, Tbs, Validity, X509Template, assemble};
 pub(crate) use build::{algorithm_der, rsa_public_key_der, spki_der};
 pub use csr::{Csr, CsrError, CsrTemplate};

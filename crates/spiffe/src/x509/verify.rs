@@ -309,7 +309,9 @@ impl SignatureAlgorithm {
             "1.2.840.113549.1.1.12" => return Self::Pkcs1(Hash::Sha384),
             "1.2.840.113549.1.1.13" => return Self::Pkcs1(Hash::Sha512),
             "1.3.101.112" => return Self::Ed25519,
-            _ => {}
+            // RSASSA-PSS: its parameters say which.
+            "1.2.840.113549.1.1.10" => {}
+            _ => return Self::Other,
         }
         let Ok(ParsedAlgorithm::RSASSA_PSS(parameters)) = ParsedAlgorithm::try_from(identifier) else {
             return Self::Other;

@@ -6,7 +6,7 @@ use std::path::Path;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use finial_spiffe::{Bundle, TrustDomain};
+use finial_spiffe::{Bundle, JwtAuthority, TrustDomain, UnixSecs, X509Authority};
 use serde_json::{Value, json};
 
 fn short_hash(der: &[u8]) -> String {
@@ -66,6 +66,44 @@ fn documents_are_judged_as_recorded() {
     println!("bundle.jsonl, documents: {run} cases run, {passed} passed, {} open", wrong.len());
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(run >= 109, "cases were lost: {run}");
+}
+
+#[test]
+fn authorities_are_judged_as_recorded() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/documents/bundle.jsonl");
+    let cases = fs::read_to_string(path).unwrap();
+    let bytes = |value: &Value| STANDARD.decode(value.as_str().unwrap_or_default()).unwrap();
+    let (mut run, mut passed, mut wrong) = (0, 0, Vec::new());
+
+    for case in cases.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        let document = &case["doc"];
+        if !document.is_object() {
+            continue;
+        }
+        run += 1;
+        let list = |name: &str| document[name].as_array().cloned().unwrap_or_default();
+        let x509 = list("x509_authorities").iter().find_map(|item| {
+            let refusal = X509Authority::parse(&bytes(&item["asn1"])).err()?;
+            Some(format!("failed to convert bundle: unable to parse X.509 authority: {refusal}"))
+        });
+        let jwt = list("jwt_authorities").iter().find_map(|item| {
+            let id = item["key_id"].as_str().unwrap_or_default();
+            let refusal = JwtAuthority::parse(id, &bytes(&item["public_key"]), UnixSecs(0)).err()?;
+            Some(format!("failed to convert bundle: unable to parse JWT authority: {refusal}"))
+        });
+        let refusal = x509.or(jwt);
+        let fits = match (&refusal, case["expect"]["message_starts"].as_str()) {
+            (None, None) => true,
+            (Some(_), _) if case["stricter_allowed"].is_string() => true,
+            (Some(text), Some(start)) => text.starts_with(start),
+            _ => false,
+        };
+        if fits { passed += 1 } else { wrong.push(format!("{}: {refusal:?}", case["id"])) }
+    }
+
+    println!("bundle.jsonl, authorities: {run} cases run, {passed} passed, {} open", wrong.len());
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(run >= 38, "cases were lost: {run}");
 }
 
 #[test]
