@@ -5,12 +5,14 @@
 //! one with unsafe code. Nothing in here knows SPIFFE's protocols, configuration files or plugins, and
 //! nothing prints.
 
+pub mod authority;
 pub mod backoff;
 pub mod blocking;
 pub mod clock;
 pub mod files;
 pub mod health;
 mod json;
+pub mod listen;
 pub mod log;
 pub mod peer;
 pub mod reconcile;

@@ -1,0 +1,202 @@
+//! The calls of one connection: each is told its peer, ends at its deadline, and panics alone.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use tonic::Status;
+use tonic::body::Body;
+use tower_service::Service;
+
+use super::Peer;
+use crate::BoxError;
+use crate::tasks::Group;
+
+/// What answers the calls of one connection.
+#[derive(Clone)]
+pub(super) struct Calls<S> {
+    service: S,
+    peer: Peer,
+    /// Counted only where somebody wants to know whether the connection is idle.
+    running: Option<Running>,
+}
+
+/// How many calls are running, and were begun, on one connection.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Running(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    running: AtomicUsize,
+    begun: AtomicUsize,
+}
+
+/// One call that is running.
+struct Call(Arc<Counts>);
+
+/// Starts what hyper wants to run beside the connection.
+#[derive(Clone, Debug)]
+pub(super) struct Spawner(pub(super) Group);
+
+impl<S> Calls<S> {
+    pub(super) const fn new(service: S, peer: Peer, running: Option<Running>) -> Self {
+        Self { service, peer, running }
+    }
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for Calls<S>
+where
+    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let call = self.running.as_ref().map(Running::begin);
+        let deadline = deadline(request.headers());
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(self.peer.clone());
+        let mut service = self.service.clone();
+        let method = request.uri().path().to_owned();
+
+        let answer = AssertUnwindSafe(async move {
+            poll_fn(|context| service.poll_ready(context)).await.map_err(Into::into)?;
+            service.call(request).await.map_err(Into::into)
+        })
+        .catch_unwind();
+        Box::pin(async move {
+            let answer = match deadline {
+                None => answer.await,
+                Some(after) => match tokio::time::timeout(after, answer).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        return Ok(Status::deadline_exceeded("context deadline exceeded").into_http());
+                    }
+                },
+            };
+            Ok(match (answer, call) {
+                (Ok(Ok(response)), None) => response.map(Body::new),
+                (Ok(Ok(response)), Some(call)) => {
+                    response.map(|body| Body::new(Counted { body: Body::new(body), _call: call }))
+                }
+                (Ok(Err(error)), _) => Status::from_error(error).into_http(),
+                (Err(panic), _) => {
+                    let error = crate::tasks::text_of(panic.as_ref());
+                    tracing::error!(method, error, "Call panicked");
+                    Status::internal("internal error").into_http()
+                }
+            })
+        })
+    }
+}
+
+impl Running {
+    /// How many calls were begun if none is running, so that two equal answers mean that the
+    /// connection has been idle in between.
+    pub(super) fn idle_since(&self) -> Option<usize> {
+        (self.0.running.load(Ordering::Acquire) == 0).then(|| self.0.begun.load(Ordering::Acquire))
+    }
+
+    fn begin(&self) -> Call {
+        self.0.begun.fetch_add(1, Ordering::AcqRel);
+        self.0.running.fetch_add(1, Ordering::AcqRel);
+        Call(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner {
+    fn execute(&self, future: F) {
+        self.0.spawn("call", future);
+    }
+}
+
+/// An answer that is being sent.
+struct Counted {
+    body: Body,
+    _call: Call,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+/// What the client allows, from gRPC's header: at most eight digits and a unit. One that is malformed
+/// is passed over, as the client keeps the deadline itself.
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_read_as_grpc_writes_them() {
+        let read = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", value.parse().unwrap());
+            deadline(&headers)
+        };
+
+        assert_eq!(read("1H"), Some(Duration::from_secs(3600)));
+        assert_eq!(read("2M"), Some(Duration::from_secs(120)));
+        assert_eq!(read("99999999S"), Some(Duration::from_secs(99_999_999)));
+        assert_eq!(read("20m"), Some(Duration::from_millis(20)));
+        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
+        assert_eq!(read("0n"), Some(Duration::ZERO));
+        for bad in ["", "S", "1", "1s", "123456789S", "+1S", "-1S", "1.5S"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! TLS over TCP.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::{ListenError, Peer, TlsPeer};
+
+/// What hands out the TLS configuration for each new connection, so that a change of certificates or
+/// trust holds from the next one on.
+pub type TlsSource = Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>;
+
+/// A bound TCP port that speaks TLS and, over it, HTTP/2 alone.
+///
+/// The configuration must offer `h2` and must not resume sessions, since a resumed session would skip
+/// the verifier; `spiffe::tls::server_config` makes such ones.
+pub struct TlsListener {
+    socket: TcpListener,
+    address: SocketAddr,
+    config: TlsSource,
+}
+
+impl TlsListener {
+    /// Binds `address`; port 0 is any free one. To be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// What the system says: mostly that the port is in use.
+    pub fn bind(address: SocketAddr, config: TlsSource) -> Result<Self, ListenError> {
+        let socket = bind(address).map_err(|source| ListenError::Address { address, source })?;
+        let address = socket.local_addr().map_err(|source| ListenError::Address { address, source })?;
+        Ok(Self { socket, address, config })
+    }
+
+    /// Where it listens, with the port that was chosen.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<Arrival> {
+        let (socket, remote) = self.socket.accept().await?;
+        Ok(Arrival { socket, remote, config: (self.config)() })
+    }
+}
+
+impl fmt::Debug for TlsListener {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("TlsListener").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// A client that has yet to shake hands.
+pub(super) struct Arrival {
+    socket: TcpStream,
+    remote: SocketAddr,
+    config: Arc<ServerConfig>,
+}
+
+impl Arrival {
+    pub(super) const fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    /// Shakes hands. Not bounded in time.
+    pub(super) async fn shake_hands(self) -> io::Result<(Box<TlsStream<TcpStream>>, Peer)> {
+        // Small answers must not wait for more to come; a host that vanished must not stay for ever.
+        self.socket.set_nodelay(true)?;
+        rustix::net::sockopt::set_socket_keepalive(&self.socket, true)?;
+        rustix::net::sockopt::set_tcp_keepidle(&self.socket, TCP_KEEPALIVE)?;
+        rustix::net::sockopt::set_tcp_keepintvl(&self.socket, TCP_KEEPALIVE)?;
+        let local = self.socket.local_addr()?;
+
+        let stream = TlsAcceptor::from(self.config).accept(self.socket).await?;
+
+        let (_, session) = stream.get_ref();
+        if session.alpn_protocol() != Some(b"h2") {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "the client does not speak HTTP/2"));
+        }
+        let certificates = session.peer_certificates().unwrap_or_default();
+        let peer = Peer::tls(TlsPeer {
+            remote: self.remote,
+            local,
+            certificates: certificates.iter().map(|certificate| certificate.clone().into_owned()).collect(),
+            key_exchange: session.negotiated_key_exchange_group().map(|group| group.name()),
+        });
+        Ok((Box::new(stream), peer))
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Connections of the process before us may linger on the port.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Connections that wait for us to accept them; the system may allow fewer.
+const BACKLOG: u32 = 4096;
+
+/// As Go's listeners do.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(15);

@@ -1,0 +1,135 @@
+//! Unix sockets: made, given their modes, and removed again.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+
+use tokio::net::UnixStream;
+
+use super::{ListenError, Peer};
+use crate::peer::{Caller, CallerError};
+
+/// How a socket is made and who may call.
+#[derive(Clone, Copy, Debug)]
+pub struct UnixOptions {
+    /// The mode of the folders above it, where they are missing.
+    pub directory_mode: u32,
+    /// The mode of the socket.
+    pub socket_mode: u32,
+    /// Whether a caller must be known.
+    pub callers: Callers,
+}
+
+/// Whether the process at the other end must be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callers {
+    /// A connection whose process cannot be told is closed.
+    Required,
+    /// It is taken all the same: who may open the socket may call.
+    IfKnown,
+}
+
+/// A Unix socket that is listened on; dropping it removes the socket.
+#[derive(Debug)]
+pub struct UnixListener {
+    socket: tokio::net::UnixListener,
+    name: Name,
+    callers: Callers,
+}
+
+/// The socket's name in the file system. Removed only while it is still ours: another process may
+/// have put its own there.
+#[derive(Debug)]
+struct Name {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl UnixListener {
+    /// Makes the socket, with the folders above it. One that nobody answers on any more is replaced.
+    /// To be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// A process answers on it, something that is no socket has the name, or what the system says.
+    pub fn bind(path: &Path, options: UnixOptions) -> Result<Self, ListenError> {
+        let failed = |source| ListenError::Socket { path: path.to_owned(), source };
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            DirBuilder::new().recursive(true).mode(options.directory_mode).create(folder).map_err(failed)?;
+        }
+        remove_stale(path)?;
+        let socket = tokio::net::UnixListener::bind(path).map_err(|source| {
+            // Somebody was faster.
+            let is_taken = source.kind() == io::ErrorKind::AddrInUse;
+            if is_taken { ListenError::InUse { path: path.to_owned() } } else { failed(source) }
+        })?;
+        // Until here its mode is what the umask leaves, which is less than what is asked for. Nobody
+        // can connect before it is set: a client that could, may.
+        fs::set_permissions(path, Permissions::from_mode(options.socket_mode)).map_err(failed)?;
+        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        let name = Name { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() };
+        Ok(Self { socket, name, callers: options.callers })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.name.path
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<Arrival> {
+        let (socket, _) = self.socket.accept().await?;
+        Ok(Arrival { socket, callers: self.callers })
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        let ours = |metadata: fs::Metadata| metadata.dev() == self.device && metadata.ino() == self.inode;
+        if fs::symlink_metadata(&self.path).is_ok_and(ours) {
+            // It is gone, or will be found stale by the next who wants the name.
+            fs::remove_file(&self.path).ok();
+        }
+    }
+}
+
+/// A process that connected.
+pub(super) struct Arrival {
+    socket: UnixStream,
+    callers: Callers,
+}
+
+impl Arrival {
+    /// The connection and who made it.
+    pub(super) fn identify(self) -> Result<(UnixStream, Peer), CallerError> {
+        let caller = match Caller::of(self.socket.as_fd()) {
+            Ok(caller) => Some(caller),
+            Err(_) if self.callers == Callers::IfKnown => None,
+            Err(error) => return Err(error),
+        };
+        Ok((self.socket, Peer::local(caller)))
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let failed = |source| ListenError::Socket { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ListenError::NoSocket { path: path.to_owned() });
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    }
+    match BlockingStream::connect(path) {
+        Ok(_) => Err(ListenError::InUse { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
