@@ -4,6 +4,7 @@
 //! [`AgentConfig`]); programs see only the last. Nothing here opens a socket, logs or prints.
 
 mod agent;
+pub mod hcl;
 mod server;
 mod shared;
 

@@ -1,11 +1,11 @@
 //! A plugin's configuration: text to a struct.
 
+use config::hcl;
 use plugin::{PluginConfig, PluginError};
 use serde::de::DeserializeOwned;
 
 /// Decodes `plugin_data`; `what` starts the error text. Unknown keys are ignored, as SPIRE ignores
 /// them for the plugins that use this.
 pub(crate) fn decode<T: DeserializeOwned>(config: &PluginConfig, what: &str) -> Result<T, PluginError> {
-    let text = if config.data.trim().is_empty() { "{}" } else { &config.data };
-    serde_json::from_str(text).map_err(|error| PluginError::invalid_argument(format!("{what}: {error}")))
+    hcl::from_str(&config.data).map_err(|error| PluginError::invalid_argument(format!("{what}: {error}")))
 }
