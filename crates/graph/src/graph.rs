@@ -1,0 +1,593 @@
+//! The graph itself: one version of all entries and agents.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use spiffe::{Entry, EntryId, SpiffeId, TrustDomain};
+
+use crate::affected::{Affected, Reach};
+use crate::agents::{AgentRecord, Agents};
+use crate::batch::{Change, ChangeBatch};
+use crate::bucket::Bucket;
+use crate::index::{Hashes, Index};
+use crate::page::Slot;
+use crate::token::Token;
+use crate::tree::Tree;
+use crate::view::View;
+
+/// Parent of alias entries, which stand for the agents that have their selectors.
+const SERVER_PATH: &str = "/spire/server";
+
+/// All entries and agents at one moment. A clone is one reference count.
+#[derive(Clone)]
+pub struct EntryGraph(Arc<Version>);
+
+/// What a version holds; most of it shared with the one before.
+#[derive(Clone)]
+pub(crate) struct Version {
+    trust_domain: TrustDomain,
+    pub(crate) hashes: Hashes,
+    /// By row: the order of lists.
+    entries: Tree<i64, Arc<Entry>>,
+    by_id: Index,
+    pub(crate) by_spiffe_id: Index,
+    by_parent: Index,
+    pub(crate) by_federated: Index,
+    buckets: Tree<Place, Arc<Bucket>>,
+    /// Alias entries, each under one of its selectors: an agent that matches has that one too.
+    aliases: Index,
+    pub(crate) agents: Agents,
+}
+
+/// Where a bucket is. The hash comes first, so that few comparisons look at a path.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    hash: u64,
+    path: Arc<str>,
+}
+
+/// How much a graph holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// All entries, alias entries and those nobody is authorised for included.
+    pub entries: usize,
+    /// Alias entries.
+    pub aliases: usize,
+    /// Agents.
+    pub agents: usize,
+    /// Parents of entries that agents may see.
+    pub parents: usize,
+}
+
+impl EntryGraph {
+    /// The empty graph of a trust domain.
+    #[must_use]
+    pub fn new(trust_domain: TrustDomain) -> Self {
+        Self(Arc::new(Version {
+            trust_domain,
+            hashes: Hashes::default(),
+            entries: Tree::default(),
+            by_id: Index::default(),
+            by_spiffe_id: Index::default(),
+            by_parent: Index::default(),
+            by_federated: Index::default(),
+            buckets: Tree::default(),
+            aliases: Index::default(),
+            agents: Agents::default(),
+        }))
+    }
+
+    /// Builds a graph in one go, much faster than change by change.
+    ///
+    /// Entries come with their rows, best in ascending order. Of several with the same row the last
+    /// counts, of several with the same id the one with the highest row.
+    #[must_use]
+    pub fn load(
+        trust_domain: TrustDomain,
+        entries: impl IntoIterator<Item = (i64, Arc<Entry>)>,
+        agents: impl IntoIterator<Item = Arc<AgentRecord>>,
+    ) -> Self {
+        let mut version = Arc::unwrap_or_clone(Self::new(trust_domain).0);
+        version.agents = Agents::build(&version.hashes, agents);
+        version.load(sound(entries));
+        Self(Arc::new(version))
+    }
+
+    /// The next version, and the agents that see something else in it.
+    ///
+    /// An entry that is older than what its row holds (a lower revision), or whose id a higher row
+    /// holds, is dropped: rows that were read before a change and arrive after it. The graph cannot
+    /// tell a deleted entry that was read before from a new one; whoever reads rows must drop those.
+    #[must_use]
+    pub fn apply(&self, batch: &ChangeBatch) -> (Self, Affected) {
+        let mut next = Version::clone(&self.0);
+        let mut touched = Touched::default();
+        for change in batch {
+            match change {
+                Change::EntrySet { row_id, entry } => next.set_entry(*row_id, entry, &mut touched),
+                Change::EntryDeleted { row_id } => next.remove_entry(*row_id, &mut touched),
+                Change::EntryGone(id) => {
+                    if let Some((row, _)) = next.entry(id) {
+                        next.remove_entry(row, &mut touched);
+                    }
+                }
+                Change::AgentSet(record) => next.set_agent(record, &mut touched),
+                Change::AgentDeleted(id) => next.remove_agent(id, &mut touched),
+            }
+        }
+        if !touched.any {
+            return (self.clone(), Affected::default());
+        }
+        let mut affected = Affected::default();
+        for version in [&*self.0, &next] {
+            let mut reach = Reach::new(version, &mut affected);
+            touched.parents.iter().for_each(|parent| reach.above_parent(parent));
+            touched.aliases.iter().for_each(|alias| reach.of_alias(alias));
+        }
+        for (id, change) in touched.agents {
+            affected.note_record(id, change);
+        }
+        (Self(Arc::new(next)), affected)
+    }
+
+    /// What turns this graph into one of these rows: empty, unless changes got lost.
+    #[must_use]
+    pub fn difference(
+        &self,
+        entries: impl IntoIterator<Item = (i64, Arc<Entry>)>,
+        agents: impl IntoIterator<Item = Arc<AgentRecord>>,
+    ) -> ChangeBatch {
+        let rows: HashMap<i64, Arc<Entry>> = sound(entries).into_iter().collect();
+        let differs = |row: i64, held: &Arc<Entry>| rows.get(&row) != Some(held);
+        // Deleted first: a set of an older revision, or of an id that a higher row holds, is dropped.
+        let mut batch: ChangeBatch = self
+            .entries_from(i64::MIN)
+            .filter(|(row, held)| differs(*row, held))
+            .map(|(row_id, _)| Change::EntryDeleted { row_id })
+            .collect();
+        for (row_id, entry) in rows {
+            if self.0.row(row_id) != Some(&entry) {
+                batch.push(Change::EntrySet { row_id, entry });
+            }
+        }
+        let mut ids = HashSet::new();
+        for record in agents {
+            ids.insert(record.id.clone());
+            if self.agent(&record.id) != Some(&record) {
+                batch.push(Change::AgentSet(record));
+            }
+        }
+        let gone = self.agents().filter(|record| !ids.contains(&record.id));
+        batch.extend(gone.map(|record| Change::AgentDeleted(record.id.clone())));
+        batch
+    }
+
+    /// What an agent is authorised for. One that is not known (yet) sees the entries below its own
+    /// id, one of a foreign trust domain nothing.
+    #[must_use]
+    pub fn view(&self, agent: &SpiffeId) -> View {
+        View::of(self, agent)
+    }
+
+    /// Those of some entries that an agent is authorised for, in the order of `ids`.
+    #[must_use]
+    pub fn pick(&self, agent: &SpiffeId, ids: &[EntryId]) -> Vec<Arc<Entry>> {
+        let view = self.view(agent);
+        ids.iter().filter_map(|id| view.entry(id)).cloned().collect()
+    }
+
+    /// One agent.
+    #[must_use]
+    pub fn agent(&self, id: &SpiffeId) -> Option<&Arc<AgentRecord>> {
+        self.0.agents.get(&self.0.hashes, id).map(|known| &known.record)
+    }
+
+    /// All agents, in no order that means anything.
+    pub fn agents(&self) -> impl Iterator<Item = &Arc<AgentRecord>> {
+        self.0.agents.iter().map(|known| &known.record)
+    }
+
+    /// One entry.
+    #[must_use]
+    pub fn entry(&self, id: &EntryId) -> Option<&Arc<Entry>> {
+        self.0.entry(id).map(|(_, entry)| entry)
+    }
+
+    /// The row of an entry.
+    #[must_use]
+    pub fn row_of(&self, id: &EntryId) -> Option<i64> {
+        self.0.entry(id).map(|(row, _)| row)
+    }
+
+    /// The entries from a row on, with their rows, in that order.
+    pub fn entries_from(&self, row: i64) -> impl Iterator<Item = (i64, &Arc<Entry>)> {
+        self.0.entries.from(move |held| held.cmp(&row)).map(|(row, entry)| (*row, entry))
+    }
+
+    /// The entries that give an identity, in order of their rows.
+    pub fn entries_of(&self, spiffe_id: &SpiffeId) -> impl Iterator<Item = &Arc<Entry>> {
+        self.0.giving(spiffe_id)
+    }
+
+    /// The entries of a parent with their rows, in that order.
+    pub fn entries_below(&self, parent: &SpiffeId) -> impl Iterator<Item = (i64, &Arc<Entry>)> {
+        let rows = self.0.by_parent.rows(self.0.hashes.of(parent.as_str()));
+        self.0.entries_at(rows).filter(move |(_, entry)| entry.parent_id == *parent)
+    }
+
+    /// The entries that federate with a trust domain, with their rows, in that order.
+    pub fn entries_federating(&self, trust_domain: &TrustDomain) -> impl Iterator<Item = (i64, &Arc<Entry>)> {
+        self.0.federating(trust_domain)
+    }
+
+    /// The agents that have entries which federate with a trust domain: whom its bundle concerns.
+    #[must_use]
+    pub fn affected_by_bundle(&self, trust_domain: &TrustDomain) -> Affected {
+        let mut affected = Affected::default();
+        let mut reach = Reach::new(&self.0, &mut affected);
+        for (_, entry) in self.0.federating(trust_domain) {
+            if self.0.is_visible(entry) {
+                reach.above_parent(&entry.parent_id);
+            }
+        }
+        affected
+    }
+
+    /// The trust domain whose agents these are.
+    #[must_use]
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.0.trust_domain
+    }
+
+    /// How much it holds.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            entries: self.0.entries.len(),
+            aliases: self.0.aliases.len(),
+            agents: self.0.agents.len(),
+            parents: self.0.buckets.len(),
+        }
+    }
+
+    /// What it holds, for the other modules.
+    pub(crate) fn version(&self) -> &Version {
+        &self.0
+    }
+}
+
+impl fmt::Debug for EntryGraph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EntryGraph({}: {:?})", self.0.trust_domain, self.counts())
+    }
+}
+
+/// What a batch touched.
+#[derive(Default)]
+struct Touched {
+    any: bool,
+    /// Parents whose visible entries changed.
+    parents: HashSet<SpiffeId>,
+    /// Alias entries before and after their change.
+    aliases: Vec<Arc<Entry>>,
+    /// Agents whose record changed.
+    agents: HashMap<SpiffeId, RecordChange>,
+}
+
+/// What changed of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RecordChange {
+    /// Not its selectors.
+    Record,
+    /// Its selectors, and so perhaps its view.
+    Selectors,
+}
+
+impl Version {
+    /// One entry and its row.
+    pub(crate) fn entry(&self, id: &EntryId) -> Option<(i64, &Arc<Entry>)> {
+        let rows = self.by_id.rows(self.hashes.of(id.as_str()));
+        self.entries_at(rows).find(|(_, entry)| entry.id == *id)
+    }
+
+    /// The entries that give an identity.
+    pub(crate) fn giving(&self, spiffe_id: &SpiffeId) -> impl Iterator<Item = &Arc<Entry>> {
+        let rows = self.by_spiffe_id.rows(self.hashes.of(spiffe_id.as_str()));
+        self.entries_at(rows).map(|(_, entry)| entry).filter(move |entry| entry.spiffe_id == *spiffe_id)
+    }
+
+    /// The bucket of a path.
+    pub(crate) fn bucket(&self, path: &str) -> Option<&Arc<Bucket>> {
+        let hash = self.hashes.of(path);
+        self.buckets.get(|held| held.hash.cmp(&hash).then_with(|| (*held.path).cmp(path)))
+    }
+
+    /// The alias entries whose selectors an agent has.
+    pub(crate) fn aliases_of(&self, agent: &SpiffeId) -> impl Iterator<Item = &Arc<Entry>> {
+        let selectors = self.agents.get(&self.hashes, agent).map(|known| &known.selectors);
+        selectors.into_iter().flat_map(move |selectors| {
+            selectors
+                .iter()
+                .flat_map(|selector| self.aliases.rows(self.hashes.of_selector(selector)))
+                .filter_map(|row| self.row(row))
+                .filter(|alias| alias.selector_set.is_subset(selectors))
+        })
+    }
+
+    /// Whether an agent may be authorised for an entry: not for alias entries, nor for those that
+    /// name a foreign trust domain.
+    pub(crate) fn is_visible(&self, entry: &Entry) -> bool {
+        self.is_member(entry) && entry.parent_id.path() != SERVER_PATH
+    }
+
+    /// Whether an entry stands for the agents that have its selectors.
+    pub(crate) fn is_alias(&self, entry: &Entry) -> bool {
+        self.is_member(entry) && entry.parent_id.path() == SERVER_PATH
+    }
+
+    pub(crate) const fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    fn is_member(&self, entry: &Entry) -> bool {
+        entry.parent_id.is_member_of(&self.trust_domain) && entry.spiffe_id.is_member_of(&self.trust_domain)
+    }
+
+    fn row(&self, row: i64) -> Option<&Arc<Entry>> {
+        self.entries.get(|held| held.cmp(&row))
+    }
+
+    fn entries_at<'a>(
+        &'a self,
+        rows: impl Iterator<Item = i64> + 'a,
+    ) -> impl Iterator<Item = (i64, &'a Arc<Entry>)> {
+        rows.filter_map(|row| Some((row, self.row(row)?)))
+    }
+
+    fn federating(&self, trust_domain: &TrustDomain) -> impl Iterator<Item = (i64, &Arc<Entry>)> {
+        let rows = self.by_federated.rows(self.hashes.of(trust_domain.as_str()));
+        self.entries_at(rows).filter(move |(_, entry)| entry.federates_with.contains(trust_domain))
+    }
+
+    fn load(&mut self, entries: Vec<(i64, Arc<Entry>)>) {
+        let (mut by_id, mut by_spiffe_id, mut by_parent) = (
+            Vec::with_capacity(entries.len()),
+            Vec::with_capacity(entries.len()),
+            Vec::with_capacity(entries.len()),
+        );
+        let mut by_federated = Vec::new();
+        let mut buckets: HashMap<Arc<str>, Vec<Slot>> = HashMap::new();
+        for (row, entry) in &entries {
+            by_id.push((self.hashes.of(entry.id.as_str()), *row));
+            by_spiffe_id.push((self.hashes.of(entry.spiffe_id.as_str()), *row));
+            by_parent.push((self.hashes.of(entry.parent_id.as_str()), *row));
+            by_federated
+                .extend(entry.federates_with.iter().map(|other| (self.hashes.of(other.as_str()), *row)));
+            if !self.is_visible(entry) {
+                continue;
+            }
+            let slot = Slot { row: *row, entry: Arc::clone(entry), digest: Token::of(entry) };
+            match buckets.get_mut(entry.parent_id.path()) {
+                Some(slots) => slots.push(slot),
+                None => _ = buckets.insert(entry.parent_id.path().into(), vec![slot]),
+            }
+        }
+        // How often entries of one bucket give the identity of another.
+        let mut children: HashMap<&str, HashMap<&Arc<str>, u32>> = HashMap::new();
+        for slot in buckets.values().flatten() {
+            if let Some((child, _)) = buckets.get_key_value(slot.entry.spiffe_id.path()) {
+                let counts = children.entry(slot.entry.parent_id.path()).or_default();
+                *counts.entry(child).or_default() += 1;
+            }
+        }
+        let mut placed: Vec<(Place, Arc<Bucket>)> = buckets
+            .iter()
+            .map(|(path, slots)| {
+                let mut bucket = Bucket::of_sorted(Arc::clone(path), slots.clone());
+                for (child, count) in children.get(&**path).into_iter().flatten() {
+                    bucket.adopt(child, *count);
+                }
+                (Place { hash: self.hashes.of(path), path: Arc::clone(path) }, Arc::new(bucket))
+            })
+            .collect();
+        placed.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        self.buckets = Tree::from_sorted(placed);
+        self.by_id = Index::build(by_id);
+        self.by_spiffe_id = Index::build(by_spiffe_id);
+        self.by_parent = Index::build(by_parent);
+        self.by_federated = Index::build(by_federated);
+        for (row, entry) in &entries {
+            self.file_alias(*row, entry);
+        }
+        self.entries = Tree::from_sorted(entries);
+    }
+
+    fn set_entry(&mut self, row: i64, entry: &Arc<Entry>, touched: &mut Touched) {
+        if let Some((held, _)) = self.entry(&entry.id)
+            && held != row
+        {
+            if held > row {
+                return;
+            }
+            self.remove_entry(held, touched);
+        }
+        let Some(held) = self.row(row).cloned() else {
+            self.add_entry(row, entry, touched);
+            return;
+        };
+        if held.revision_number > entry.revision_number || *held == **entry {
+            return;
+        }
+        let stays = held.parent_id == entry.parent_id && held.spiffe_id == entry.spiffe_id;
+        if stays && held.id == entry.id && self.is_visible(entry) {
+            self.replace_entry(row, &held, entry, touched);
+        } else {
+            self.remove_entry(row, touched);
+            self.add_entry(row, entry, touched);
+        }
+    }
+
+    /// Replaces a visible entry by one of the same id, identity and parent.
+    fn replace_entry(&mut self, row: i64, held: &Entry, entry: &Arc<Entry>, touched: &mut Touched) {
+        touched.any = true;
+        touched.parents.insert(entry.parent_id.clone());
+        self.entries.insert(row, Arc::clone(entry));
+        for other in held.federates_with.iter() {
+            self.by_federated.remove(self.hashes.of(other.as_str()), row);
+        }
+        for other in entry.federates_with.iter() {
+            self.by_federated.add(self.hashes.of(other.as_str()), row);
+        }
+        if let Some(bucket) = self.bucket_mut(entry.parent_id.path()) {
+            bucket.insert(Slot { row, entry: Arc::clone(entry), digest: Token::of(entry) });
+        }
+    }
+
+    fn add_entry(&mut self, row: i64, entry: &Arc<Entry>, touched: &mut Touched) {
+        touched.any = true;
+        if self.is_visible(entry) {
+            touched.parents.insert(entry.parent_id.clone());
+            self.show(row, entry);
+        } else if self.is_alias(entry) {
+            touched.aliases.push(Arc::clone(entry));
+            self.file_alias(row, entry);
+        }
+        self.entries.insert(row, Arc::clone(entry));
+        self.by_id.add(self.hashes.of(entry.id.as_str()), row);
+        self.by_spiffe_id.add(self.hashes.of(entry.spiffe_id.as_str()), row);
+        self.by_parent.add(self.hashes.of(entry.parent_id.as_str()), row);
+        for other in entry.federates_with.iter() {
+            self.by_federated.add(self.hashes.of(other.as_str()), row);
+        }
+    }
+
+    fn remove_entry(&mut self, row: i64, touched: &mut Touched) {
+        let Some(entry) = self.entries.remove(|held| held.cmp(&row)) else { return };
+        touched.any = true;
+        self.by_id.remove(self.hashes.of(entry.id.as_str()), row);
+        self.by_spiffe_id.remove(self.hashes.of(entry.spiffe_id.as_str()), row);
+        self.by_parent.remove(self.hashes.of(entry.parent_id.as_str()), row);
+        for other in entry.federates_with.iter() {
+            self.by_federated.remove(self.hashes.of(other.as_str()), row);
+        }
+        if self.is_visible(&entry) {
+            touched.parents.insert(entry.parent_id.clone());
+            self.hide(row, &entry);
+        } else if self.is_alias(&entry) {
+            for selector in &entry.selector_set {
+                self.aliases.remove(self.hashes.of_selector(selector), row);
+            }
+            touched.aliases.push(entry);
+        }
+    }
+
+    /// Puts an entry that is not in the indexes yet into its bucket.
+    fn show(&mut self, row: i64, entry: &Arc<Entry>) {
+        let path = entry.parent_id.path();
+        if self.bucket(path).is_none() {
+            let path: Arc<str> = path.into();
+            let place = Place { hash: self.hashes.of(&path), path: Arc::clone(&path) };
+            self.buckets.insert(place, Arc::new(Bucket::new(Arc::clone(&path))));
+            for parent in self.parents_giving(&entry.parent_id) {
+                if let Some(bucket) = self.bucket_mut(&parent) {
+                    bucket.adopt(&path, 1);
+                }
+            }
+        }
+        let child = self.bucket(entry.spiffe_id.path()).map(|bucket| Arc::clone(bucket.path()));
+        let Some(bucket) = self.bucket_mut(path) else { return };
+        bucket.insert(Slot { row, entry: Arc::clone(entry), digest: Token::of(entry) });
+        if let Some(child) = child {
+            bucket.adopt(&child, 1);
+        }
+    }
+
+    /// Takes an entry that is not in the indexes any more out of its bucket.
+    fn hide(&mut self, row: i64, entry: &Entry) {
+        let path = entry.parent_id.path();
+        let Some(bucket) = self.bucket_mut(path) else { return };
+        bucket.remove(row);
+        bucket.release(entry.spiffe_id.path());
+        if bucket.len() > 0 {
+            return;
+        }
+        let hash = self.hashes.of(path);
+        self.buckets.remove(|held| held.hash.cmp(&hash).then_with(|| (*held.path).cmp(path)));
+        for parent in self.parents_giving(&entry.parent_id) {
+            if let Some(bucket) = self.bucket_mut(&parent) {
+                bucket.disown(path);
+            }
+        }
+    }
+
+    /// The parents' paths of the visible entries that give an identity, once per entry.
+    fn parents_giving(&self, spiffe_id: &SpiffeId) -> Vec<Arc<str>> {
+        let entries = self.giving(spiffe_id).filter(|entry| self.is_visible(entry));
+        entries
+            .filter_map(|entry| self.bucket(entry.parent_id.path()))
+            .map(|bucket| Arc::clone(bucket.path()))
+            .collect()
+    }
+
+    fn bucket_mut(&mut self, path: &str) -> Option<&mut Bucket> {
+        let hash = self.hashes.of(path);
+        self.buckets
+            .get_mut(|held| held.hash.cmp(&hash).then_with(|| (*held.path).cmp(path)))
+            .map(Arc::make_mut)
+    }
+
+    /// Files an alias entry under its rarest selector. Without selectors it matches nobody.
+    fn file_alias(&mut self, row: i64, entry: &Entry) {
+        if self.is_alias(entry)
+            && let Some(hash) = self.aliases.rarest(&self.hashes, &entry.selector_set)
+        {
+            self.aliases.add(hash, row);
+        }
+    }
+
+    fn set_agent(&mut self, record: &Arc<AgentRecord>, touched: &mut Touched) {
+        let held = self.agents.get(&self.hashes, &record.id);
+        if held.is_some_and(|held| held.record == *record) {
+            return;
+        }
+        let held = self.agents.insert(&self.hashes, Arc::clone(record));
+        let selectors = |record: &AgentRecord| record.selectors.clone();
+        let same = held.is_some_and(|held| selectors(&held.record) == selectors(record));
+        touched.agent(&record.id, if same { RecordChange::Record } else { RecordChange::Selectors });
+    }
+
+    fn remove_agent(&mut self, id: &SpiffeId, touched: &mut Touched) {
+        if self.agents.remove(&self.hashes, id).is_some() {
+            touched.agent(id, RecordChange::Selectors);
+        }
+    }
+}
+
+impl Touched {
+    fn agent(&mut self, id: &SpiffeId, change: RecordChange) {
+        self.any = true;
+        let noted = self.agents.entry(id.clone()).or_insert(change);
+        if change == RecordChange::Selectors {
+            *noted = change;
+        }
+    }
+}
+
+/// Entries in order of their rows, each row and each id once.
+fn sound(entries: impl IntoIterator<Item = (i64, Arc<Entry>)>) -> Vec<(i64, Arc<Entry>)> {
+    let mut entries: Vec<(i64, Arc<Entry>)> = entries.into_iter().collect();
+    if !entries.is_sorted_by(|a, b| a.0 < b.0) {
+        entries.sort_by_key(|(row, _)| *row);
+        entries.reverse();
+        entries.dedup_by_key(|(row, _)| *row);
+        entries.reverse();
+    }
+    let mut ids = HashSet::with_capacity(entries.len());
+    let unique: Vec<bool> = entries.iter().rev().map(|(_, entry)| ids.insert(entry.id.as_str())).collect();
+    if unique.contains(&false) {
+        let mut unique = unique.into_iter().rev();
+        entries.retain(|_| unique.next().unwrap_or(true));
+    }
+    entries
+}

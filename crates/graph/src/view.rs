@@ -1,0 +1,99 @@
+//! What one agent is authorised for.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+use spiffe::{Entry, EntryId, SpiffeId};
+
+use crate::bucket::Bucket;
+use crate::graph::EntryGraph;
+use crate::page::Page;
+use crate::token::Token;
+
+/// The entries an agent is authorised for, at one moment: a few buckets, nothing copied.
+#[derive(Clone)]
+pub struct View {
+    graph: EntryGraph,
+    /// In order of their paths.
+    pub(crate) buckets: Vec<Arc<Bucket>>,
+    len: usize,
+}
+
+impl View {
+    /// Walks down from the agent and from the alias entries it matches. Buckets know which buckets
+    /// are below, so no entry is looked at.
+    pub(crate) fn of(graph: &EntryGraph, agent: &SpiffeId) -> Self {
+        let version = graph.version();
+        let mut buckets: Vec<Arc<Bucket>> = Vec::new();
+        if agent.is_member_of(version.trust_domain()) {
+            let mut seen = HashSet::new();
+            let mut todo = vec![agent.path()];
+            todo.extend(version.aliases_of(agent).map(|alias| alias.spiffe_id.path()));
+            while let Some(path) = todo.pop() {
+                if let Some(bucket) = version.bucket(path)
+                    && seen.insert(path)
+                {
+                    buckets.push(Arc::clone(bucket));
+                    todo.extend(bucket.children().map(|child| &**child));
+                }
+            }
+            buckets.sort_unstable_by(|a, b| a.path().cmp(b.path()));
+        }
+        let len = buckets.iter().map(|bucket| bucket.len()).sum();
+        Self { graph: graph.clone(), buckets, len }
+    }
+
+    /// How many entries there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The entries, by the path of their parent and then by their row.
+    pub fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.pages().flat_map(|page| page.slots()).map(|slot| &slot.entry)
+    }
+
+    /// One entry, if the agent is authorised for it.
+    #[must_use]
+    pub fn entry(&self, id: &EntryId) -> Option<&Arc<Entry>> {
+        let (page, at) = self.find(id)?;
+        page.slots().get(at).map(|slot| &slot.entry)
+    }
+
+    /// Names the contents.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.buckets.iter().fold(Token::default(), |sum, bucket| sum.plus(bucket.digest()))
+    }
+
+    /// The pages in order.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = &Arc<Page>> {
+        self.buckets.iter().flat_map(|bucket| bucket.pages())
+    }
+
+    /// Where an entry is, if the agent is authorised for it.
+    pub(crate) fn find(&self, id: &EntryId) -> Option<(&Arc<Page>, usize)> {
+        let version = self.graph.version();
+        let (row, entry) = version.entry(id)?;
+        if !version.is_visible(entry) {
+            return None;
+        }
+        let path = entry.parent_id.path();
+        let at = self.buckets.binary_search_by(|bucket| (**bucket.path()).cmp(path)).ok()?;
+        self.buckets.get(at)?.find(row)
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "View({} entries in {} buckets, {:?})", self.len, self.buckets.len(), self.token())
+    }
+}
