@@ -1,21 +1,37 @@
 //! Black-box suites: they reach the product through its front doors only.
 //!
 //! Main types: [`Product`] (the programs under test), [`Plane`] (a running trust domain in a folder of
-//! its own) and [`Scenario`] (recorded command lines with what they must print). The same suites drive
+//! its own) [`Scenario`] (recorded command lines with
+//! what they must print) and [`ApiGroup`] (recorded calls of the server's API with what they came to). The same suites drive
 //! SPIRE's own programs when `SPIRE_BIN` names their folder, which proves the suites themselves.
 //! Nothing here may depend on a crate of the product.
 #![expect(clippy::print_stderr, reason = "test support talks to the one who runs the tests")]
 #![expect(
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::panic,
     clippy::disallowed_methods,
     reason = "in test support a broken premise is a failed test, and foreign processes are waited for"
 )]
 
+mod api;
+mod der;
+mod describe;
+mod documents;
+mod expect;
+mod outcome;
+mod pki;
 mod plane;
 mod scenario;
+mod takeover;
 mod template;
+mod wire;
+mod workload;
 
+pub use api::ApiGroup;
+pub use documents::Documents;
+pub use outcome::Outcome;
 pub use plane::{Plane, PlaneConfig, Product, Running};
 pub use scenario::{Scenario, Verdict};
+pub use takeover::Takeover;
 pub use template::Binding;

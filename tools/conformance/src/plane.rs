@@ -79,6 +79,8 @@ pub struct PlaneConfig {
     pub agent_extra: String,
     /// Lines inside the server's `plugins {}`.
     pub server_plugins: String,
+    /// The agent's node attestor.
+    pub agent_attestor: String,
     /// The CA's key type.
     pub ca_key: String,
     /// Log level of both.
@@ -96,6 +98,7 @@ impl Default for PlaneConfig {
             server_extra: String::new(),
             agent_extra: String::new(),
             server_plugins: String::new(),
+            agent_attestor: r#"NodeAttestor "join_token" { plugin_data {} }"#.to_owned(),
             ca_key: "ec-p256".to_owned(),
             log: "INFO".to_owned(),
             server: true,
@@ -290,7 +293,8 @@ impl Plane {
         self.await_healthy("agent");
     }
 
-    fn start_server(&mut self, config: &PlaneConfig) {
+    /// Writes the server's configuration without starting it.
+    pub fn configure_server(&self, config: &PlaneConfig) {
         let text = format!(
             r#"server {{
   trust_domain = "{{td}}"
@@ -313,6 +317,10 @@ plugins {{
             config.log, config.ca_key, config.server_extra, config.server_plugins
         );
         self.write("{dir}/server.conf", &text);
+    }
+
+    fn start_server(&mut self, config: &PlaneConfig) {
+        self.configure_server(config);
         self.start_server_again();
     }
 
@@ -323,6 +331,13 @@ plugins {{
             token.lines().find_map(|line| line.strip_prefix("Token: ")).unwrap_or_default().to_owned();
         let bundle = self.ok("server", &["bundle", "show", "-socketPath", "{sock}"]);
         self.write("{dir}/bootstrap.pem", &bundle);
+        self.configure_agent(config, &token);
+        self.start_agent_again();
+    }
+
+    /// Writes the agent's configuration without starting it; an empty token is none.
+    pub fn configure_agent(&self, config: &PlaneConfig, token: &str) {
+        let token = if token.is_empty() { String::new() } else { format!("join_token = \"{token}\"") };
         let text = format!(
             r#"agent {{
   trust_domain = "{{td}}"
@@ -334,19 +349,18 @@ plugins {{
   log_level = "{}"
   log_file = "{{dir}}/agent.log"
   trust_bundle_path = "{{dir}}/bootstrap.pem"
-  join_token = "{token}"
+  {token}
   {}
 }}
 plugins {{
   KeyManager "disk" {{ plugin_data {{ directory = "{{dir}}/agent-data" }} }}
-  NodeAttestor "join_token" {{ plugin_data {{}} }}
+  {}
   WorkloadAttestor "unix" {{ plugin_data {{}} }}
 }}
 "#,
-            config.log, config.agent_extra
+            config.log, config.agent_extra, config.agent_attestor
         );
         self.write("{dir}/agent.conf", &text);
-        self.start_agent_again();
     }
 }
 

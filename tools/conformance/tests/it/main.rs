@@ -1,4 +1,10 @@
 //! The suites, one module each. They need the program: `cargo xtask test conformance` builds it first.
 
 #[cfg(test)]
+mod api;
+#[cfg(test)]
 mod cli;
+#[cfg(test)]
+mod documents;
+#[cfg(test)]
+mod takeover;
