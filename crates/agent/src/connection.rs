@@ -33,7 +33,8 @@ struct Open {
 pub struct Lease {
     /// The clients.
     pub clients: ServerClients,
-    generation: u64,
+    /// How often the agent's own SVID had been renewed.
+    pub generation: u64,
 }
 
 /// What a failed call means to the agent.
@@ -80,6 +81,20 @@ impl Connection {
         open.clients = None;
         drop(open);
         verdict(failure)
+    }
+
+    /// Drops the connection that a call failed over.
+    pub fn reset(&self, lease: &Lease) {
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.generation == lease.generation {
+            open.clients = None;
+        }
+    }
+
+    /// How often the agent's own SVID was renewed.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner).generation
     }
 
     /// Drops the connection because the agent's own SVID is another now.

@@ -10,42 +10,80 @@
 //! withdrawn first; nothing is stored but the agent's own SVID, its key and its bundle.
 
 pub mod api;
+mod attest;
 pub mod connection;
 pub mod context;
 #[cfg(test)]
 mod fixtures;
+mod issue;
 pub mod jwt;
+mod own_svid;
+mod refusal;
 pub mod rotation;
 pub mod state;
+mod stored;
 pub mod subscribe;
+mod sync;
+pub mod tls;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use config::{AgentConfig, PluginBlock, PluginData};
-use plugin::Host;
 use plugin::catalog::{self, AgentPlugins, CatalogError, Data, Declaration};
+use plugin::{AgentNodeAttestor, Host};
+use runtime::BoxError;
 use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::log::Log;
+use runtime::reconcile::Poke;
+use runtime::shutdown::Shutdown;
+use runtime::tasks::{TaskFailed, Tasks};
+use spiffe::tls::{OwnCertificate, ServerTrust};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use zeroize::Zeroizing;
+
+use attest::{Attested, Attester};
+use connection::Connection;
+use context::Context;
+use issue::Issuing;
+use jwt::JwtSvids;
+use own_svid::{OwnSvid, Surroundings};
+use rotation::RotationRule;
+use state::{AgentState, Keeper};
+use stored::Store;
+use subscribe::Subscriptions;
+use sync::{Protocol, Sync};
+
+pub use attest::{AttestError, BootstrapError};
+pub use own_svid::GivenUp;
+pub use stored::StoreError;
 
 /// An agent that is ready to run.
-#[expect(dead_code, reason = "read when it runs, which comes next")]
 pub struct Agent {
     config: Arc<AgentConfig>,
     log: Log,
     clock: Arc<dyn Clock>,
     health: Health,
     plugins: AgentPlugins,
+    store: Store,
+    version: &'static str,
     started_at: Instant,
 }
 
 /// Why an agent cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// What is stored cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A plugin cannot be loaded.
     #[error(transparent)]
     Plugins(#[from] CatalogError),
+    /// The configuration asks for what is not built.
+    #[error("{0} is not part of this version")]
+    NotBuilt(&'static str),
 }
 
 impl Agent {
@@ -54,12 +92,166 @@ impl Agent {
     /// # Errors
     /// Whatever would make every attempt to run fail.
     pub async fn build(config: AgentConfig, log: Log, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        let started_at = clock.instant();
+        info!(data_dir = %config.data_dir.display(), version = VERSION, "Starting agent");
+        if config.experimental.broker.is_some() {
+            return Err(StartError::NotBuilt("experimental.broker"));
+        }
+        let store = Store::open(&config.data_dir)?;
         let host = Host { clock: Arc::clone(&clock), ..Host::bare() };
         let declarations: Vec<Declaration> = config.plugins.iter().map(declaration).collect();
         let plugins =
             catalog::load_agent(&declarations, plugins::tables::AGENT, &config.trust_domain, &host).await?;
-        let started_at = clock.instant();
-        Ok(Self { config: Arc::new(config), log, clock, health: Health::new(), plugins, started_at })
+        let (config, health) = (Arc::new(config), Health::new());
+        Ok(Self { config, log, clock, health, plugins, store, version: VERSION, started_at })
+    }
+
+    /// Tells servers another version of the program than this crate's.
+    #[must_use]
+    pub const fn with_version(mut self, version: &'static str) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// Attests the node and serves until `shutdown`. The sockets are there once the agent has heard
+    /// from the server.
+    ///
+    /// # Errors
+    /// The first part that cannot go on.
+    pub async fn run(self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
+        let attester = Arc::new(Attester {
+            config: Arc::clone(&self.config),
+            clock: Arc::clone(&self.clock),
+            key_manager: Arc::clone(&self.plugins.key_manager),
+            node_attestor: node_attestor(&self.config, &self.plugins),
+            store: self.store.clone(),
+        });
+        let attested = attester.until_attested(shutdown).await;
+        let attested = attested.map_err(|error| failed("node attestation", error))?;
+        let Some(attested) = attested else { return Ok(()) };
+        let tasks = self.start(attester, attested, shutdown.token().clone());
+        let ended = tasks.map_err(|error| failed("agent", error))?.join().await;
+        if ended.is_ok() {
+            info!("Agent stopped");
+        }
+        ended
+    }
+
+    fn start(
+        self,
+        attester: Arc<Attester>,
+        attested: Attested,
+        token: CancellationToken,
+    ) -> Result<Tasks, BoxError> {
+        let config = Arc::clone(&self.config);
+        let Attested { identity, key, bundle } = attested;
+        let certificate = OwnCertificate::empty();
+        tls::present(&certificate, &identity.chain, &key);
+        let (keeper, inbox) = Keeper::new(AgentState::new(identity, bundle));
+        let state = keeper.snapshot();
+
+        let server = tls::server_id(&config.trust_domain)?;
+        let trust = ServerTrust::Id(server, Arc::new(tls::OwnAnchors(state.clone())));
+        let post_quantum = attest::post_quantum(&config);
+        let tls = tls::client_config(trust, Arc::clone(&certificate), post_quantum)?;
+        let connection = Connection::new(&config.server_address, config.server_port, tls);
+
+        let around = Surroundings {
+            attester,
+            connection: connection.clone(),
+            certificate,
+            inbox: inbox.clone(),
+            state: state.clone(),
+        };
+        let (own_svid, denials) = OwnSvid::new(around, key);
+        let wanted = Poke::new();
+        let subscriptions = Subscriptions::new(state.clone(), Arc::clone(&self.clock), wanted.clone());
+        let jwt_svids = JwtSvids::new(
+            connection.clone(),
+            Arc::clone(&self.clock),
+            config.jwt_svid_cache_max_size,
+            config.experimental.jwt_svid_cache_hit_timeout,
+        );
+        let sync = Sync {
+            connection: connection.clone(),
+            inbox: inbox.clone(),
+            state: state.clone(),
+            clock: Arc::clone(&self.clock),
+            denials: denials.clone(),
+            store: self.store,
+            health: self.health.check("agent"),
+            interval: config.experimental.sync_interval,
+            protocol: if config.experimental.use_sync_authorized_entries {
+                Protocol::Pages
+            } else {
+                Protocol::Whole
+            },
+            version: self.version,
+        };
+        let issuing = Issuing {
+            connection,
+            inbox,
+            state: state.clone(),
+            clock: Arc::clone(&self.clock),
+            denials,
+            subscriptions: subscriptions.clone(),
+            wanted,
+            key_kind: config.workload_key,
+            most: config.x509_svid_cache_max_size,
+            rule: RotationRule::new(config.availability_target),
+        };
+        let context = Arc::new(Context {
+            config,
+            clock: self.clock,
+            log: self.log,
+            health: self.health,
+            state,
+            subscriptions: subscriptions.clone(),
+            jwt_svids: jwt_svids.clone(),
+            workload_attestors: self.plugins.workload_attestors,
+            started_at: self.started_at,
+        });
+
+        let mut tasks = Tasks::new(token.clone());
+        let published = move |state: &AgentState| {
+            jwt_svids.purge(&state.bundles.own);
+            subscriptions.refresh(state);
+        };
+        tasks.spawn("state", keeper.run(token.clone(), published));
+        tasks.spawn("own SVID", own_svid.run(token.clone()));
+        tasks.spawn("sync", sync.run(token.clone()));
+        tasks.spawn("issuing", issuing.run(token.clone()));
+        tasks.spawn("endpoints", serve(context, token));
+        Ok(tasks)
+    }
+}
+
+/// Serves the APIs from the first sync on: who finds a socket finds the agent ready.
+async fn serve(context: Arc<Context>, token: CancellationToken) -> Result<(), BoxError> {
+    let mut changed = context.state.changed();
+    while context.state.load().synced_at.is_none() {
+        tokio::select! {
+            biased;
+            () = token.cancelled() => return Ok(()),
+            change = changed.changed() => change?,
+        }
+    }
+    context.health.check("agent").started();
+    api::serve(context, token).await
+}
+
+/// The version of this crate, for those who do not say another.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn failed(name: &'static str, error: impl Into<BoxError>) -> TaskFailed {
+    TaskFailed { name, source: error.into() }
+}
+
+/// The attestor that is configured, unless there is a join token.
+fn node_attestor(config: &AgentConfig, plugins: &AgentPlugins) -> Arc<dyn AgentNodeAttestor> {
+    match &config.join_token {
+        Some(token) => plugins::agent::nodeattestor::join_token::with_token(Zeroizing::new(token.0.clone())),
+        None => Arc::clone(&plugins.node_attestor),
     }
 }
 

@@ -3,7 +3,7 @@
 //! A group is there as long as somebody holds a [`Subscription`] of it. It is computed when the first
 //! joins, and again when the state changes; a group is told only of changes that its workloads see.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use runtime::clock::Clock;
 use runtime::reconcile::Poke;
 use runtime::snapshot::Snapshot;
-use spiffe::{Bundle, SelectorSet, TrustDomain, UnixSecs};
+use spiffe::{Bundle, EntryId, SelectorSet, TrustDomain, UnixSecs};
 use tokio::sync::watch;
 
 use crate::state::{AgentState, Held, X509Svid};
@@ -181,14 +181,12 @@ impl Subscriptions {
         }
     }
 
-    /// The entries that somebody is subscribed to, now, and that have no SVID yet or are in use.
+    /// The entries that somebody is subscribed to.
     #[must_use]
-    pub fn in_use(&self) -> HashMap<spiffe::EntryId, Arc<Held>> {
-        let mut used = HashMap::new();
+    pub fn in_use(&self) -> HashSet<EntryId> {
+        let mut used = HashSet::new();
         for group in self.groups() {
-            for held in &group.update.borrow().entries {
-                used.insert(held.entry.id.clone(), Arc::clone(held));
-            }
+            used.extend(group.update.borrow().entries.iter().map(|held| held.entry.id.clone()));
         }
         used
     }

@@ -26,6 +26,8 @@ pub struct X509Svid {
     pub renew_at: SystemTime,
     /// The revision of the entry that it was made for.
     pub revision: i64,
+    /// When that entry was made.
+    pub entry_created_at: UnixSecs,
     /// The key id of the authority that stands behind it.
     pub authority: [u8; 20],
     key: Zeroizing<Vec<u8>>,
@@ -99,9 +101,27 @@ impl X509Svid {
             expires_at: leaf.not_after(),
             renew_at: rule.x509(leaf.not_before(), leaf.not_after()),
             revision: entry.revision_number,
+            entry_created_at: entry.created_at,
             authority,
             key: key.to_pkcs8()?,
         })
+    }
+
+    /// One that was judged before, for tests of what is done with it.
+    #[cfg(test)]
+    pub(crate) fn assumed(entry: &Entry, renew_at: SystemTime, authority: [u8; 20]) -> Self {
+        Self {
+            id: entry.spiffe_id.clone(),
+            chain: Bytes::new(),
+            certificates: Vec::new(),
+            not_before: UnixSecs(0),
+            expires_at: UnixSecs(i64::MAX),
+            renew_at,
+            revision: entry.revision_number,
+            entry_created_at: entry.created_at,
+            authority,
+            key: Zeroizing::new(Vec::new()),
+        }
     }
 
     /// The private key as DER PKCS#8.

@@ -1,0 +1,339 @@
+//! Issuing: X.509-SVIDs for the entries, renewed in time.
+//!
+//! One loop plans, signs a batch and shows what came of it, until there is nothing to do; then it
+//! sleeps until the next renewal, or until the state changes or a workload waits. A failed call halves
+//! the batch, so that a request too large for the server gets through in the end; a single entry that
+//! fails waits and holds up no other.
+
+mod plan;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use proto::spire::server::svid::batch_new_x509svid_response::Result as Answer;
+use proto::spire::server::svid::{BatchNewX509svidRequest, NewX509svidParams};
+use proto::spire::types;
+use runtime::backoff::Backoff;
+use runtime::blocking::{Blocking, Interrupted};
+use runtime::chain;
+use runtime::clock::{Clock, within};
+use runtime::reconcile::Poke;
+use runtime::snapshot::Snapshot;
+use spiffe::key::{KeyError, KeyKind, PrivateKey};
+use spiffe::x509::{Attribute, CsrTemplate, Name};
+use spiffe::{EntryId, SpiffeId};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+use tracing::{debug, error, info, warn};
+
+use crate::connection::Connection;
+use crate::own_svid::Denials;
+use crate::refusal;
+use crate::rotation::RotationRule;
+use crate::state::{AgentState, Change, Held, Inbox, RefusedSvid, Stopped, X509Svid};
+use crate::subscribe::Subscriptions;
+use plan::{Circumstances, Waiting, plan};
+
+/// The most signatures the server gives at once.
+const LARGEST_BATCH: usize = 500;
+/// How long a batch may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The first wait after a failure.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// The longest wait after a failure.
+const LONGEST_RETRY: Duration = Duration::from_secs(4 * 60);
+/// How many SVIDs of tainted authorities are replaced at a time, and how long after that the next are:
+/// every agent of the trust domain does the same at the same time.
+const TAINTED_AT_ONCE: usize = 100;
+const TAINTED_PAUSE: Duration = Duration::from_secs(5);
+/// Keys are made and requests signed on the spot, but others get their turn after so many.
+const KEYS_PER_TURN: usize = 16;
+
+/// The task.
+pub(crate) struct Issuing {
+    pub(crate) connection: Connection,
+    pub(crate) inbox: Inbox,
+    pub(crate) state: Snapshot<AgentState>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) denials: Denials,
+    pub(crate) subscriptions: Subscriptions,
+    /// Poked when a workload waits.
+    pub(crate) wanted: Poke,
+    /// `workload_x509_svid_key_type`
+    pub(crate) key_kind: KeyKind,
+    /// `x509_svid_cache_max_size`
+    pub(crate) most: usize,
+    pub(crate) rule: RotationRule,
+}
+
+/// Why a whole batch failed.
+#[derive(Debug, thiserror::Error)]
+enum BatchError {
+    #[error("cannot make keys")]
+    Keys(#[from] KeyError),
+    #[error("cannot make keys")]
+    Interrupted(#[from] Interrupted),
+    #[error(transparent)]
+    Dial(#[from] client::DialError),
+    #[error("failed to batch new X509 SVID(s): {}", refusal::text(.0))]
+    Call(Box<Status>),
+    #[error("failed to batch new X509 SVID(s): the server did not answer in time")]
+    Timeout,
+}
+
+/// What went wrong before, and when to go on.
+struct Memory {
+    batch: usize,
+    backoff: Backoff,
+    entries: HashMap<EntryId, (Waiting, Backoff)>,
+    tainted_from: SystemTime,
+}
+
+/// A request for a signature, and the key it is for.
+struct Request {
+    held: Arc<Held>,
+    key: PrivateKey,
+    csr: Bytes,
+}
+
+impl Issuing {
+    /// Issues until the token is cancelled.
+    ///
+    /// # Errors
+    /// The state is not kept any more.
+    pub(crate) async fn run(self, token: CancellationToken) -> Result<(), Stopped> {
+        tokio::select! {
+            biased;
+            () = token.cancelled() => Ok(()),
+            stopped = self.forever() => stopped,
+        }
+    }
+
+    async fn forever(mut self) -> Result<(), Stopped> {
+        let mut changed = self.state.changed();
+        let mut memory = Memory {
+            batch: LARGEST_BATCH,
+            backoff: Backoff::new(FIRST_RETRY).with_cap(LONGEST_RETRY),
+            entries: HashMap::new(),
+            tainted_from: SystemTime::UNIX_EPOCH,
+        };
+        loop {
+            changed.mark_unchanged();
+            let state = self.state.load();
+            let now = self.clock.now();
+            memory.entries.retain(|id, _| state.entries.get(id).is_some());
+            let in_use: HashSet<EntryId> = self.subscriptions.in_use();
+            let waiting = memory.entries.iter().map(|(id, (waiting, _))| (id.clone(), *waiting)).collect();
+            let plan = plan(
+                &state,
+                &Circumstances {
+                    now,
+                    in_use: &in_use,
+                    waiting: &waiting,
+                    batch: memory.batch,
+                    most: self.most,
+                    tainted: (memory.tainted_from, TAINTED_AT_ONCE),
+                },
+            );
+            drop(state);
+            if !plan.evict.is_empty() {
+                debug!(count = plan.evict.len(), "Dropping X509-SVIDs that nobody uses");
+                self.inbox.apply(Change::Evicted(plan.evict)).await?;
+            }
+            if plan.tainted > 0 {
+                memory.tainted_from = now + TAINTED_PAUSE;
+            }
+            if !plan.sign.is_empty() {
+                match self.sign(plan.sign, &mut memory).await {
+                    Ok(issued) => self.inbox.apply(Change::Issued(issued)).await?,
+                    Err(wait) => self.clock.sleep(wait).await,
+                }
+                continue;
+            }
+            let wake = async {
+                match plan.next {
+                    Some(next) => self.clock.sleep(next.duration_since(now).unwrap_or_default()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = wake => {}
+                () = self.wanted.poked() => {}
+                change = changed.changed() => change.map_err(|_| Stopped)?,
+            }
+        }
+    }
+
+    /// Has a batch signed: what came of each entry, or how long to wait before the next try.
+    async fn sign(
+        &mut self,
+        batch: Vec<Arc<Held>>,
+        memory: &mut Memory,
+    ) -> Result<Vec<(EntryId, Option<X509Svid>)>, Duration> {
+        let size = batch.len();
+        let lone = batch.first().filter(|_| size == 1).map(Arc::clone);
+        match self.call(batch).await {
+            Ok((requests, answers)) => {
+                memory.batch = (memory.batch * 2).min(LARGEST_BATCH);
+                memory.backoff.reset();
+                Ok(self.judge(requests, answers, memory))
+            }
+            Err(error) => {
+                error!(error = chain(&error), count = size, "Failed to sign X509-SVIDs");
+                memory.batch = (size / 2).max(1);
+                let wait = memory.backoff.next();
+                if let Some(held) = lone {
+                    // It may be this entry that the server stumbles over.
+                    memory.hold_back(&held, self.clock.now());
+                }
+                Err(wait)
+            }
+        }
+    }
+
+    async fn call(&self, batch: Vec<Arc<Held>>) -> Result<(Vec<Request>, Vec<Answer>), BatchError> {
+        for held in &batch {
+            let entry = &held.entry;
+            match &held.svid {
+                None => info!(entry_id = %entry.id, spiffe_id = %entry.spiffe_id, "Creating X509-SVID"),
+                Some(svid) => info!(
+                    entry_id = %entry.id,
+                    spiffe_id = %entry.spiffe_id,
+                    expires_at = svid.expires_at.0,
+                    "Renewing X509-SVID"
+                ),
+            }
+        }
+        let requests = self.requests(batch).await?;
+        let params = requests
+            .iter()
+            .map(|request| NewX509svidParams {
+                entry_id: request.held.entry.id.as_str().to_owned(),
+                csr: request.csr.clone(),
+            })
+            .collect();
+        let lease = self.connection.lease()?;
+        let mut svid = lease.clients.svid();
+        let calling = svid.batch_new_x509svid(BatchNewX509svidRequest { params });
+        match within(&*self.clock, TIMEOUT, calling).await {
+            Some(Ok(answer)) => Ok((requests, answer.into_inner().results)),
+            Some(Err(status)) => {
+                let verdict = self.connection.judge(&lease, &status);
+                self.denials.tell(verdict, lease.generation);
+                Err(BatchError::Call(Box::new(status)))
+            }
+            None => {
+                self.connection.reset(&lease);
+                Err(BatchError::Timeout)
+            }
+        }
+    }
+
+    async fn requests(&self, batch: Vec<Arc<Held>>) -> Result<Vec<Request>, BatchError> {
+        let is_slow = matches!(self.key_kind, KeyKind::Rsa2048 | KeyKind::Rsa4096);
+        let blocking = Blocking::per_processor();
+        let mut requests = Vec::with_capacity(batch.len());
+        for (index, held) in batch.into_iter().enumerate() {
+            let id = held.entry.spiffe_id.clone();
+            let kind = self.key_kind;
+            let (key, csr) = if is_slow {
+                blocking.run(move || request(id, kind)).await??
+            } else {
+                if index % KEYS_PER_TURN == KEYS_PER_TURN - 1 {
+                    tokio::task::yield_now().await;
+                }
+                request(id, kind)?
+            };
+            requests.push(Request { held, key, csr: csr.into() });
+        }
+        Ok(requests)
+    }
+
+    /// Judges each answer. An entry without a usable one waits.
+    fn judge(
+        &mut self,
+        requests: Vec<Request>,
+        answers: Vec<Answer>,
+        memory: &mut Memory,
+    ) -> Vec<(EntryId, Option<X509Svid>)> {
+        let anchors = Arc::clone(&self.state.load().bundles.anchors);
+        let now = self.clock.now();
+        let mut answers = answers.into_iter();
+        let mut outcome = Vec::with_capacity(requests.len());
+        for Request { held, key, .. } in requests {
+            let entry = &held.entry;
+            let accepted = answers.next().map_or(Err(Refusal::Missing), signed).and_then(|svid| {
+                X509Svid::accept(&svid.cert_chain, &key, entry, &anchors, now, &mut self.rule)
+                    .map_err(Refusal::Unusable)
+            });
+            let svid = match accepted {
+                Ok(svid) => {
+                    memory.entries.remove(&entry.id);
+                    if self.rule.falls_short(svid.not_before, svid.expires_at) {
+                        warn!(
+                            spiffe_id = %svid.id,
+                            entry_id = %entry.id,
+                            "X509 SVID lifetime isn't long enough to guarantee the availability_target, \
+                             falling back to the default rotation strategy"
+                        );
+                    }
+                    Some(svid)
+                }
+                Err(refusal) => {
+                    warn!(
+                        error = chain(&refusal),
+                        entry_id = %entry.id,
+                        spiffe_id = %entry.spiffe_id,
+                        "Failed to mint X509 SVID"
+                    );
+                    memory.hold_back(&held, now);
+                    None
+                }
+            };
+            outcome.push((entry.id.clone(), svid));
+        }
+        outcome
+    }
+}
+
+impl Memory {
+    /// The entry is not tried again for a while, longer each time.
+    fn hold_back(&mut self, held: &Held, now: SystemTime) {
+        let revision = held.entry.revision_number;
+        let fresh = || (Waiting { revision, until: now }, Backoff::new(FIRST_RETRY).with_cap(LONGEST_RETRY));
+        let (waiting, backoff) = self.entries.entry(held.entry.id.clone()).or_insert_with(fresh);
+        if waiting.revision != revision {
+            waiting.revision = revision;
+            backoff.reset();
+        }
+        waiting.until = now + backoff.next();
+    }
+}
+
+/// Why an entry got no SVID.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("the server did not answer for it")]
+    Missing,
+    #[error("status {code}: {message}")]
+    Status { code: i32, message: String },
+    #[error("the server signed something else")]
+    Unusable(#[source] RefusedSvid),
+}
+
+fn signed(answer: Answer) -> Result<types::X509svid, Refusal> {
+    let status = answer.status.unwrap_or_default();
+    if status.code != i32::from(Code::Ok) {
+        return Err(Refusal::Status { code: status.code, message: status.message });
+    }
+    answer.svid.ok_or(Refusal::Missing)
+}
+
+fn request(id: SpiffeId, kind: KeyKind) -> Result<(PrivateKey, Vec<u8>), KeyError> {
+    let key = PrivateKey::generate(kind)?;
+    let subject = Name::new(&[(Attribute::Country, "US"), (Attribute::Organization, "SPIRE")]);
+    let csr = CsrTemplate { subject, id: Some(id), dns_names: Vec::new() }.sign(&key)?;
+    Ok((key, csr))
+}
