@@ -10,6 +10,7 @@
 //! The filter only ever replaces what was to be refused. What it does not understand it hands on for
 //! the library to answer, so a hostile client gains nothing over one that is not filtered.
 
+mod block;
 mod filter;
 mod hpack;
 

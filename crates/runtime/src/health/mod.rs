@@ -3,10 +3,14 @@
 //! The registry holds what its owners last said, so asking never waits. A check that has not started is
 //! live and not ready; ready means ready.
 
+mod listener;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::json;
+
+pub use listener::{HealthListener, HealthPaths};
 
 /// The checks of a program. Cheap to clone; clones are the same.
 #[derive(Clone, Debug, Default)]

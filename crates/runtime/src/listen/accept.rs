@@ -5,17 +5,17 @@ use std::time::Duration;
 
 /// What to do after the system refused to accept, and how often it did in a row.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(u32);
+pub(crate) struct Refusals(u32);
 
 impl Refusals {
     /// Accepting works again.
-    pub(super) const fn over(&mut self) {
+    pub(crate) const fn over(&mut self) {
         self.0 = 0;
     }
 
     /// Waits before the next try. A client that is gone already costs nothing; where files or memory
     /// have run out the same error would come back at once, for as long as it takes.
-    pub(super) async fn wait(&mut self, error: &io::Error) {
+    pub(crate) async fn wait(&mut self, error: &io::Error) {
         if is_of_one_client(error) {
             return;
         }

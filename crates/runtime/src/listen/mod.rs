@@ -23,6 +23,7 @@ use std::io::Error as IoError;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub(crate) use accept::Refusals;
 pub use peer::{Peer, TlsPeer};
 pub use serve::{Limits, serve};
 pub use tls::{TlsListener, TlsSource};
@@ -36,6 +37,17 @@ pub enum ListenError {
     Address {
         /// The address.
         address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: IoError,
+    },
+    /// The host is unknown, or its address in use or not ours.
+    #[error("cannot listen on {host}:{port}")]
+    Host {
+        /// The host's name or address.
+        host: String,
+        /// The port.
+        port: u16,
         /// What the system says.
         #[source]
         source: IoError,

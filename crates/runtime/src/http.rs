@@ -1,0 +1,283 @@
+//! Fetching a document over HTTP: one GET, bounded in time and size.
+//!
+//! Over TLS, with a configuration that the caller chooses, or in the clear over a Unix socket; never
+//! in the clear over a network. Redirections are followed where the caller allows it, and only to
+//! `https`. What the document is, and whether a status other than 200 will do, is the caller's affair.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::FusedFuture;
+use http::header::{ACCEPT, CONTENT_TYPE, HOST, LOCATION, USER_AGENT};
+use http::{HeaderMap, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+/// How to reach the one who has the document.
+#[derive(Clone, Debug)]
+pub enum Route {
+    /// By TCP and TLS; the address must be `https`.
+    Tls(Arc<ClientConfig>),
+    /// By this Unix socket; the address must be `http`.
+    Unix(PathBuf),
+}
+
+/// What a fetch is held to.
+#[derive(Clone, Copy, Debug)]
+pub struct FetchLimits {
+    /// All of it, redirections included.
+    pub timeout: Duration,
+    /// Bytes of the document.
+    pub size: usize,
+    /// Redirections that are followed; further ones are handed back as they are.
+    pub redirects: u8,
+}
+
+impl Default for FetchLimits {
+    /// 30 s, 10 MiB, and as many redirections as Go follows.
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(30), size: 10 << 20, redirects: 10 }
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// The document.
+    pub body: Bytes,
+}
+
+impl Fetched {
+    /// What the document says that it is, such as `application/json`.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&str> {
+        self.headers.get(CONTENT_TYPE)?.to_str().ok()
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The address cannot be read.
+    #[error("{address:?} is no URL")]
+    Address {
+        /// The address.
+        address: String,
+    },
+    /// The address is not of the kind that the route takes.
+    #[error("scheme must be {expected}: {address}")]
+    Scheme {
+        /// The kind.
+        expected: &'static str,
+        /// The address.
+        address: Uri,
+    },
+    /// The connection does not open.
+    #[error("cannot connect to {to}")]
+    Connect {
+        /// Host and port, or the socket.
+        to: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No sense could be made of the other end.
+    #[error("cannot read the answer")]
+    Protocol(#[source] hyper::Error),
+    /// The document broke off.
+    #[error("cannot read the document")]
+    Body(#[source] crate::BoxError),
+    /// The document is too large.
+    #[error("the document is larger than {limit} bytes")]
+    TooLarge {
+        /// What was allowed.
+        limit: usize,
+    },
+    /// It took too long.
+    #[error("no answer within {} s", .0.as_secs_f64())]
+    TimedOut(Duration),
+    /// The configuration for TLS cannot be made.
+    #[error("cannot set up TLS")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Fetches the document at `address`. Cancel-safe.
+///
+/// # Errors
+/// See [`FetchError`]. An answer with any status is no error.
+pub async fn fetch(address: &str, route: &Route, limits: &FetchLimits) -> Result<Fetched, FetchError> {
+    let malformed = || FetchError::Address { address: address.to_owned() };
+    let mut address: Uri = address.parse().map_err(|_| malformed())?;
+    let fetching = async {
+        for _ in 0..limits.redirects {
+            let fetched = fetch_once(&address, route, limits.size).await?;
+            match redirection(&fetched, &address) {
+                Some(next) => address = next,
+                None => return Ok(fetched),
+            }
+        }
+        fetch_once(&address, route, limits.size).await
+    };
+    let timed_out = |_| FetchError::TimedOut(limits.timeout);
+    tokio::time::timeout(limits.timeout, fetching).await.map_err(timed_out)?
+}
+
+/// TLS for servers on the web: certificates are checked against the roots of the system, and TLS is
+/// 1.2 or newer. Roots that cannot be read are left out; without any, every server is refused.
+///
+/// # Errors
+/// If the provider lacks the protocol versions, which would be a build error.
+pub fn web_tls() -> Result<Arc<ClientConfig>, FetchError> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(error = crate::chain(error), "Cannot read a root certificate of the system");
+    }
+    roots.add_parsable_certificates(found.certs);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+async fn fetch_once(address: &Uri, route: &Route, size: usize) -> Result<Fetched, FetchError> {
+    let malformed = || FetchError::Address { address: address.to_string() };
+    let authority = address.authority().ok_or_else(malformed)?;
+    let socket: Box<dyn Wire> = match route {
+        Route::Tls(config) => {
+            check_scheme(address, "https")?;
+            let port = authority.port_u16().unwrap_or(443);
+            let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+            let to = || format!("{}:{port}", authority.host());
+            let connected = connect_tls(host, port, config).await;
+            connected.map_err(|source| FetchError::Connect { to: to(), source })?
+        }
+        Route::Unix(path) => {
+            check_scheme(address, "http")?;
+            connect_unix(path).await?
+        }
+    };
+
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(socket)).await.map_err(FetchError::Protocol)?;
+    let host = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
+    let request = Request::get(address.path_and_query().map_or("/", |path| path.as_str()))
+        .header(HOST, host)
+        .header(USER_AGENT, AGENT)
+        .header(ACCEPT, "*/*")
+        .body(Empty::<Bytes>::new())
+        .map_err(|_| malformed())?;
+    let answer = async {
+        let (head, body) = sender.send_request(request).await.map_err(FetchError::Protocol)?.into_parts();
+        let body = Limited::new(body, size).collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                FetchError::TooLarge { limit: size }
+            } else {
+                FetchError::Body(error)
+            }
+        })?;
+        Ok(Fetched { status: head.status, headers: head.headers, body: body.to_bytes() })
+    };
+    // The connection only works while it is polled. How it ends is no matter where the answer is whole:
+    // many servers hang up without taking leave.
+    let mut connection = pin!(connection.fuse());
+    let mut answer = pin!(answer);
+    loop {
+        tokio::select! {
+            biased;
+            fetched = &mut answer => return fetched,
+            _ = &mut connection, if !connection.is_terminated() => {}
+        }
+    }
+}
+
+fn check_scheme(address: &Uri, expected: &'static str) -> Result<(), FetchError> {
+    if address.scheme_str() == Some(expected) {
+        return Ok(());
+    }
+    Err(FetchError::Scheme { expected, address: address.clone() })
+}
+
+async fn connect_tls(host: &str, port: u16, config: &Arc<ClientConfig>) -> io::Result<Box<dyn Wire>> {
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let mut config = Arc::clone(config);
+    // Without this a server may choose HTTP/2.
+    if config.alpn_protocols != [b"http/1.1"] {
+        Arc::make_mut(&mut config).alpn_protocols = vec![b"http/1.1".to_vec()];
+    }
+    let socket = TcpStream::connect((host, port)).await?;
+    socket.set_nodelay(true)?;
+    Ok(Box::new(TlsConnector::from(config).connect(name, socket).await?))
+}
+
+async fn connect_unix(path: &Path) -> Result<Box<dyn Wire>, FetchError> {
+    let connected = UnixStream::connect(path).await;
+    let socket =
+        connected.map_err(|source| FetchError::Connect { to: path.display().to_string(), source })?;
+    Ok(Box::new(socket))
+}
+
+/// Where an answer sends us, if anywhere.
+fn redirection(fetched: &Fetched, from: &Uri) -> Option<Uri> {
+    let sends = [301, 302, 303, 307, 308].contains(&fetched.status.as_u16());
+    let to = fetched.headers.get(LOCATION)?.to_str().ok().filter(|_| sends)?;
+    let to: Uri = to.parse().ok()?;
+    if to.scheme().is_some() {
+        return Some(to);
+    }
+    // Of relative ones only absolute paths are in use.
+    if to.authority().is_some() || !to.path().starts_with('/') || to.path().starts_with("//") {
+        return None;
+    }
+    let mut parts = from.clone().into_parts();
+    parts.path_and_query = to.into_parts().path_and_query;
+    Uri::from_parts(parts).ok()
+}
+
+/// A connection, whatever its kind.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+const AGENT: &str = "finial";
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn sent(status: u16, to: &str) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        headers.insert(LOCATION, HeaderValue::from_str(to).unwrap());
+        let fetched = Fetched { status: StatusCode::from_u16(status).unwrap(), headers, body: Bytes::new() };
+        redirection(&fetched, &Uri::from_static("https://example.org/a?b")).map(|uri| uri.to_string())
+    }
+
+    #[test]
+    fn redirections_are_read() {
+        assert_eq!(sent(302, "/c?d").as_deref(), Some("https://example.org/c?d"));
+        assert_eq!(sent(308, "https://example.com/e").as_deref(), Some("https://example.com/e"));
+        assert_eq!(sent(200, "/c"), None);
+        assert_eq!(sent(304, "/c"), None);
+        assert_eq!(sent(302, "c"), None);
+        assert_eq!(sent(302, "//example.com/c"), None);
+    }
+}

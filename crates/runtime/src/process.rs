@@ -1,0 +1,123 @@
+//! What a program sets for itself when it starts: the modes of its files, how many it may open, and
+//! that no image of its memory is left behind.
+
+use std::io;
+
+use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+
+/// A change of the umask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UmaskChange {
+    /// What it was.
+    pub from: u32,
+    /// What it is.
+    pub to: u32,
+}
+
+/// Makes sure that files are made without write permission for the group and without any for others,
+/// unless a mode is set for them afterwards. Tells the change, if there was one to make.
+///
+/// It takes the umask away for a moment to read it, so it belongs before the first thread that makes
+/// files.
+pub fn restrict_umask() -> Option<UmaskChange> {
+    let least = Mode::from_raw_mode(LEAST_UMASK);
+    let from = rustix::process::umask(least);
+    let to = from | least;
+    rustix::process::umask(to);
+    (from != to).then(|| UmaskChange { from: from.as_raw_mode(), to: to.as_raw_mode() })
+}
+
+/// Allows as many open files as the system lets this process have: each connection is one, and the
+/// usual soft limit of 1024 is there for programs that use `select`.
+///
+/// # Errors
+/// What the system says.
+pub fn raise_file_limit() -> io::Result<()> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return Ok(());
+    }
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    Ok(rustix::process::setrlimit(Resource::Nofile, raised)?)
+}
+
+/// Keeps the memory of this process, and the keys in it, from core files and from other processes of
+/// the same user.
+///
+/// # Errors
+/// What the system says.
+pub fn forbid_core_dumps() -> io::Result<()> {
+    let maximum = rustix::process::getrlimit(Resource::Core).maximum;
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum })?;
+    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// SPIRE's.
+const LEAST_UMASK: u32 = 0o027;
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Runs the test of that name again, in a process of its own: what it changes is the process's.
+    fn alone(test: &str) -> bool {
+        if std::env::var_os(ALONE).is_some_and(|name| name == test) {
+            return true;
+        }
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("process::tests::{test}")])
+            .env(ALONE, test)
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        false
+    }
+
+    #[test]
+    fn the_umask_only_ever_forbids_more() {
+        if !alone("the_umask_only_ever_forbids_more") {
+            return;
+        }
+        rustix::process::umask(Mode::from_raw_mode(0o002));
+
+        assert_eq!(restrict_umask(), Some(UmaskChange { from: 0o002, to: 0o027 }));
+        assert_eq!(restrict_umask(), None);
+        rustix::process::umask(Mode::from_raw_mode(0o077));
+        assert_eq!(restrict_umask(), None);
+        assert_eq!(rustix::process::umask(Mode::from_raw_mode(0)).as_raw_mode(), 0o077);
+    }
+
+    #[test]
+    fn as_many_files_as_allowed() {
+        if !alone("as_many_files_as_allowed") {
+            return;
+        }
+        let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(100), maximum }).unwrap();
+
+        raise_file_limit().unwrap();
+
+        assert_eq!(rustix::process::getrlimit(Resource::Nofile).current, maximum);
+    }
+
+    #[test]
+    fn no_image_of_memory_is_left() {
+        if !alone("no_image_of_memory_is_left") {
+            return;
+        }
+
+        forbid_core_dumps().unwrap();
+
+        assert_eq!(rustix::process::getrlimit(Resource::Core).current, Some(0));
+        assert_eq!(rustix::process::dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+        // Reading about itself must still work: the agent attests itself.
+        std::fs::read_link("/proc/self/exe").unwrap();
+        std::fs::read_to_string("/proc/self/status").unwrap();
+    }
+
+    const ALONE: &str = "FINIAL_TEST_ALONE";
+}

@@ -1,0 +1,10 @@
+//! Listeners and HTTP over real sockets.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+mod drain;
+mod health;
+mod http;
+mod tls;
+mod unix;

@@ -1,0 +1,191 @@
+//! TLS over TCP.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use finial_runtime::listen::{Limits, ListenError, TlsListener};
+use futures::future::join_all;
+use spiffe::tls::OwnCertificate;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use crate::support::{Domain, LOCALHOST, SERVER, served, shake_hands, soon};
+
+#[tokio::test]
+async fn a_call_is_told_the_certificate_and_no_certificate_is_nobody() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let address = listener.address();
+    let _served = served(listener, Limits::tcp());
+
+    let mut agent = domain.client(address, domain.own("spiffe://example.org/agent")).await.unwrap();
+    let mut nobody = domain.client(address, OwnCertificate::empty()).await.unwrap();
+
+    assert_eq!(soon(agent.who()).await, "spiffe://example.org/agent");
+    assert_eq!(soon(nobody.who()).await, "nobody");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_one_clear_error() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let config = Arc::new(domain.server_config());
+
+    let refused = TlsListener::bind(listener.address(), Arc::new(move || Arc::clone(&config))).unwrap_err();
+
+    assert!(matches!(refused, ListenError::Address { .. }));
+    let text = finial_runtime::chain(&refused);
+    let expected = format!("cannot listen on {}: Address already in use", listener.address());
+    assert!(text.starts_with(&expected), "{text}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_ask_for_http2_is_closed() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let address = listener.address();
+    let _served = served(listener, Limits::tcp());
+    let mut config = domain.client_config(OwnCertificate::empty());
+    config.alpn_protocols.clear();
+
+    let mut stream = shake_hands(address, config).await.unwrap();
+
+    assert_eq!(soon(stream.read(&mut [0])).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn certificates_change_under_handshakes_and_none_fails() {
+    let domain = Domain::new();
+    let (first, second) = (Arc::new(domain.server_config()), Arc::new(domain.server_config()));
+    let handshakes = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&handshakes);
+    // Another configuration, with another key, for each connection.
+    let source = move || {
+        let number = counter.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(if number.is_multiple_of(2) { &first } else { &second })
+    };
+    let listener = TlsListener::bind(LOCALHOST, Arc::new(source)).unwrap();
+    let address = listener.address();
+    let _served = served(listener, Limits::tcp());
+
+    let clients =
+        (0..40).map(|_| async { domain.client(address, OwnCertificate::empty()).await.unwrap().who().await });
+    let answers = soon(join_all(clients)).await;
+
+    assert_eq!(answers.len(), 40);
+    assert_eq!(handshakes.load(Ordering::Relaxed), 40);
+}
+
+#[tokio::test]
+async fn no_session_is_resumed() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let address = listener.address();
+    let _served = served(listener, Limits::tcp());
+    let mut config = domain.client_config(OwnCertificate::empty());
+    config.resumption = rustls::client::Resumption::in_memory_sessions(16);
+
+    for _ in 0..3 {
+        let mut stream = shake_hands(address, config.clone()).await.unwrap();
+        let (_, session) = stream.get_ref();
+        assert_eq!(session.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        // Tickets would arrive now, before the client's preface is missed.
+        let waited = tokio::time::timeout(Duration::from_millis(50), stream.read(&mut [0])).await;
+        assert!(waited.is_err());
+        assert_eq!(stream.get_ref().1.tls13_tickets_received(), 0);
+    }
+}
+
+#[tokio::test]
+async fn clients_that_stop_halfway_hold_up_nobody_and_are_closed() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let address = listener.address();
+    let limits = Limits { opening: Duration::from_millis(300), ..Limits::tcp() };
+    let _served = served(listener, limits);
+    // Before TLS, and between TLS and HTTP/2.
+    let mut before = TcpStream::connect(address).await.unwrap();
+    let mut between = shake_hands(address, domain.client_config(OwnCertificate::empty())).await.unwrap();
+
+    let mut client = domain.client(address, OwnCertificate::empty()).await.unwrap();
+    assert_eq!(soon(client.who()).await, "nobody");
+
+    assert_eq!(soon(before.read(&mut [0])).await.unwrap_or(0), 0);
+    assert_eq!(soon(between.read(&mut [0])).await.unwrap_or(0), 0);
+    assert_eq!(soon(client.who()).await, "nobody");
+}
+
+#[tokio::test]
+async fn a_full_house_of_half_open_connections_lets_honest_clients_in() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let address = listener.address();
+    let _served = served(listener, Limits { half_open: 8, ..Limits::tcp() });
+    let mut silent = Vec::new();
+    for _ in 0..30 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+
+    let mut client = soon(domain.client(address, OwnCertificate::empty())).await.unwrap();
+
+    assert_eq!(soon(client.who()).await, "nobody");
+}
+
+#[tokio::test]
+async fn a_connection_ends_at_its_age_and_its_calls_do_not() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let address = listener.address();
+    let mut served = served(listener, Limits { age: Some(Duration::from_millis(100)), ..Limits::tcp() });
+    let mut client = domain.client(address, domain.own(SERVER)).await.unwrap();
+    let mut idle = domain.client(address, domain.own(SERVER)).await.unwrap();
+    soon(idle.who()).await;
+
+    let mut sender = client.sender.clone();
+    let hanging = sender.send_request(
+        http::Request::post("http://localhost/hang").body(http_body_util::Empty::new()).unwrap(),
+    );
+    let mut hanging = std::pin::pin!(hanging);
+    assert!(futures::poll!(&mut hanging).is_pending());
+    assert_eq!(soon(served.calls.recv()).await.unwrap(), "/who");
+    assert_eq!(soon(served.calls.recv()).await.unwrap(), "/hang");
+
+    soon(idle.closed()).await;
+    // The other one is as old by now: it takes no more calls, and the one that runs still runs.
+    soon(async {
+        while client.call("/who").await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(futures::poll!(&mut hanging).is_pending());
+}
+
+#[tokio::test]
+async fn a_client_without_certificate_may_not_idle() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let address = listener.address();
+    let limits = Limits { anonymous_idle: Duration::from_millis(50), ..Limits::tcp() };
+    let mut served = served(listener, limits);
+
+    let silent = domain.client(address, OwnCertificate::empty()).await.unwrap();
+    let mut done = domain.client(address, OwnCertificate::empty()).await.unwrap();
+    done.who().await;
+    let busy = domain.client(address, OwnCertificate::empty()).await.unwrap();
+    let mut sender = busy.sender.clone();
+    let hanging = sender.send_request(
+        http::Request::post("http://localhost/hang").body(http_body_util::Empty::new()).unwrap(),
+    );
+    let mut hanging = std::pin::pin!(hanging);
+    assert!(futures::poll!(&mut hanging).is_pending());
+    let mut known = domain.client(address, domain.own(SERVER)).await.unwrap();
+    while soon(served.calls.recv()).await.unwrap() != "/hang" {}
+
+    soon(silent.closed()).await;
+    soon(done.closed()).await;
+
+    assert!(futures::poll!(&mut hanging).is_pending(), "a call is no idling");
+    assert_eq!(soon(known.who()).await, SERVER);
+}
