@@ -51,34 +51,35 @@ impl Bundle {
     /// # Errors
     /// Any of [`BundleJsonError`].
     pub fn from_spiffe_json(trust_domain: TrustDomain, document: &[u8]) -> Result<Self, BundleJsonError> {
-        let malformed = |why: &dyn std::fmt::Display| BundleJsonError::Malformed(why.to_string());
-        if document.len() > MAX_DOCUMENT {
-            return Err(malformed(&"document is too long"));
-        }
-        check_duplicate_keys(document)?;
-        let document: Value = serde_json::from_slice(document).map_err(|error| malformed(&error))?;
-        let members = document.as_object().ok_or_else(|| malformed(&"not an object"))?;
+        let members = members(document)?;
+        let malformed = |why: &str| BundleJsonError::Malformed(why.to_owned());
         let mut bundle = Self::empty(trust_domain);
-        bundle.sequence_number = match member(members, "spiffe_sequence") {
+        bundle.sequence_number = match member(&members, "spiffe_sequence") {
             None | Some(Value::Null) => 0,
-            Some(value) => value.as_u64().ok_or_else(|| malformed(&"spiffe_sequence is no integer"))?,
+            Some(value) => value.as_u64().ok_or_else(|| malformed("spiffe_sequence is no integer"))?,
         };
-        bundle.refresh_hint = match member(members, "spiffe_refresh_hint") {
+        bundle.refresh_hint = match member(&members, "spiffe_refresh_hint") {
             None | Some(Value::Null) => 0,
             Some(value) => value
                 .as_i64()
                 .filter(|hint| (0..=MAX_HINT).contains(hint))
-                .ok_or_else(|| malformed(&"spiffe_refresh_hint is no number of seconds"))?,
+                .ok_or_else(|| malformed("spiffe_refresh_hint is no number of seconds"))?,
         };
-        let keys = match member(members, "keys") {
-            None | Some(Value::Null) => return Err(BundleJsonError::NoKeys),
-            Some(Value::Array(keys)) if keys.len() <= MAX_KEYS => keys,
-            Some(_) => return Err(malformed(&"keys is no array")),
-        };
-        let keys: Vec<Jwk> =
-            keys.iter().map(Jwk::read).collect::<Result<_, _>>().map_err(|why| malformed(&why))?;
-        for (index, jwk) in keys.iter().enumerate() {
+        for (index, jwk) in jwks(&members)?.iter().enumerate() {
             bundle.take(index, jwk)?;
+        }
+        Ok(bundle)
+    }
+
+    /// Reads a plain JWK set as the Workload API hands it to workloads (6.2.2): every key is a JWT
+    /// authority, whatever its `use`.
+    ///
+    /// # Errors
+    /// Any of [`BundleJsonError`].
+    pub fn from_jwt_jwks(trust_domain: TrustDomain, document: &[u8]) -> Result<Self, BundleJsonError> {
+        let mut bundle = Self::empty(trust_domain);
+        for (index, jwk) in jwks(&members(document)?)?.iter().enumerate() {
+            bundle.jwt_authorities.push(key_authority(index, jwk)?);
         }
         Ok(bundle)
     }
@@ -153,6 +154,33 @@ fn key_authority(index: usize, jwk: &Jwk) -> Result<JwtAuthority, BundleJsonErro
         expires_at: UnixSecs(0),
         tainted: false,
     })
+}
+
+/// The members of a document that is not too long and repeats none.
+fn members(document: &[u8]) -> Result<Map<String, Value>, BundleJsonError> {
+    let malformed = |why: &dyn std::fmt::Display| BundleJsonError::Malformed(why.to_string());
+    if document.len() > MAX_DOCUMENT {
+        return Err(malformed(&"document is too long"));
+    }
+    check_duplicate_keys(document)?;
+    match serde_json::from_slice(document).map_err(|error| malformed(&error))? {
+        Value::Object(members) => Ok(members),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            Err(malformed(&"not an object"))
+        }
+    }
+}
+
+/// The keys of a document.
+fn jwks(members: &Map<String, Value>) -> Result<Vec<Jwk>, BundleJsonError> {
+    let malformed = |why: &dyn std::fmt::Display| BundleJsonError::Malformed(why.to_string());
+    match member(members, "keys") {
+        None | Some(Value::Null) => Err(BundleJsonError::NoKeys),
+        Some(Value::Array(keys)) if keys.len() <= MAX_KEYS => {
+            keys.iter().map(Jwk::read).collect::<Result<_, _>>().map_err(|why| malformed(&why))
+        }
+        Some(_) => Err(malformed(&"keys is no array")),
+    }
 }
 
 /// A member by its name in any letter case, as SPIRE's reader finds it.
@@ -250,4 +278,27 @@ fn document(keys: &[Map<String, Value>], sequence: u64, hint: i64) -> String {
     }
     text.push_str("\n}");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_workloads_get_reads_back() {
+        let trust_domain = TrustDomain::parse("example.org").unwrap();
+        let key = crate::key::PrivateKey::generate(crate::key::KeyKind::EcP256).unwrap();
+        let mut bundle = Bundle::empty(trust_domain.clone());
+        bundle.jwt_authorities.push(JwtAuthority {
+            key_id: "one".into(),
+            public_key: key.public().spki().into(),
+            expires_at: UnixSecs(0),
+            tainted: false,
+        });
+
+        let read = Bundle::from_jwt_jwks(trust_domain.clone(), bundle.to_jwt_jwks().as_bytes());
+
+        assert_eq!(read, Ok(bundle));
+        assert_eq!(Bundle::from_jwt_jwks(trust_domain, b"{}"), Err(BundleJsonError::NoKeys));
+    }
 }
