@@ -103,7 +103,15 @@ pub fn workload(
     trust_domain: &TrustDomain,
     wire: Option<&types::Spiffeid>,
 ) -> Result<SpiffeId, RequestIdError> {
-    let id = native(trust_domain, wire)?;
+    workload_of(trust_domain, any(wire)?)
+}
+
+/// `id`, unless a workload in `trust_domain` cannot have it.
+///
+/// # Errors
+/// It cannot.
+pub fn workload_of(trust_domain: &TrustDomain, id: SpiffeId) -> Result<SpiffeId, RequestIdError> {
+    let id = own(trust_domain, id)?;
     let reason = match id.path() {
         "" => "path is empty",
         path if path == "/spire" || path.starts_with("/spire/") => "path is in the reserved namespace",
@@ -122,7 +130,10 @@ pub fn issuable(id: SpiffeId) -> Result<SpiffeId, RequestIdError> {
 }
 
 fn native(trust_domain: &TrustDomain, wire: Option<&types::Spiffeid>) -> Result<SpiffeId, RequestIdError> {
-    let id = any(wire)?;
+    own(trust_domain, any(wire)?)
+}
+
+fn own(trust_domain: &TrustDomain, id: SpiffeId) -> Result<SpiffeId, RequestIdError> {
     if !id.is_member_of(trust_domain) {
         return Err(RequestIdError::Foreign { id, trust_domain: trust_domain.clone() });
     }

@@ -46,7 +46,9 @@ pub enum CsrError {
     #[error("certificate request is too long")]
     TooLong,
     /// The key is of a kind or size that is not signed.
-    #[error("unsupported public key: use ECDSA on P-256, P-384 or P-521, or RSA of at least 2048 bits")]
+    #[error(
+        "unsupported public key: use ECDSA on P-256, P-384 or P-521, Ed25519, or RSA of at least 2048 bits"
+    )]
     WeakKey,
     /// The request is not signed by the key it names.
     #[error("signature check failed")]
@@ -98,9 +100,12 @@ impl Csr {
     pub fn verify(der: &[u8]) -> Result<Self, CsrError> {
         let csr = Self::parse(der)?;
         match csr.public_key.kind() {
-            PublicKeyKind::EcP256 | PublicKeyKind::EcP384 | PublicKeyKind::EcP521 => {}
+            PublicKeyKind::EcP256
+            | PublicKeyKind::EcP384
+            | PublicKeyKind::EcP521
+            | PublicKeyKind::Ed25519 => {}
             PublicKeyKind::Rsa(bits) if bits >= MIN_RSA_BITS => {}
-            PublicKeyKind::Rsa(_) | PublicKeyKind::Ed25519 | PublicKeyKind::Other => {
+            PublicKeyKind::Rsa(_) | PublicKeyKind::Other => {
                 return Err(CsrError::WeakKey);
             }
         }
