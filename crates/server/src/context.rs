@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use ca::issue::Issuer;
 use config::ServerConfig;
+use graph::EntryGraph;
 use plugin::ServerNodeAttestor;
 use runtime::clock::Clock;
 use runtime::health::Health;
@@ -24,6 +25,8 @@ pub(crate) struct Context {
     pub(crate) config: ServerConfig,
     /// The datastore.
     pub(crate) store: Store,
+    /// The entries and agents.
+    pub(crate) graph: Snapshot<EntryGraph>,
     /// The bundles of all trust domains.
     pub(crate) bundles: Snapshot<BundleSet>,
     /// Signs.

@@ -54,3 +54,10 @@ pub struct Committed<T> {
     /// What it changed: `None` if nothing that snapshots hold.
     pub changes: Option<Changes>,
 }
+
+impl<T> Committed<T> {
+    /// The same changes with another outcome.
+    pub fn map<U>(self, of: impl FnOnce(T) -> U) -> Committed<U> {
+        Committed { value: of(self.value), changes: self.changes }
+    }
+}

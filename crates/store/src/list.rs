@@ -21,7 +21,10 @@ impl Page {
     }
 
     /// The row id after which the page starts.
-    pub(crate) fn after(&self) -> Result<i64, StoreError> {
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a page of no size or a token that is none.
+    pub fn after(&self) -> Result<i64, StoreError> {
         if self.size == 0 {
             return Err(StoreError::InvalidArgument("cannot paginate with pagesize = 0".to_owned()));
         }

@@ -1,0 +1,161 @@
+//! The filters of lists and counts.
+
+use proto::convert::{id, selector};
+use proto::spire::server::entry::{count_entries_request, list_entries_request};
+use proto::spire::types;
+use spiffe::TrustDomain;
+use store::{EntryFilter, FederatesWithFilter, Match, SelectorFilter};
+use tonic::Status;
+
+use crate::api::status::{failed, invalid};
+
+/// The criteria of a request: those of lists and those of counts are the same.
+#[derive(Default)]
+pub(super) struct Asked {
+    by_spiffe_id: Option<types::Spiffeid>,
+    by_parent_id: Option<types::Spiffeid>,
+    by_selectors: Option<types::SelectorMatch>,
+    by_federates_with: Option<types::FederatesWithMatch>,
+    by_hint: Option<String>,
+    by_downstream: Option<bool>,
+}
+
+impl Asked {
+    /// The criteria, read in SPIRE's order: the first that is wrong is named.
+    pub(super) fn filter(self, trust_domain: &TrustDomain, what: &str) -> Result<EntryFilter, Status> {
+        let mut filter = EntryFilter { hint: self.by_hint.unwrap_or_default(), ..EntryFilter::default() };
+        if let Some(wire) = &self.by_parent_id {
+            let parent = id::member(trust_domain, Some(wire));
+            filter.parent_id = Some(parent.map_err(|why| invalid("malformed parent ID filter", why))?);
+        }
+        if let Some(wire) = &self.by_spiffe_id {
+            let spiffe_id = id::workload(trust_domain, Some(wire));
+            filter.spiffe_id = Some(spiffe_id.map_err(|why| invalid("malformed SPIFFE ID filter", why))?);
+        }
+        if let Some(wire) = &self.by_selectors {
+            let malformed = "malformed selectors filter";
+            let selectors = selector::all(&wire.selectors).map_err(|why| invalid(malformed, why))?;
+            if selectors.is_empty() {
+                return Err(invalid(malformed, "empty selector set"));
+            }
+            let matching =
+                matching(wire.r#match).ok_or_else(|| failed(what, unhandled("selectors", wire.r#match)))?;
+            filter.selectors = Some(SelectorFilter { selectors, matching });
+        }
+        if let Some(wire) = &self.by_federates_with {
+            let malformed = "malformed federates with filter";
+            let names = wire.trust_domains.iter().map(|name| TrustDomain::parse(name));
+            let trust_domains: Vec<_> =
+                names.collect::<Result<_, _>>().map_err(|why| invalid(malformed, why))?;
+            if trust_domains.is_empty() {
+                return Err(invalid(malformed, "empty trust domain set"));
+            }
+            let matching = matching(wire.r#match)
+                .ok_or_else(|| failed(what, unhandled("federates with", wire.r#match)))?;
+            filter.federates_with = Some(FederatesWithFilter { trust_domains, matching });
+        }
+        // `false` is no filter either.
+        filter.downstream = self.by_downstream.unwrap_or_default();
+        Ok(filter)
+    }
+}
+
+/// The numbers are the same for selectors and trust domains.
+const fn matching(number: i32) -> Option<Match> {
+    match number {
+        0 => Some(Match::Exact),
+        1 => Some(Match::Subset),
+        2 => Some(Match::Superset),
+        3 => Some(Match::Any),
+        _ => None,
+    }
+}
+
+/// SPIRE prints the number as a character.
+fn unhandled(what: &str, number: i32) -> String {
+    let character =
+        u32::try_from(number).ok().and_then(char::from_u32).unwrap_or(char::REPLACEMENT_CHARACTER);
+    let quoted = match character {
+        '\u{7}' => "\\a".to_owned(),
+        '\u{8}' => "\\b".to_owned(),
+        '\u{b}' => "\\v".to_owned(),
+        '\u{c}' => "\\f".to_owned(),
+        '\t' | '\n' | '\r' | '\'' | '\\' => character.escape_default().to_string(),
+        control if control.is_ascii_control() => format!("\\x{:02x}", u32::from(control)),
+        other => other.to_string(),
+    };
+    format!("unhandled {what} match behavior '{quoted}'")
+}
+
+impl From<list_entries_request::Filter> for Asked {
+    fn from(wire: list_entries_request::Filter) -> Self {
+        Self {
+            by_spiffe_id: wire.by_spiffe_id,
+            by_parent_id: wire.by_parent_id,
+            by_selectors: wire.by_selectors,
+            by_federates_with: wire.by_federates_with,
+            by_hint: wire.by_hint,
+            by_downstream: wire.by_downstream,
+        }
+    }
+}
+
+impl From<count_entries_request::Filter> for Asked {
+    fn from(wire: count_entries_request::Filter) -> Self {
+        Self {
+            by_spiffe_id: wire.by_spiffe_id,
+            by_parent_id: wire.by_parent_id,
+            by_selectors: wire.by_selectors,
+            by_federates_with: wire.by_federates_with,
+            by_hint: wire.by_hint,
+            by_downstream: wire.by_downstream,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: fn(&mut Asked)) -> String {
+        let mut asked = Asked::default();
+        change(&mut asked);
+        let own = TrustDomain::parse("example.org").unwrap();
+        asked.filter(&own, "failed to list entries").unwrap_err().message().to_owned()
+    }
+
+    #[test]
+    fn refusals_are_in_the_words_of_the_api() {
+        assert_eq!(
+            refusal(|asked| asked.by_parent_id = Some(types::Spiffeid::default())),
+            "malformed parent ID filter: trust domain is missing"
+        );
+        assert_eq!(
+            refusal(|asked| asked.by_selectors = Some(types::SelectorMatch::default())),
+            "malformed selectors filter: empty selector set"
+        );
+        assert_eq!(
+            refusal(|asked| asked.by_federates_with = Some(types::FederatesWithMatch::default())),
+            "malformed federates with filter: empty trust domain set"
+        );
+        assert_eq!(
+            refusal(|asked| {
+                let trust_domains = vec!["a.test".to_owned()];
+                asked.by_federates_with = Some(types::FederatesWithMatch { trust_domains, r#match: 9 });
+            }),
+            "failed to list entries: unhandled federates with match behavior '\\t'"
+        );
+        assert_eq!(unhandled("selectors", 4), "unhandled selectors match behavior '\\x04'");
+        assert_eq!(unhandled("selectors", -1), "unhandled selectors match behavior '\u{fffd}'");
+    }
+
+    #[test]
+    fn an_empty_hint_and_a_false_downstream_are_no_filters() {
+        let own = TrustDomain::parse("example.org").unwrap();
+        let asked = Asked { by_hint: Some(String::new()), by_downstream: Some(false), ..Asked::default() };
+
+        let filter = asked.filter(&own, "").unwrap();
+
+        assert!(filter.hint.is_empty() && !filter.downstream);
+    }
+}

@@ -1,0 +1,279 @@
+//! `spire.api.server.entry.v1.Entry`: registration entries, and what agents may know of them.
+
+mod filter;
+mod list;
+mod sync;
+
+use std::sync::Arc;
+
+use proto::convert::entry::{self, RequestedEntry, masked};
+use proto::raw::Encoded;
+use proto::spire::server::entry as wire;
+use proto::spire::types;
+use spiffe::{Entry, EntryId};
+use store::{CreatedEntry, EntryFilter, EntryMask, EntryPage, NewEntry, Page, StoreError, as_written};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use self::filter::Asked;
+use super::batch::written;
+use super::status::{self, failed, invalid, refused_as, stored};
+use super::trustdomain::page;
+use super::{Answers, encoded_elsewhere};
+use crate::caller::Caller;
+use crate::context::Context;
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Entries(Arc<Context>);
+
+impl Entries {
+    /// The service over this server.
+    pub(crate) const fn new(context: Arc<Context>) -> Self {
+        Self(context)
+    }
+
+    /// `GetAuthorizedEntries`.
+    pub(super) async fn authorised(
+        &self,
+        request: Request<wire::GetAuthorizedEntriesRequest>,
+    ) -> Result<Response<Encoded>, Status> {
+        let caller = Caller::of(&request)?;
+        let mask = request.into_inner().output_mask;
+        let view = self.0.graph.load().view(caller.id()?);
+        let entries = view.entries().map(|entry| masked(entry, mask.as_ref())).collect();
+        Ok(Response::new(Encoded::of(&wire::GetAuthorizedEntriesResponse { entries })))
+    }
+
+    /// `SyncAuthorizedEntries`. What the agent gets is fixed when the call begins.
+    pub(super) async fn sync(
+        &self,
+        request: Request<Streaming<wire::SyncAuthorizedEntriesRequest>>,
+    ) -> Result<Response<proto::raw::Replies>, Status> {
+        let caller = Caller::of(&request)?;
+        let view = self.0.graph.load().view(caller.id()?);
+        let replies = sync::Exchange::new(view, request.into_inner()).replies();
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    /// A page of entries: from the snapshot, but for selectors by SQL, where old bugs left rows that
+    /// clients see as page tokens.
+    async fn listed(&self, filter: EntryFilter, page: Option<Page>) -> Result<EntryPage, StoreError> {
+        if filter.selectors.is_some() {
+            return self.0.store.list_entries(filter, page).await;
+        }
+        self.0.store.fresh().await?;
+        list::page(&self.0.graph.load(), &filter, page.as_ref())
+    }
+
+    async fn counted(&self, filter: EntryFilter) -> Result<i32, StoreError> {
+        if filter.selectors.is_some() {
+            return self.0.store.count_entries(filter).await;
+        }
+        self.0.store.fresh().await?;
+        Ok(list::count(&self.0.graph.load(), &filter))
+    }
+
+    /// One entry: from the snapshot. A row that cannot be understood is not there; the datastore
+    /// knows whether there is one.
+    async fn found(&self, id: &EntryId) -> Result<Option<Arc<Entry>>, StoreError> {
+        self.0.store.fresh().await?;
+        let known = self.0.graph.load().entry(id).cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        Ok(self.0.store.fetch_entry(id.clone()).await?.map(|stored| stored.entry))
+    }
+}
+
+#[tonic::async_trait]
+impl wire::entry_server::Entry for Entries {
+    async fn count_entries(
+        &self,
+        request: Request<wire::CountEntriesRequest>,
+    ) -> Result<Response<wire::CountEntriesResponse>, Status> {
+        let what = "failed to count entries";
+        let request = request.into_inner();
+        let asked = request.filter.map(Asked::from).unwrap_or_default();
+        let filter = asked.filter(self.0.trust_domain(), what)?;
+        let count = self.counted(filter).await.map_err(|why| failed(what, why))?;
+        Ok(Response::new(wire::CountEntriesResponse { count }))
+    }
+
+    async fn list_entries(
+        &self,
+        request: Request<wire::ListEntriesRequest>,
+    ) -> Result<Response<wire::ListEntriesResponse>, Status> {
+        let what = "failed to list entries";
+        let wire::ListEntriesRequest { filter, output_mask, page_size, page_token } = request.into_inner();
+        let asked = filter.map(Asked::from).unwrap_or_default();
+        let filter = asked.filter(self.0.trust_domain(), what)?;
+        let listed = self.listed(filter, page(page_size, page_token)).await;
+        let listed = listed.map_err(|why| failed(what, why))?;
+        Ok(Response::new(wire::ListEntriesResponse {
+            entries: listed
+                .entries
+                .iter()
+                .map(|stored| masked(&stored.entry, output_mask.as_ref()))
+                .collect(),
+            next_page_token: listed.next_token,
+        }))
+    }
+
+    async fn get_entry(
+        &self,
+        request: Request<wire::GetEntryRequest>,
+    ) -> Result<Response<types::Entry>, Status> {
+        let wire::GetEntryRequest { id, output_mask } = request.into_inner();
+        if id.is_empty() {
+            return Err(Status::invalid_argument("missing ID"));
+        }
+        let found = self.found(&EntryId::new(&id)).await;
+        let found = found.map_err(|why| failed("failed to fetch entry", why))?;
+        let entry = found.ok_or_else(|| Status::not_found(NOT_FOUND))?;
+        Ok(Response::new(masked(&entry, output_mask.as_ref())))
+    }
+
+    async fn batch_create_entry(
+        &self,
+        request: Request<wire::BatchCreateEntryRequest>,
+    ) -> Result<Response<wire::BatchCreateEntryResponse>, Status> {
+        let wire::BatchCreateEntryRequest { entries, output_mask } = request.into_inner();
+        let writes = entries.into_iter().map(async |wire: types::Entry| {
+            let requested = entry::requested(self.0.trust_domain(), Some(&wire), None);
+            let requested = requested.map_err(|why| invalid("failed to convert entry", why))?;
+            let created = self.0.store.create_entry(new_entry(requested)?).await;
+            created.map_err(|why| stored("failed to create entry", &why))
+        });
+        let results = written(&self.0, writes).await.into_iter().map(|created| {
+            let existed = created.as_ref().is_ok_and(|created| created.existing);
+            let created = created.map(|created| shown(&created, output_mask.as_ref()));
+            let (mut status, entry) = status::item(created);
+            if existed {
+                status = Some((&Status::already_exists("similar entry already exists")).into());
+            }
+            wire::batch_create_entry_response::Result { status, entry }
+        });
+        Ok(Response::new(wire::BatchCreateEntryResponse { results: results.collect() }))
+    }
+
+    async fn batch_update_entry(
+        &self,
+        request: Request<wire::BatchUpdateEntryRequest>,
+    ) -> Result<Response<wire::BatchUpdateEntryResponse>, Status> {
+        let wire::BatchUpdateEntryRequest { entries, input_mask, output_mask } = request.into_inner();
+        let mask = input_mask.as_ref().map_or(EntryMask::ALL, update_mask);
+        let writes = entries.into_iter().map(async |wire: types::Entry| {
+            let requested = entry::requested(self.0.trust_domain(), Some(&wire), input_mask.as_ref());
+            let requested = requested.map_err(|why| invalid("failed to convert entry", why))?;
+            let updated = self.0.store.update_entry(self.masked_entry(requested), mask).await;
+            updated.map_err(|why| stored("failed to update entry", &why))
+        });
+        let results = written(&self.0, writes).await.into_iter().map(|updated| {
+            let updated = updated.map(|stored| masked(&as_written(&stored.entry), output_mask.as_ref()));
+            let (status, entry) = status::item(updated);
+            wire::batch_update_entry_response::Result { status, entry }
+        });
+        Ok(Response::new(wire::BatchUpdateEntryResponse { results: results.collect() }))
+    }
+
+    async fn batch_delete_entry(
+        &self,
+        request: Request<wire::BatchDeleteEntryRequest>,
+    ) -> Result<Response<wire::BatchDeleteEntryResponse>, Status> {
+        let ids = request.into_inner().ids;
+        let writes = ids.clone().into_iter().map(async |id: String| {
+            if id.is_empty() {
+                return Err(Status::invalid_argument("missing entry ID"));
+            }
+            let deleted = self.0.store.delete_entry(EntryId::new(&id)).await;
+            deleted.map_err(|why| refused_as(Code::NotFound, NOT_FOUND, "failed to delete entry", &why))
+        });
+        let outcomes = written(&self.0, writes).await;
+        let results = ids.into_iter().zip(outcomes).map(|(id, outcome)| {
+            let (status, _) = status::item(outcome);
+            wire::batch_delete_entry_response::Result { status, id }
+        });
+        let results = results.collect();
+        Ok(Response::new(wire::BatchDeleteEntryResponse { results }))
+    }
+
+    async fn get_authorized_entries(
+        &self,
+        _request: Request<wire::GetAuthorizedEntriesRequest>,
+    ) -> Result<Response<wire::GetAuthorizedEntriesResponse>, Status> {
+        Err(encoded_elsewhere())
+    }
+
+    type SyncAuthorizedEntriesStream = Answers<wire::SyncAuthorizedEntriesResponse>;
+
+    async fn sync_authorized_entries(
+        &self,
+        _request: Request<Streaming<wire::SyncAuthorizedEntriesRequest>>,
+    ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
+        Err(encoded_elsewhere())
+    }
+}
+
+impl Entries {
+    /// What an update writes. The ids that the mask leaves out are not looked at.
+    fn masked_entry(&self, requested: RequestedEntry) -> NewEntry {
+        let unused = || self.0.trust_domain().id();
+        let spiffe_id = requested.spiffe_id.clone().unwrap_or_else(unused);
+        let parent_id = requested.parent_id.clone().unwrap_or_else(unused);
+        with_ids(requested, spiffe_id, parent_id)
+    }
+}
+
+const NOT_FOUND: &str = "entry not found";
+
+/// What a create writes.
+fn new_entry(requested: RequestedEntry) -> Result<NewEntry, Status> {
+    // Without a mask both are there, or the request was refused.
+    let missing = || invalid("failed to convert entry", "request must specify SPIFFE ID");
+    let spiffe_id = requested.spiffe_id.clone().ok_or_else(missing)?;
+    let parent_id = requested.parent_id.clone().ok_or_else(missing)?;
+    Ok(with_ids(requested, spiffe_id, parent_id))
+}
+
+fn with_ids(requested: RequestedEntry, spiffe_id: spiffe::SpiffeId, parent_id: spiffe::SpiffeId) -> NewEntry {
+    NewEntry {
+        id: Some(requested.id).filter(|id| !id.as_str().is_empty()),
+        spiffe_id,
+        parent_id,
+        selectors: requested.selectors,
+        x509_svid_ttl: requested.x509_svid_ttl,
+        jwt_svid_ttl: requested.jwt_svid_ttl,
+        federates_with: requested.federates_with,
+        admin: requested.admin,
+        downstream: requested.downstream,
+        expires_at: requested.expires_at,
+        dns_names: requested.dns_names.iter().map(|name| name.as_str().to_owned()).collect(),
+        store_svid: requested.store_svid,
+        hint: requested.hint,
+        additional_attributes: requested.additional_attributes,
+    }
+}
+
+const fn update_mask(mask: &types::EntryMask) -> EntryMask {
+    EntryMask {
+        spiffe_id: mask.spiffe_id,
+        parent_id: mask.parent_id,
+        selectors: mask.selectors,
+        x509_svid_ttl: mask.x509_svid_ttl,
+        jwt_svid_ttl: mask.jwt_svid_ttl,
+        federates_with: mask.federates_with,
+        admin: mask.admin,
+        downstream: mask.downstream,
+        expires_at: mask.expires_at,
+        dns_names: mask.dns_names,
+        store_svid: mask.store_svid,
+        hint: mask.hint,
+        additional_attributes: mask.additional_attributes,
+    }
+}
+
+/// A new entry as SPIRE shows it; one that was there as lists show it.
+fn shown(created: &CreatedEntry, mask: Option<&types::EntryMask>) -> types::Entry {
+    let entry = &created.stored.entry;
+    if created.existing { masked(entry, mask) } else { masked(&as_written(entry), mask) }
+}
