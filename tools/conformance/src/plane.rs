@@ -52,6 +52,16 @@ impl Product {
         Self { daemons: both.clone(), commands: both }
     }
 
+    /// The server of one product with the agent of another.
+    #[must_use]
+    pub fn mixed(server: &Self, agent: &Self) -> Self {
+        let mix = |servers: &[PathBuf; 2], agents: &[PathBuf; 2]| [servers[0].clone(), agents[1].clone()];
+        Self {
+            daemons: mix(&server.daemons, &agent.daemons),
+            commands: mix(&server.commands, &agent.commands),
+        }
+    }
+
     /// A command of `program` (`server`, `agent`, or another word that is the name itself) with `args`.
     #[must_use]
     pub fn command(&self, program: &str, args: &[String]) -> Command {
@@ -143,6 +153,11 @@ impl Plane {
             plane.start_agent(config);
         }
         plane
+    }
+
+    /// Whose programs are started from now on; what runs stays.
+    pub fn set_product(&mut self, product: &Product) {
+        self.product = product.clone();
     }
 
     /// The folder of the plane.

@@ -6,13 +6,58 @@ use bytes::Bytes;
 use prost::Message;
 use prost_types::value::Kind;
 use serde_json::{Map, Value, json};
-use tonic::Status;
+use tonic::{Status, Streaming};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::der;
 use crate::wire::{Connection, code_of};
 
 const VALIDATE: &str = "/SpiffeWorkloadAPI/ValidateJWTSVID";
 
+const X509_SVID: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
+const JWT_SVID: &str = "/SpiffeWorkloadAPI/FetchJWTSVID";
 const JWT_BUNDLES: &str = "/SpiffeWorkloadAPI/FetchJWTBundles";
+
+#[derive(Clone, PartialEq, Message)]
+struct X509Response {
+    #[prost(message, repeated, tag = "1")]
+    svids: Vec<X509Svid>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct X509Svid {
+    #[prost(string, tag = "1")]
+    spiffe_id: String,
+    #[prost(bytes = "vec", tag = "2")]
+    chain: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "4")]
+    bundle: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct JwtRequest {
+    #[prost(string, repeated, tag = "1")]
+    audience: Vec<String>,
+    #[prost(string, tag = "2")]
+    spiffe_id: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct JwtResponse {
+    #[prost(message, repeated, tag = "1")]
+    svids: Vec<JwtSvid>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct JwtSvid {
+    #[prost(string, tag = "1")]
+    spiffe_id: String,
+    #[prost(string, tag = "2")]
+    token: String,
+}
 
 #[derive(Clone, PartialEq, Message)]
 struct BundlesResponse {
@@ -45,6 +90,112 @@ pub(crate) struct Validated {
     pub(crate) claims: Value,
 }
 
+/// An X.509-SVID as a workload holds it.
+#[derive(Clone, Debug)]
+pub(crate) struct Svid {
+    /// Whose it is.
+    pub(crate) id: String,
+    /// DER of its certificates, leaf first.
+    pub(crate) chain: Vec<Vec<u8>>,
+    /// DER of the authorities of its trust domain.
+    pub(crate) bundle: Vec<Vec<u8>>,
+}
+
+impl Svid {
+    /// Whether it is valid now by the authorities `bundle`.
+    pub(crate) fn verify(&self, bundle: &[Vec<u8>]) -> Result<(), String> {
+        let parse = |der| X509Certificate::from_der(der).map(|(_, parsed)| parsed);
+        let chain = self.chain.iter().map(|der| parse(der)).collect::<Result<Vec<_>, _>>();
+        let chain = chain.map_err(|error| format!("cannot read the chain of {}: {error}", self.id))?;
+        let roots = bundle.iter().map(|der| parse(der)).collect::<Result<Vec<_>, _>>();
+        let roots = roots.map_err(|error| format!("cannot read the bundle: {error}"))?;
+        if let Some(stale) = chain.iter().find(|certificate| !certificate.validity().is_valid()) {
+            return Err(format!("{} is valid {:?}", self.id, stale.validity()));
+        }
+        let mut subject = chain.first().ok_or("there is no certificate")?;
+        for issuer in chain.iter().skip(1) {
+            subject
+                .verify_signature(Some(issuer.public_key()))
+                .map_err(|error| format!("the chain of {} is broken: {error}", self.id))?;
+            subject = issuer;
+        }
+        let is_anchored = roots.iter().any(|root| {
+            root.subject() == subject.issuer()
+                && root.validity().is_valid()
+                && subject.verify_signature(Some(root.public_key())).is_ok()
+        });
+        if is_anchored { Ok(()) } else { Err(format!("no authority has issued the SVID of {}", self.id)) }
+    }
+
+    /// Whether its time has not run out.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.leaf(|leaf| leaf.validity().is_valid())
+    }
+
+    /// The serial number of the leaf.
+    pub(crate) fn serial(&self) -> String {
+        self.leaf(|leaf| leaf.raw_serial_as_string())
+    }
+
+    /// The issuer of the leaf.
+    pub(crate) fn issuer(&self) -> String {
+        self.leaf(|leaf| leaf.issuer().to_string())
+    }
+
+    /// The DNS names of the leaf.
+    pub(crate) fn dns_names(&self) -> Vec<String> {
+        self.leaf(|leaf| {
+            let names = leaf.subject_alternative_name().ok().flatten();
+            let names = names.into_iter().flat_map(|names| names.value.general_names.iter());
+            let dns = |name: &GeneralName<'_>| {
+                if let GeneralName::DNSName(name) = name { Some((*name).to_owned()) } else { None }
+            };
+            names.filter_map(dns).collect()
+        })
+    }
+
+    fn leaf<T>(&self, look: impl FnOnce(&X509Certificate<'_>) -> T) -> T {
+        let der = self.chain.first().expect("an SVID has a certificate");
+        let (_, leaf) = X509Certificate::from_der(der).expect("a leaf that was verified");
+        look(&leaf)
+    }
+}
+
+/// A stream of a workload's X.509-SVIDs.
+#[derive(Debug)]
+pub(crate) struct Svids {
+    stream: Streaming<Bytes>,
+}
+
+impl Svids {
+    /// The next update, every SVID of which is valid by the bundle that came with it; a refusal is its
+    /// code and message, the end of the stream is `OK`.
+    pub(crate) async fn next(&mut self) -> Result<Vec<Svid>, (String, String)> {
+        let answer = self.stream.message().await.map_err(|status| refusal(&status))?;
+        let answer = answer.ok_or_else(|| ("OK".to_owned(), String::new()))?;
+        let answer = X509Response::decode(answer).map_err(|error| local(&error.to_string()))?;
+        let split = |mut der: &[u8]| {
+            let mut parts = Vec::new();
+            while let Some(element) = der::read(der) {
+                let (part, rest) = der.split_at(der.len() - element.rest.len());
+                parts.push(part.to_vec());
+                der = rest;
+            }
+            parts
+        };
+        let svids = answer.svids.into_iter().map(|svid| Svid {
+            id: svid.spiffe_id,
+            chain: split(&svid.chain),
+            bundle: split(&svid.bundle),
+        });
+        let svids: Vec<Svid> = svids.collect();
+        for svid in &svids {
+            svid.verify(&svid.bundle).map_err(|why| local(&why))?;
+        }
+        Ok(svids)
+    }
+}
+
 /// A workload on an agent's socket.
 #[derive(Clone, Debug)]
 pub(crate) struct Workload {
@@ -64,6 +215,21 @@ impl Workload {
         let answer = ValidateResponse::decode(answer).map_err(|error| local(&error.to_string()))?;
         let claims = answer.claims.map(|claims| object(claims.fields)).unwrap_or_default();
         Ok(Validated { spiffe_id: answer.spiffe_id, claims })
+    }
+
+    /// Opens a stream of its X.509-SVIDs.
+    pub(crate) async fn svids(&self) -> Result<Svids, (String, String)> {
+        let opened = self.connection.open(X509_SVID, vec![Bytes::new()], &header()).await;
+        Ok(Svids { stream: opened.map_err(|status| refusal(&status))? })
+    }
+
+    /// A token for `audience`.
+    pub(crate) async fn token(&self, audience: &str) -> Result<String, (String, String)> {
+        let request = JwtRequest { audience: vec![audience.to_owned()], spiffe_id: String::new() };
+        let answer = self.call(JWT_SVID, &request).await?;
+        let answer = JwtResponse::decode(answer).map_err(|error| local(&error.to_string()))?;
+        let first = answer.svids.into_iter().next();
+        first.map(|svid| svid.token).ok_or_else(|| local("the answer holds no token"))
     }
 
     /// The trust domains whose JWT bundles the workload gets.

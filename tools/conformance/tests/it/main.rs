@@ -7,4 +7,8 @@ mod cli;
 #[cfg(test)]
 mod documents;
 #[cfg(test)]
+mod live;
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
 mod takeover;

@@ -1,0 +1,40 @@
+//! What a workload sees while the world changes around it, and what survives a kill.
+
+use std::path::{Path, PathBuf};
+
+use finial_conformance::{Kills, Live, Product};
+
+fn recorded() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
+}
+
+#[test]
+fn live_rotation_is_seen_by_an_open_stream() {
+    Live::load(&recorded()).rotation(&Product::under_test()).unwrap();
+}
+
+#[test]
+fn live_changes_of_entries_are_seen_by_an_open_stream() {
+    Live::load(&recorded()).entries(&Product::under_test()).unwrap();
+}
+
+#[test]
+fn live_new_authorities_fail_no_validation() {
+    Live::load(&recorded()).authorities(&Product::under_test()).unwrap();
+}
+
+#[test]
+fn live_restarts_lose_nothing() {
+    Live::load(&recorded()).restarts(&Product::under_test()).unwrap();
+}
+
+#[test]
+fn live_kills_lose_no_acknowledged_write() {
+    // `cargo xtask soak` asks for more.
+    let rounds = std::env::var("FINIAL_KILL_ROUNDS").map_or(30, |rounds| rounds.parse().unwrap());
+
+    let acknowledged = Kills::load(&recorded()).play(&Product::under_test(), rounds).unwrap();
+
+    println!("kills: {rounds} rounds, {acknowledged} acknowledged writes, none lost");
+    assert!(acknowledged > 0, "nobody wrote anything");
+}

@@ -1,0 +1,72 @@
+//! Finial beside SPIRE: `cargo xtask oracle --spire DIR` runs these. Without `SPIRE_BIN` there is nothing
+//! to compare with and they say so.
+
+use std::path::{Path, PathBuf};
+
+use finial_conformance::{Crossing, Live, Server};
+
+fn recorded() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
+}
+
+fn with_both(check: impl FnOnce(&Crossing) -> Result<(), String>) {
+    match Crossing::of_both(&recorded()) {
+        Some(crossing) => check(&crossing).unwrap(),
+        None => println!("SPIRE_BIN is not set: SPIRE is not here to be compared with"),
+    }
+}
+
+#[test]
+fn oracle_spire_agent_sees_changes_of_entries_on_finial() {
+    with_both(|both| Live::load(&recorded()).entries(&both.spire_agent()));
+}
+
+#[test]
+fn oracle_spire_agent_rotates_on_finial() {
+    with_both(|both| Live::load(&recorded()).rotation(&both.spire_agent()));
+}
+
+#[test]
+fn oracle_spire_agent_outlives_restarts_on_finial() {
+    with_both(|both| Live::load(&recorded()).restarts(&both.spire_agent()));
+}
+
+#[test]
+fn oracle_spire_agent_follows_new_authorities_of_finial() {
+    with_both(|both| Live::load(&recorded()).authorities(&both.spire_agent()));
+}
+
+#[test]
+fn oracle_finial_agent_sees_changes_of_entries_on_spire() {
+    with_both(|both| Live::load(&recorded()).entries(&both.finial_agent()));
+}
+
+#[test]
+fn oracle_finial_agent_rotates_on_spire() {
+    with_both(|both| Live::load(&recorded()).rotation(&both.finial_agent()));
+}
+
+#[test]
+fn oracle_finial_agent_outlives_restarts_on_spire() {
+    with_both(|both| Live::load(&recorded()).restarts(&both.finial_agent()));
+}
+
+#[test]
+fn oracle_finial_agent_follows_new_authorities_of_spire() {
+    with_both(|both| Live::load(&recorded()).authorities(&both.finial_agent()));
+}
+
+#[test]
+fn oracle_database_goes_to_spire_and_back() {
+    with_both(Crossing::database);
+}
+
+#[test]
+fn oracle_agent_folder_goes_to_spire_and_back_on_finial() {
+    with_both(|both| both.agent_folder(Server::Finial));
+}
+
+#[test]
+fn oracle_agent_folder_goes_to_spire_and_back_on_spire() {
+    with_both(|both| both.agent_folder(Server::Spire));
+}
