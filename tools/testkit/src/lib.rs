@@ -1,1 +1,3 @@
 //! Test fixtures with behaviour; a dev-dependency only.
+
+pub mod fuzz;
