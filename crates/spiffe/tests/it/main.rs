@@ -5,6 +5,12 @@ mod bundle;
 #[cfg(test)]
 mod chain;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod handshake;
 #[cfg(test)]
+mod id;
+#[cfg(test)]
 mod jwt;
+#[cfg(test)]
+mod round_trips;
