@@ -297,6 +297,17 @@ impl Version {
         self.entries_at(rows).map(|(_, entry)| entry).filter(move |entry| entry.spiffe_id == *spiffe_id)
     }
 
+    /// The row of the first entry of a parent that gives an identity, both by their paths here.
+    pub(crate) fn first_giving(&self, parent: &str, path: &str) -> Option<i64> {
+        let text = format!("spiffe://{}{path}", self.trust_domain);
+        let fits = |entry: &Entry| {
+            entry.parent_id.path() == parent && entry.spiffe_id.path() == path && self.is_visible(entry)
+        };
+        self.entries_at(self.by_spiffe_id.rows(self.hashes.of(&text)))
+            .find(|(_, entry)| fits(entry))
+            .map(|(row, _)| row)
+    }
+
     /// The bucket of a path.
     pub(crate) fn bucket(&self, path: &str) -> Option<&Arc<Bucket>> {
         let hash = self.hashes.of(path);

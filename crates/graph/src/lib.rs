@@ -21,6 +21,7 @@ mod bucket;
 mod delta;
 mod graph;
 mod index;
+mod order;
 mod page;
 mod reply;
 mod token;

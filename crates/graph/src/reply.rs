@@ -51,9 +51,10 @@ impl View {
     }
 
     fn messages(&self, encoding: fn(&Page) -> &Encoding) -> impl Iterator<Item = Encoded> {
+        let stretches = self.stretches().into_iter();
         let mut stretches =
-            self.pages().map(move |page| Stretch { encoding: encoding(page), range: 0..page.slots().len() });
-        let mut rest: Option<Stretch<'_>> = None;
+            stretches.map(move |stretch| Unsent { encoding: encoding(stretch.page), range: stretch.range });
+        let mut rest: Option<Unsent<'_>> = None;
         let mut left = Some(self.len());
         std::iter::from_fn(move || {
             let here = left?.min(PAGE_SIZE);
@@ -61,9 +62,9 @@ impl View {
             let mut room = here;
             let mut pieces = Vec::new();
             while room > 0 {
-                let Some(mut stretch) = rest.take().or_else(|| stretches.next()) else { break };
-                pieces.push(stretch.cut(&mut room));
-                rest = Some(stretch).filter(|stretch| !stretch.range.is_empty());
+                let Some(mut unsent) = rest.take().or_else(|| stretches.next()) else { break };
+                pieces.push(unsent.cut(&mut room));
+                rest = Some(unsent).filter(|unsent| !unsent.range.is_empty());
             }
             if left.is_some() {
                 pieces.push(Bytes::from_static(&MORE));
@@ -74,12 +75,12 @@ impl View {
 }
 
 /// Entries of a page that are not sent yet.
-struct Stretch<'a> {
+struct Unsent<'a> {
     encoding: &'a Encoding,
     range: Range<usize>,
 }
 
-impl Stretch<'_> {
+impl Unsent<'_> {
     /// Takes as many entries off as there is room for.
     fn cut(&mut self, room: &mut usize) -> Bytes {
         let end = self.range.end.min(self.range.start + *room);

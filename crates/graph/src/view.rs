@@ -8,13 +8,16 @@ use spiffe::{Entry, EntryId, SpiffeId};
 
 use crate::bucket::Bucket;
 use crate::graph::EntryGraph;
+use crate::order::Stretch;
 use crate::page::Page;
 use crate::token::Token;
 
 /// The entries an agent is authorised for, at one moment: a few buckets, nothing copied.
 #[derive(Clone)]
 pub struct View {
-    graph: EntryGraph,
+    pub(crate) graph: EntryGraph,
+    /// The paths that the agent sees the entries below of: its own, and those of its aliases.
+    pub(crate) starts: Vec<Box<str>>,
     /// In order of their paths.
     pub(crate) buckets: Vec<Arc<Bucket>>,
     len: usize,
@@ -26,10 +29,12 @@ impl View {
     pub(crate) fn of(graph: &EntryGraph, agent: &SpiffeId) -> Self {
         let version = graph.version();
         let mut buckets: Vec<Arc<Bucket>> = Vec::new();
+        let mut starts = Vec::new();
         if agent.is_member_of(version.trust_domain()) {
             let mut seen = HashSet::new();
             let mut todo = vec![agent.path()];
             todo.extend(version.aliases_of(agent).map(|alias| alias.spiffe_id.path()));
+            starts.extend(todo.iter().map(|path| Box::from(*path)));
             while let Some(path) = todo.pop() {
                 if let Some(bucket) = version.bucket(path)
                     && seen.insert(path)
@@ -41,7 +46,7 @@ impl View {
             buckets.sort_unstable_by(|a, b| a.path().cmp(b.path()));
         }
         let len = buckets.iter().map(|bucket| bucket.len()).sum();
-        Self { graph: graph.clone(), buckets, len }
+        Self { graph: graph.clone(), starts, buckets, len }
     }
 
     /// How many entries there are.
@@ -56,9 +61,10 @@ impl View {
         self.len == 0
     }
 
-    /// The entries, by the path of their parent and then by their row.
+    /// The entries: those of a parent by their rows, and behind the first that gives an identity what
+    /// is below that.
     pub fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.pages().flat_map(|page| page.slots()).map(|slot| &slot.entry)
+        self.stretches().into_iter().flat_map(Stretch::slots).map(|slot| &slot.entry)
     }
 
     /// One entry, if the agent is authorised for it.
@@ -74,9 +80,10 @@ impl View {
         self.buckets.iter().fold(Token::default(), |sum, bucket| sum.plus(bucket.digest()))
     }
 
-    /// The pages in order.
-    pub(crate) fn pages(&self) -> impl Iterator<Item = &Arc<Page>> {
-        self.buckets.iter().flat_map(|bucket| bucket.pages())
+    /// The bucket of a path, if the agent sees it.
+    pub(crate) fn bucket(&self, path: &str) -> Option<&Arc<Bucket>> {
+        let at = self.buckets.binary_search_by(|bucket| (**bucket.path()).cmp(path)).ok()?;
+        self.buckets.get(at)
     }
 
     /// Where an entry is, if the agent is authorised for it.
@@ -86,9 +93,7 @@ impl View {
         if !version.is_visible(entry) {
             return None;
         }
-        let path = entry.parent_id.path();
-        let at = self.buckets.binary_search_by(|bucket| (**bucket.path()).cmp(path)).ok()?;
-        self.buckets.get(at)?.find(row)
+        self.bucket(entry.parent_id.path())?.find(row)
     }
 }
 

@@ -33,7 +33,7 @@ fn an_agent_sees_what_is_below_it_and_below_its_aliases() {
         set(6, entry("of all", "/all", "/x", &["uid"])),
     ]);
 
-    assert_eq!(ids(&graph, "/spire/agent/a"), ["nested", "pooled", "own"]);
+    assert_eq!(ids(&graph, "/spire/agent/a"), ["own", "pooled", "nested"]);
     assert_eq!(ids(&graph, "/spire/agent/b"), [""; 0]);
     assert_eq!(ids(&graph, "/spire/agent/unknown"), [""; 0]);
     assert_eq!(graph.counts().aliases, 1);
@@ -51,6 +51,25 @@ fn entries_that_name_a_foreign_trust_domain_are_listed_but_not_authorised() {
     assert_eq!(ids(&graph, "spiffe://other.org/spire/agent/a"), [""; 0]);
     assert_eq!(graph.counts().entries, 3);
     assert!(graph.pick(&id("/spire/agent/a"), &[EntryId::new("foreign id")]).is_empty());
+}
+
+#[test]
+fn what_is_below_an_identity_comes_behind_the_entry_that_gives_it() {
+    let graph = graph(vec![
+        set(1, entry("deeper", "/deep", "/deepest", &["uid"])),
+        set(2, entry("first", "/spire/agent/a", "/first", &["uid"])),
+        set(3, entry("gives deep", "/spire/agent/a", "/deep", &["uid"])),
+        set(4, entry("gives it too", "/spire/agent/a", "/deep", &["other"])),
+        set(5, entry("deepest", "/deepest", "/x", &["uid"])),
+        set(6, entry("deep again", "/deep", "/y", &["uid"])),
+        set(7, entry("last", "/spire/agent/a", "/last", &["uid"])),
+        set(8, entry("below first", "/first", "/z", &["uid"])),
+    ]);
+
+    assert_eq!(
+        ids(&graph, "/spire/agent/a"),
+        ["first", "below first", "gives deep", "deeper", "deepest", "deep again", "gives it too", "last"]
+    );
 }
 
 #[test]
