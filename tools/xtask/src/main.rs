@@ -6,6 +6,7 @@
 
 mod descriptors;
 mod ledger;
+mod oracle;
 mod process;
 mod test;
 mod tidy;
@@ -24,6 +25,8 @@ const HELP: &str = "cargo xtask <task>
   bless [CRATE]      rewrite golden files from what the product says now
 
 By hand, before a release:
+  oracle --spire DIR the suites with SPIRE's programs in DIR, and both products together
+  soak [ROUNDS]      kill -9 under load, 500 rounds unless said otherwise
   fuzz [SECONDS]     each fuzz target under AddressSanitizer
   features           build with no, each and all cargo features
 ";
@@ -48,6 +51,8 @@ fn run(args: &[String]) -> Result<ExitCode> {
             let [out] = rest else { bail!("usage: cargo xtask descriptors OUT") };
             descriptors::run(Path::new(out))?;
         }
+        "oracle" => oracle::run(rest)?,
+        "soak" => test::soak(rest.first().map(String::as_str))?,
         "bless" => test::bless(rest.first().map(String::as_str))?,
         "fuzz" => test::fuzz(rest.first().map(String::as_str))?,
         "features" => test::features()?,

@@ -92,6 +92,28 @@ fn conformance() -> Result<()> {
     Ok(())
 }
 
+/// Kills the server under load for `rounds` (default 500) and looks for lost or halved writes.
+pub(crate) fn soak(rounds: Option<&str>) -> Result<()> {
+    let rounds: u64 = rounds.unwrap_or("500").parse().context("soak: rounds must be a number")?;
+    process::check(&mut process::command(
+        "cargo",
+        ["build", "--release", "--locked", "--package", "finial"],
+    ))?;
+    let args = [
+        "test",
+        "--release",
+        "--locked",
+        "--package",
+        "finial-conformance",
+        "--test",
+        "it",
+        "--",
+        "live_kills",
+        "--nocapture",
+    ];
+    process::check(process::command("cargo", args).env("FINIAL_KILL_ROUNDS", rounds.to_string()))
+}
+
 /// Rewrites golden files (`FINIAL_BLESS=1`), of one crate or of all.
 pub(crate) fn bless(package: Option<&str>) -> Result<()> {
     let scope = match package {
