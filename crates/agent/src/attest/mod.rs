@@ -62,6 +62,9 @@ pub(crate) struct Attested {
     pub(crate) bundle: Bundle,
 }
 
+/// A stored SVID that can be used, and the key of the stored SVID.
+type Loaded = (Option<AgentIdentity>, Option<Arc<dyn Key>>);
+
 /// Why the node is not attested.
 #[derive(Debug, thiserror::Error)]
 pub enum AttestError {
@@ -168,7 +171,9 @@ impl Attester {
             Some(bundle) => info!(trust_domain_id = %bundle.trust_domain.id(), "Bundle loaded"),
             None => info!("Bundle is not found"),
         }
-        if let Some((identity, key)) = self.load(&data).await? {
+        let (stored_svid, key) = self.load(&data).await?;
+        if let (Some(identity), Some(key)) = (stored_svid, &key) {
+            let key = Arc::clone(key);
             let bundle = stored.ok_or(AttestError::NoBundle)?;
             self.check_rebootstrap(identity.reattestable)?;
             info!(spiffe_id = %identity.id, "SVID loaded");
@@ -181,7 +186,8 @@ impl Attester {
             Some(bundle) => Trust::Bundle(bundle),
             None => self.ask_source().await?,
         };
-        match self.attest(&trust, None).await {
+        // A key that is stored stays: the clock may be wrong, or the server never answer.
+        match self.attest(&trust, key.as_ref().map(|key| key.id())).await {
             Ok(attested) => {
                 self.check_rebootstrap(attested.identity.reattestable)?;
                 let AgentIdentity { id, reattestable, .. } = &attested.identity;
@@ -212,32 +218,30 @@ impl Attester {
         self.store.update(keep).await
     }
 
-    /// The SVID of the last run with its key, if it can still be used.
-    async fn load(&self, data: &AgentData) -> Result<Option<(AgentIdentity, Arc<dyn Key>)>, AttestError> {
+    /// The SVID of the last run, if it can still be used, and its key, if that is there.
+    async fn load(&self, data: &AgentData) -> Result<Loaded, AttestError> {
         let keys = self.key_manager.keys().await.map_err(AttestError::Key)?;
         let keys: Vec<_> = keys.into_iter().filter(|key| SLOTS.contains(&key.id().as_str())).collect();
         let Some(leaf) = data.svid.first() else {
             if !keys.is_empty() {
                 warn!("Keys recovered, but no SVID found. Generating new keypair");
             }
-            return Ok(None);
+            return Ok((None, None));
         };
         let are_keys = !keys.is_empty();
         let Some(key) = keys.into_iter().find(|key| key.public() == leaf.public_key()) else {
             let what = if are_keys { "SVID key" } else { "keys" };
             warn!("SVID recovered, but no {what} found. Generating new keypair");
-            return Ok(None);
+            return Ok((None, None));
         };
         if UnixSecs::from(self.clock.now()).plus(SKEW) >= leaf.not_after() {
-            warn!(
-                expiry = %leaf.not_after(),
-                "SVID key recovered, but SVID is expired. Generating new keypair"
-            );
-            return Ok(None);
+            let expiry = OffsetDateTime::from(leaf.not_after().to_system_time());
+            warn!(%expiry, "SVID key recovered, but SVID is expired. Generating new keypair");
+            return Ok((None, Some(key)));
         }
         let id = leaf_id(leaf).map_err(|error| AttestError::Svid(error.to_string()))?;
         let chain = data.svid.as_slice().into();
-        Ok(Some((AgentIdentity { id, chain, reattestable: data.reattestable }, key)))
+        Ok((Some(AgentIdentity { id, chain, reattestable: data.reattestable }), Some(key)))
     }
 
     /// Attests the node to a server that proves `trust`. The new key goes into another place than
