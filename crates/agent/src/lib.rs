@@ -41,7 +41,7 @@ use runtime::shutdown::Shutdown;
 use runtime::tasks::{TaskFailed, Tasks};
 use spiffe::tls::{OwnCertificate, ServerTrust};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{Instrument, info, info_span};
 use zeroize::Zeroizing;
 
 use attest::{Attested, Attester};
@@ -126,7 +126,8 @@ impl Agent {
             node_attestor: node_attestor(&self.config, &self.plugins),
             store: self.store.clone(),
         });
-        let attested = attester.until_attested(shutdown).await;
+        let span = info_span!("attestor", subsystem_name = "attestor");
+        let attested = attester.until_attested(shutdown).instrument(span).await;
         let attested = attested.map_err(|error| failed("node attestation", error))?;
         let Some(attested) = attested else { return Ok(()) };
         let tasks = self.start(attester, attested, shutdown.token().clone());
@@ -217,10 +218,12 @@ impl Agent {
             jwt_svids.purge(&state.bundles.own);
             subscriptions.refresh(state);
         };
-        tasks.spawn("state", keeper.run(token.clone(), published));
-        tasks.spawn("own SVID", own_svid.run(token.clone()));
-        tasks.spawn("sync", sync.run(token.clone()));
-        tasks.spawn("issuing", issuing.run(token.clone()));
+        // What SPIRE's logs call the part that does all this.
+        let manager = info_span!("manager", subsystem_name = "manager");
+        tasks.spawn("state", keeper.run(token.clone(), published).instrument(manager.clone()));
+        tasks.spawn("own SVID", own_svid.run(token.clone()).instrument(manager.clone()));
+        tasks.spawn("sync", sync.run(token.clone()).instrument(manager.clone()));
+        tasks.spawn("issuing", issuing.run(token.clone()).instrument(manager));
         tasks.spawn("endpoints", serve(context, token));
         Ok(tasks)
     }

@@ -237,6 +237,9 @@ impl Attester {
         if UnixSecs::from(self.clock.now()).plus(SKEW) >= leaf.not_after() {
             let expiry = OffsetDateTime::from(leaf.not_after().to_system_time());
             warn!(%expiry, "SVID key recovered, but SVID is expired. Generating new keypair");
+            if !data.reattestable {
+                info!("The node was attested once and for all: it needs a new join token, or its eviction");
+            }
             return Ok((None, Some(key)));
         }
         let id = leaf_id(leaf).map_err(|error| AttestError::Svid(error.to_string()))?;
