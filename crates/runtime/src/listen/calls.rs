@@ -157,9 +157,10 @@ impl http_body::Body for Counted {
     }
 }
 
-/// What the client allows, from gRPC's header: at most eight digits and a unit. One that is malformed
-/// is passed over, as the client keeps the deadline itself.
-fn deadline(headers: &HeaderMap) -> Option<Duration> {
+/// How long the client waits for the answer, from gRPC's header: at most eight digits and a unit. One
+/// that is malformed is passed over, as the client keeps the deadline itself.
+#[must_use]
+pub fn deadline(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {

@@ -23,6 +23,7 @@ use std::io::Error as IoError;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub use calls::deadline;
 pub(crate) use accept::Refusals;
 pub use peer::{Peer, TlsPeer};
 pub use serve::{Limits, serve};
