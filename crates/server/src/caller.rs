@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
+use runtime::listen;
+use spiffe::x509::{self, Certificate};
 use spiffe::{SpiffeId, UnixSecs};
 use tonic::{Request, Status};
 
@@ -36,6 +38,21 @@ pub(crate) struct ClientCertificate {
 }
 
 impl Peer {
+    /// The other end of `connection`. TLS has verified the certificates; one that cannot be read all
+    /// the same makes an anonymous caller.
+    pub(crate) fn of(connection: &listen::Peer) -> Self {
+        let Some(address) = connection.address() else { return Self::Local };
+        let certificate = connection.certificates().first().and_then(|der| {
+            let certificate = Certificate::parse(der).ok()?;
+            Some(ClientCertificate {
+                id: x509::leaf_id(&certificate).ok()?,
+                serial: certificate.serial().to_string(),
+                not_after: certificate.not_after(),
+            })
+        });
+        Self::Remote { address, certificate }
+    }
+
     /// The certificate, if there is one.
     pub(crate) const fn certificate(&self) -> Option<&ClientCertificate> {
         match self {

@@ -18,6 +18,7 @@ use tonic::Status;
 
 use crate::keep::{Applied, BundleSet, KnownBundle};
 use crate::limits::Limits;
+use crate::own_svid::OwnSvid;
 
 /// The running server, as its APIs see it. Shared by all of them.
 pub(crate) struct Context {
@@ -31,6 +32,8 @@ pub(crate) struct Context {
     pub(crate) bundles: Snapshot<BundleSet>,
     /// Signs.
     pub(crate) issuer: Issuer,
+    /// The server's own SVID.
+    pub(crate) own_svid: Snapshot<OwnSvid>,
     /// The node attestors by name.
     pub(crate) node_attestors: BTreeMap<String, Arc<dyn ServerNodeAttestor>>,
     /// How often addresses may call.

@@ -2,14 +2,129 @@
 //!
 //! [`Server::build`] opens, loads and binds everything that can fail; [`Server::run`] serves until told
 //! to stop. The datastore and the key manager are the only state that outlives the process: what is
-//! in memory are snapshots of it (`keep`), replaced by one task each and read without locks. No call of
-//! a known agent reads the datastore.
+//! in memory are snapshots of it (`keep`), replaced by one task each and read without locks.
+//!
+//! A call comes in through the `door`: that finds its rule (`authz`), judges the caller, and hands it
+//! to a service (`api`). Invariants: no method answers that has no rule; no call of a known agent reads
+//! the datastore; a write is answered after the snapshots show it; only `ca` signs.
 
-#![expect(dead_code, unused_imports, reason = "the parts are joined by `Server`, which is not here yet")]
+#![expect(dead_code, reason = "services that are being filled in use more of it")]
 
 mod api;
 mod authz;
+mod ca_driver;
 mod caller;
 mod context;
+mod datastore;
+mod door;
 mod keep;
 mod limits;
+mod own_svid;
+mod prune;
+mod start;
+mod tls;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use config::ServerConfig;
+use runtime::clock::Clock;
+use runtime::listen::{self, TlsListener, UnixListener};
+use runtime::log::Log;
+use runtime::shutdown::Shutdown;
+use runtime::tasks::{TaskFailed, Tasks};
+use tokio_util::sync::CancellationToken;
+
+pub use crate::datastore::DatastoreError;
+pub use crate::start::StartError;
+
+use crate::api::Services;
+use crate::ca_driver::Driver;
+use crate::context::Context;
+use crate::door::Door;
+use crate::keep::Keeper;
+use crate::own_svid::Renewal;
+
+/// A server whose port and socket are bound.
+pub struct Server {
+    context: Arc<Context>,
+    keeper: Keeper,
+    driver: Driver,
+    renewal: Renewal,
+    port: TlsListener,
+    socket: UnixListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Opens the datastore, loads plugins, authorities and everything that is kept in memory, and binds
+    /// port and socket. When it returns the server is whole; clients that connect wait for
+    /// [`Server::run`].
+    ///
+    /// # Errors
+    /// Whatever keeps it from working, as one line.
+    pub async fn build(config: ServerConfig, log: Log, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        start::build(config, log, clock).await
+    }
+
+    /// Where it listens, with the port that was chosen.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the socket for operators is.
+    #[must_use]
+    pub fn socket_path(&self) -> &Path {
+        self.socket.path()
+    }
+
+    /// How many SQL statements were run so far: hot paths run none.
+    pub fn statements(&self) -> impl Fn() -> u64 + Send + 'static {
+        let store = self.context.store.clone();
+        move || store.statements()
+    }
+
+    /// Serves until `shutdown` is triggered, then drains for up to ten seconds.
+    ///
+    /// # Errors
+    /// The task that failed first; that ends all others.
+    pub async fn run(self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
+        let Self { context, keeper, driver, renewal, port, socket, address } = self;
+        let mut tasks = Tasks::new(shutdown.token().clone());
+        // Calls that drain still write, and wait for what they wrote.
+        let drained = CancellationToken::new();
+        tasks.spawn("keeper", keeper.run(drained.clone()));
+        tasks.spawn("CA rotation", driver.run(shutdown.token().clone()));
+        tasks.spawn("SVID rotation", renewal.run(shutdown.token().clone()));
+        prune::spawn(&mut tasks, &context);
+        if context.config.log.file.is_some() {
+            let log = context.log.clone();
+            tasks.spawn("log rotation", log.reopen_on_signal(shutdown.token().clone()));
+        }
+
+        let door = Door::new(Arc::clone(&context), Services::new(&context));
+        let stop = shutdown.token().clone();
+        let check = context.health.check("server");
+        tasks.spawn("APIs", async move {
+            tracing::info!(subsystem_name = "endpoints", network = "tcp", %address, "Starting Server APIs");
+            let remote = listen::serve(port, listen::Limits::tcp(), door.clone(), stop.clone());
+            let path = socket.path().display().to_string();
+            tracing::info!(
+                subsystem_name = "endpoints",
+                network = "unix",
+                address = path,
+                "Starting Server APIs"
+            );
+            let local = listen::serve(socket, listen::Limits::local(), door, stop);
+            check.started();
+            tokio::join!(remote, local);
+            drained.cancel();
+            tracing::info!(subsystem_name = "endpoints", "Server APIs have stopped");
+            Ok::<_, Infallible>(())
+        });
+        tasks.join().await
+    }
+}

@@ -23,8 +23,8 @@ use std::io::Error as IoError;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-pub use calls::deadline;
 pub(crate) use accept::Refusals;
+pub use calls::deadline;
 pub use peer::{Peer, TlsPeer};
 pub use serve::{Limits, serve};
 pub use tls::{TlsListener, TlsSource};

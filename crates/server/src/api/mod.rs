@@ -3,10 +3,14 @@
 //! All of them are registered here and nowhere else. A call has come through the door when it arrives:
 //! it is authorised, and its [`crate::caller::Caller`] is among the extensions of the request.
 
+mod agent;
 mod batch;
 mod bundle;
+mod debug;
 mod entry;
+mod health;
 mod localauthority;
+mod logger;
 mod status;
 mod svid;
 mod trustdomain;
@@ -15,10 +19,14 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use proto::health::health_server::HealthServer;
 use proto::raw;
+use proto::spire::server::agent::agent_server::AgentServer;
 use proto::spire::server::bundle::bundle_server::BundleServer;
+use proto::spire::server::debug::debug_server::DebugServer;
 use proto::spire::server::entry::entry_server::EntryServer;
 use proto::spire::server::localauthority::local_authority_server::LocalAuthorityServer;
+use proto::spire::server::logger::logger_server::LoggerServer;
 use proto::spire::server::svid::svid_server::SvidServer;
 use proto::spire::server::trustdomain::trust_domain_server::TrustDomainServer;
 use tokio_stream::Stream;
@@ -34,11 +42,15 @@ pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send
 /// Every service, ready to answer. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Services {
+    agent: AgentServer<agent::Agents>,
     bundles: bundle::Bundles,
     entries: entry::Entries,
     bundle: BundleServer<bundle::Bundles>,
+    debug: DebugServer<debug::Debug>,
     entry: EntryServer<entry::Entries>,
+    health: HealthServer<health::Health>,
     local_authority: LocalAuthorityServer<localauthority::LocalAuthorities>,
+    logger: LoggerServer<logger::Logger>,
     svid: SvidServer<svid::Svids>,
     trust_domain: TrustDomainServer<trustdomain::Relationships>,
 }
@@ -46,18 +58,21 @@ pub(crate) struct Services {
 impl Services {
     /// The services of this server.
     pub(crate) fn new(context: &Arc<Context>) -> Self {
-        let bundles = bundle::Bundles::new(Arc::clone(context));
-        let entries = entry::Entries::new(Arc::clone(context));
+        let context = || Arc::clone(context);
+        let bundles = bundle::Bundles::new(context());
+        let entries = entry::Entries::new(context());
         Self {
+            agent: AgentServer::new(agent::Agents::new(context())),
             bundle: BundleServer::new(bundles.clone()),
-            entry: EntryServer::new(entries.clone()),
             bundles,
+            debug: DebugServer::new(debug::Debug::new(context())),
+            entry: EntryServer::new(entries.clone()),
             entries,
-            local_authority: LocalAuthorityServer::new(localauthority::LocalAuthorities::new(Arc::clone(
-                context,
-            ))),
-            svid: SvidServer::new(svid::Svids::new(Arc::clone(context))),
-            trust_domain: TrustDomainServer::new(trustdomain::Relationships::new(Arc::clone(context))),
+            health: HealthServer::new(health::Health::new(context())),
+            local_authority: LocalAuthorityServer::new(localauthority::LocalAuthorities::new(context())),
+            logger: LoggerServer::new(logger::Logger::new(context())),
+            svid: SvidServer::new(svid::Svids::new(context())),
+            trust_domain: TrustDomainServer::new(trustdomain::Relationships::new(context())),
         }
     }
 
@@ -85,9 +100,13 @@ impl Services {
             _ => {}
         }
         let answer = match service {
+            "spire.api.server.agent.v1.Agent" => self.agent.call(request).await,
             BUNDLE => self.bundle.call(request).await,
+            "spire.api.server.debug.v1.Debug" => self.debug.call(request).await,
             ENTRY => self.entry.call(request).await,
+            "grpc.health.v1.Health" => self.health.call(request).await,
             "spire.api.server.localauthority.v1.LocalAuthority" => self.local_authority.call(request).await,
+            "spire.api.server.logger.v1.Logger" => self.logger.call(request).await,
             "spire.api.server.svid.v1.SVID" => self.svid.call(request).await,
             "spire.api.server.trustdomain.v1.TrustDomain" => self.trust_domain.call(request).await,
             _ => Ok(not_built().into_http()),

@@ -1,5 +1,7 @@
 //! Who may call what: the rule of every method, and how a caller is judged by it.
 
+mod judge;
 mod rules;
 
+pub(crate) use judge::authorise;
 pub(crate) use rules::{Limit, Lookup, Rule, look_up};

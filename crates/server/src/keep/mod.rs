@@ -2,21 +2,19 @@
 //! everybody reads and one task replaces.
 
 mod bundles;
+mod keeper;
 
 use store::Changes;
 use tokio::sync::watch;
 
 pub(crate) use bundles::{BundleSet, KnownBundle, StoredAnchors};
+pub(crate) use keeper::{Keeper, QUEUE};
 
 /// Says how far the snapshots are. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Applied(watch::Receiver<u64>);
 
 impl Applied {
-    pub(crate) const fn new(sequence: watch::Receiver<u64>) -> Self {
-        Self(sequence)
-    }
-
     /// Waits until the snapshots show these changes, so that who wrote them reads them. Cancel-safe.
     pub(crate) async fn reached(&self, changes: &Changes) {
         // The keeper is gone only when the program ends; then nobody will read any more.

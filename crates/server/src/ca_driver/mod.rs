@@ -1,0 +1,387 @@
+//! The owner of the server's own authorities: makes, publishes, activates and forgets them in time.
+//!
+//! What is to be done says [`ca::slots`]; here it is done: the key manager makes the key, the store
+//! takes journal and bundle in one transaction, and only then the authority counts as prepared. It
+//! signs once it is activated and published in the snapshot that issuers read. A server that starts
+//! again finds its journal by its keys, as SPIRE's does, so either takes over from the other.
+
+mod load;
+mod record;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ca::authority::{ActiveAuthorities, AuthorityError, TokenSigner, X509Signer};
+use ca::issue::{IssueError, self_signed_ca};
+use ca::journal::{JournalError, KeyEntry, X509Entry};
+use ca::profile::Profile;
+use ca::slots::{Action, Activation, Family, SlotError, Slots, Status};
+use plugin::{KeyId, KeyManager, PluginError};
+use runtime::clock::Clock;
+use runtime::health::Check;
+use runtime::snapshot::{Publisher, Snapshot};
+use spiffe::key::KeyKind;
+use spiffe::{Bundle, JwtAuthority, UnixSecs, X509Authority};
+use store::{Store, StoreError};
+use tokio_util::sync::CancellationToken;
+
+use self::record::Record;
+
+/// How often it is asked what is to be done.
+const TICK: Duration = Duration::from_secs(10);
+/// More steps than one look at the slots can ask for.
+const STEPS: usize = 4;
+
+/// The owner of the authorities.
+pub(crate) struct Driver {
+    parts: Parts,
+    x509: Slots<Arc<X509Signer>>,
+    jwt: Option<Tokens>,
+    wit: Option<Tokens>,
+    record: Record,
+    active: Publisher<ActiveAuthorities>,
+}
+
+/// What it works with.
+pub(crate) struct Parts {
+    /// The rules of what is issued.
+    pub(crate) profile: Arc<Profile>,
+    /// Holds the keys.
+    pub(crate) keys: Arc<dyn KeyManager>,
+    /// Holds journal and bundle.
+    pub(crate) store: Store,
+    /// The time.
+    pub(crate) clock: Arc<dyn Clock>,
+    /// What keys to make.
+    pub(crate) kinds: Kinds,
+    /// Told when authorities cannot be rotated.
+    pub(crate) check: Check,
+}
+
+/// The kinds of keys; a family without one is turned off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kinds {
+    /// Of CA certificates.
+    pub(crate) x509: KeyKind,
+    /// Of JWT authorities.
+    pub(crate) jwt: Option<KeyKind>,
+    /// Of WIT authorities.
+    pub(crate) wit: Option<KeyKind>,
+}
+
+/// A family of token keys.
+struct Tokens {
+    family: Family,
+    /// As the log calls it.
+    name: &'static str,
+    kind: KeyKind,
+    slots: Slots<Arc<TokenSigner>>,
+}
+
+/// Why authorities cannot be loaded or rotated.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DriverError {
+    /// The key manager failed.
+    #[error("key manager failed: {0}")]
+    Keys(#[from] PluginError),
+    /// The datastore failed.
+    #[error("cannot read or write authorities: {0}")]
+    Store(#[from] StoreError),
+    /// The journal cannot be read, or names no such authority.
+    #[error("CA journal is unusable: {0}")]
+    Journal(#[from] JournalError),
+    /// An entry of the journal holds something that is no authority.
+    #[error("authority {id:?} of the CA journal cannot be used: {source}")]
+    Authority {
+        /// The entry.
+        id: String,
+        /// What is wrong with it.
+        #[source]
+        source: AuthorityError,
+    },
+    /// The key made cannot be that of an authority.
+    #[error("new key cannot be an authority's: {0}")]
+    NewKey(#[from] AuthorityError),
+    /// The new CA certificate was not signed.
+    #[error("cannot make CA certificate: {0}")]
+    Issue(#[from] IssueError),
+    /// The slots are not as they should be.
+    #[error("cannot activate authority: {0}")]
+    Slots(#[from] SlotError),
+}
+
+impl Driver {
+    /// Who reads the authorities that are active.
+    pub(crate) fn active(&self) -> Snapshot<ActiveAuthorities> {
+        self.active.snapshot()
+    }
+
+    /// Does all that is due. A family that fails does not keep the others from being rotated, unless
+    /// there is no CA at all.
+    ///
+    /// # Errors
+    /// The first failure; what was done until then holds.
+    pub(crate) async fn rotate(&mut self) -> Result<(), DriverError> {
+        let x509 = self.rotate_x509().await;
+        if let Err(error) = &x509 {
+            tracing::error!(subsystem_name = "ca_manager", %error, "Unable to rotate X509 CA");
+            if self.x509.active().is_err() {
+                return x509;
+            }
+        }
+        let jwt = self.rotate_tokens(Family::Jwt).await;
+        if let Err(error) = &jwt {
+            tracing::error!(subsystem_name = "ca_manager", %error, "Unable to rotate JWT key");
+        }
+        let wit = self.rotate_tokens(Family::Wit).await;
+        if let Err(error) = &wit {
+            tracing::error!(subsystem_name = "ca_manager", %error, "Unable to rotate WIT key");
+        }
+        self.record.save_if_needed(&self.parts.store).await;
+        x509.and(jwt).and(wit)
+    }
+
+    /// Rotates until the token is cancelled.
+    ///
+    /// # Errors
+    /// None: what failed is tried again at the next tick.
+    pub(crate) async fn run(mut self, token: CancellationToken) -> Result<(), DriverError> {
+        loop {
+            tokio::select! {
+                biased;
+                () = token.cancelled() => return Ok(()),
+                () = self.parts.clock.sleep(TICK) => {}
+            }
+            // Not dropped half-way: each of its steps writes.
+            match self.rotate().await {
+                Ok(()) => self.parts.check.cleared(TROUBLE),
+                Err(error) if self.is_signing() => {
+                    self.parts.check.degraded(TROUBLE, error.to_string());
+                }
+                Err(error) => self.parts.check.failing(TROUBLE, error.to_string()),
+            }
+        }
+    }
+
+    /// Whether there is a CA that has not ended.
+    fn is_signing(&self) -> bool {
+        self.x509.active().is_ok_and(|(facts, _)| facts.not_after >= self.now())
+    }
+
+    fn now(&self) -> UnixSecs {
+        UnixSecs::from(self.parts.clock.now())
+    }
+
+    async fn rotate_x509(&mut self) -> Result<(), DriverError> {
+        for _ in 0..STEPS {
+            match self.x509.next(self.now()) {
+                None => break,
+                Some(Action::Prepare(_)) => self.prepare_x509().await?,
+                Some(Action::Activate) => self.activate_x509().await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn prepare_x509(&mut self) -> Result<(), DriverError> {
+        let slot = self.x509.to_prepare();
+        tracing::debug!(subsystem_name = "ca_manager", slot = slot.as_str(), "Preparing X509 CA");
+        self.x509.vacate();
+        let id = KeyId::new(Family::X509.key_id(slot));
+        let key = self.parts.keys.generate(&id, self.parts.kinds.x509).await?;
+        let now = self.now();
+        let signer = self_signed_ca(&self.parts.profile, key, now).await?;
+        let facts = signer.facts(now);
+
+        let mut journal = self.record.journal.clone();
+        journal.append_x509(X509Entry {
+            slot,
+            facts: facts.clone(),
+            status: Status::Prepared,
+            certificate: Bytes::copy_from_slice(signer.certificate().der()),
+            upstream_chain: Vec::new(),
+        });
+        let mut more = Bundle::empty(self.parts.profile.trust_domain.clone());
+        more.x509_authorities.push(X509Authority { der: signer.certificate().to_shared(), tainted: false });
+        self.record.publish(&self.parts.store, more, journal).await?;
+
+        tracing::info!(
+            subsystem_name = "ca_manager",
+            slot = slot.as_str(),
+            issued_at = %Shown(facts.issued_at),
+            expiration = %Shown(facts.not_after),
+            self_signed = true,
+            local_authority_id = facts.id,
+            upstream_authority_id = facts.upstream_authority_id,
+            "X509 CA prepared"
+        );
+        self.x509.prepared(facts, Arc::new(signer));
+        Ok(())
+    }
+
+    async fn activate_x509(&mut self) -> Result<(), DriverError> {
+        let activation = self.x509.activate()?;
+        self.publish_active();
+        self.show_active_x509();
+        self.note_activation(Family::X509, &activation).await
+    }
+
+    async fn rotate_tokens(&mut self, family: Family) -> Result<(), DriverError> {
+        for _ in 0..STEPS {
+            let now = self.now();
+            let Some(tokens) = self.tokens(family) else { return Ok(()) };
+            match tokens.slots.next(now) {
+                None => break,
+                Some(Action::Prepare(_)) => self.prepare_tokens(family).await?,
+                Some(Action::Activate) => self.activate_tokens(family).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn prepare_tokens(&mut self, family: Family) -> Result<(), DriverError> {
+        let now = self.now();
+        let Some(tokens) = self.tokens(family) else { return Ok(()) };
+        let (slot, kind, name) = (tokens.slots.to_prepare(), tokens.kind, tokens.name);
+        tracing::debug!(subsystem_name = "ca_manager", slot = slot.as_str(), "Preparing {name}");
+        tokens.slots.vacate();
+        let key = self.parts.keys.generate(&KeyId::new(family.key_id(slot)), kind).await?;
+        let ttl = i64::try_from(self.parts.profile.ca_ttl.as_secs()).unwrap_or(i64::MAX);
+        let signer = TokenSigner::with_new_id(key, now.plus(ttl))?;
+        let facts = signer.facts(now);
+
+        let public_key = signer.public_key().spki();
+        let entry = KeyEntry {
+            slot,
+            facts: facts.clone(),
+            status: Status::Prepared,
+            public_key: Bytes::copy_from_slice(public_key),
+        };
+        let authority = JwtAuthority {
+            key_id: facts.id.clone(),
+            public_key: public_key.into(),
+            expires_at: facts.not_after,
+            tainted: false,
+        };
+        let mut journal = self.record.journal.clone();
+        let mut more = Bundle::empty(self.parts.profile.trust_domain.clone());
+        match family {
+            Family::X509 => return Ok(()),
+            Family::Jwt => {
+                journal.append_jwt(entry);
+                more.jwt_authorities.push(authority);
+            }
+            Family::Wit => {
+                journal.append_wit(entry);
+                more.wit_authorities.push(authority);
+            }
+        }
+        self.record.publish(&self.parts.store, more, journal).await?;
+
+        tracing::info!(
+            subsystem_name = "ca_manager",
+            slot = slot.as_str(),
+            issued_at = %Shown(facts.issued_at),
+            expiration = %Shown(facts.not_after),
+            local_authority_id = facts.id,
+            "{name} prepared"
+        );
+        if let Some(tokens) = self.tokens(family) {
+            tokens.slots.prepared(facts, Arc::new(signer));
+        }
+        Ok(())
+    }
+
+    async fn activate_tokens(&mut self, family: Family) -> Result<(), DriverError> {
+        let Some(tokens) = self.tokens(family) else { return Ok(()) };
+        let activation = tokens.slots.activate()?;
+        tokens.show_active();
+        self.publish_active();
+        self.note_activation(family, &activation).await
+    }
+
+    /// Tells the journal. Signing does not wait for it: an activation that is not written down is
+    /// found prepared after a restart, and activated again.
+    async fn note_activation(&mut self, family: Family, activation: &Activation) -> Result<(), DriverError> {
+        let journal = &mut self.record.journal;
+        if let Some(outgoing) = &activation.outgoing {
+            // Long ago it may have been dropped from the journal.
+            journal.set_status(family, outgoing, Status::Old).ok();
+        }
+        journal.set_status(family, &activation.incoming, Status::Active)?;
+        self.record.needs_saving = true;
+        self.record.save_if_needed(&self.parts.store).await;
+        Ok(())
+    }
+
+    const fn tokens(&mut self, family: Family) -> Option<&mut Tokens> {
+        match family {
+            Family::X509 => None,
+            Family::Jwt => self.jwt.as_mut(),
+            Family::Wit => self.wit.as_mut(),
+        }
+    }
+
+    fn publish_active(&self) {
+        let token = |tokens: &Option<Tokens>| {
+            tokens
+                .as_ref()
+                .and_then(|tokens| tokens.slots.active().ok())
+                .map(|(_, signer)| Arc::clone(signer))
+        };
+        let active = ActiveAuthorities {
+            x509: self.x509.active().ok().map(|(_, signer)| Arc::clone(signer)),
+            jwt: token(&self.jwt),
+            wit: token(&self.wit),
+        };
+        self.active.publish(Arc::new(active));
+    }
+
+    fn show_active_x509(&self) {
+        let Ok((facts, _)) = self.x509.active() else { return };
+        tracing::info!(
+            subsystem_name = "ca_manager",
+            slot = self.x509.current_name().as_str(),
+            issued_at = %Shown(facts.issued_at),
+            expiration = %Shown(facts.not_after),
+            local_authority_id = facts.id,
+            upstream_authority_id = facts.upstream_authority_id,
+            "X509 CA activated"
+        );
+        tracing::debug!(
+            subsystem_name = "ca_manager",
+            trust_domain_id = %self.parts.profile.trust_domain.id(),
+            ttl = facts.not_after.since(self.now()),
+            "Successfully rotated X.509 CA"
+        );
+    }
+}
+
+impl Tokens {
+    fn show_active(&self) {
+        let Ok((facts, _)) = self.slots.active() else { return };
+        let name = self.name;
+        tracing::info!(
+            subsystem_name = "ca_manager",
+            slot = self.slots.current_name().as_str(),
+            issued_at = %Shown(facts.issued_at),
+            expiration = %Shown(facts.not_after),
+            local_authority_id = facts.id,
+            "{name} activated"
+        );
+    }
+}
+
+/// An instant as SPIRE's log shows it.
+struct Shown(UnixSecs);
+
+impl std::fmt::Display for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Ok(at) = time::OffsetDateTime::from_unix_timestamp(self.0.0) else { return self.0.fmt(f) };
+        let (date, time) = (at.date(), at.time());
+        write!(f, "{date} {:02}:{:02}:{:02} +0000 UTC", time.hour(), time.minute(), time.second())
+    }
+}
+
+const TROUBLE: &str = "rotation_err";

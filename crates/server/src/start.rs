@@ -1,0 +1,283 @@
+//! From a configuration to a server that is ready to run: everything that can fail fails here.
+//!
+//! The order is that in which things depend on each other: folder, datastore, plugins, snapshots,
+//! authorities, own SVID, listeners. Nothing is half-initialised, and nothing is taken back but by
+//! dropping it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ca::issue::Issuer;
+use ca::profile::{CaSubject, Profile};
+use config::{PluginBlock, PluginData, ServerConfig};
+use plugin::Host;
+use plugin::catalog::{self, CatalogError, Data, Declaration};
+use runtime::clock::Clock;
+use runtime::health::Health;
+use runtime::listen::{Callers, ListenError, TlsListener, UnixListener, UnixOptions};
+use runtime::log::Log;
+use runtime::snapshot::Publisher;
+use spiffe::{IdError, TrustDomain};
+use store::{AgentFilter, EntryFilter, Page, Store, StoreError};
+use tokio::sync::mpsc;
+
+use crate::Server;
+use crate::ca_driver::{Driver, DriverError, Kinds, Parts};
+use crate::context::Context;
+use crate::datastore::{self, DatastoreError};
+use crate::keep::{BundleSet, Keeper, QUEUE};
+use crate::limits::Limits;
+use crate::own_svid::{Renewal, RenewalError};
+use crate::tls;
+
+/// Why the server does not start: one line for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A key of the configuration asks for what is not built.
+    #[error("{key} is not part of this version of Finial; remove it from the configuration")]
+    NotBuilt {
+        /// The key.
+        key: &'static str,
+    },
+    /// The data folder cannot be made.
+    #[error("cannot create data directory {}: {source}", path.display())]
+    DataDirectory {
+        /// Its path.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The datastore cannot be opened.
+    #[error(transparent)]
+    Datastore(#[from] DatastoreError),
+    /// A plugin cannot be loaded.
+    #[error(transparent)]
+    Plugins(#[from] CatalogError),
+    /// The datastore cannot be read.
+    #[error("cannot load entries, agents and bundles: {0}")]
+    Load(#[source] StoreError),
+    /// The database belongs to another trust domain.
+    #[error(
+        "a registration entry with trust domain '{found}' has been detected, which does not match the \
+         configured trust domain of '{configured}'. If you want to change the trust domain, please delete \
+         all existing registration entries"
+    )]
+    ForeignEntries {
+        /// Of the entry.
+        found: String,
+        /// Of the configuration.
+        configured: TrustDomain,
+    },
+    /// The trust domain cannot have a server.
+    #[error("trust domain is unusable: {0}")]
+    TrustDomain(#[from] IdError),
+    /// There are no authorities.
+    #[error("cannot start certificate authority: {0}")]
+    Authorities(String),
+    /// There is no SVID for the server.
+    #[error("cannot make server SVID: {0}")]
+    OwnSvid(String),
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// A port or socket cannot be listened on.
+    #[error("{0}")]
+    Listen(String),
+}
+
+impl From<DriverError> for StartError {
+    fn from(error: DriverError) -> Self {
+        Self::Authorities(error.to_string())
+    }
+}
+
+impl From<RenewalError> for StartError {
+    fn from(error: RenewalError) -> Self {
+        Self::OwnSvid(error.to_string())
+    }
+}
+
+impl From<ListenError> for StartError {
+    fn from(error: ListenError) -> Self {
+        Self::Listen(runtime::chain(&error))
+    }
+}
+
+/// Builds a server; see [`Server::build`].
+pub(crate) async fn build(
+    config: ServerConfig,
+    log: Log,
+    clock: Arc<dyn Clock>,
+) -> Result<Server, StartError> {
+    let started = clock.now();
+    refuse_what_is_not_built(&config)?;
+    tracing::info!(
+        admin_ids = ?config.admin_ids,
+        data_dir = %config.data_dir.display(),
+        launch_log_level = log.level().launch().name(),
+        version = env!("CARGO_PKG_VERSION"),
+        "Configured"
+    );
+    make_data_directory(&config)?;
+
+    let (committed, changes) = mpsc::channel(QUEUE);
+    let store = datastore::open(&config.plugins, &clock, committed).await?;
+    let bundles = Publisher::new(BundleSet::default());
+    let plugins = load_plugins(&config, &clock, &bundles).await?;
+    check_trust_domain(&store, &config.trust_domain).await?;
+
+    let trust_domain = config.trust_domain.clone();
+    let keeper =
+        Keeper::load(store.clone(), changes, bundles, trust_domain, Arc::clone(&clock), &config.experimental);
+    let mut keeper = keeper.await.map_err(StartError::Load)?;
+
+    let health = Health::new();
+    let profile = Arc::new(profile(&config)?);
+    let parts = Parts {
+        profile: Arc::clone(&profile),
+        keys: plugins.key_manager,
+        store: store.clone(),
+        clock: Arc::clone(&clock),
+        kinds: Kinds {
+            x509: config.ca.x509_key,
+            jwt: (!config.disable_jwt_svids).then_some(config.ca.jwt_key),
+            wit: config.experimental.wit_svid.then_some(config.ca.wit_key),
+        },
+        check: health.check("server.ca"),
+    };
+    let mut driver = Driver::load(parts).await?;
+    driver.rotate().await?;
+    keeper.catch_up();
+
+    let issuer = Issuer::new(profile, driver.active());
+    let renewal =
+        Renewal::start(issuer.clone(), config.ca.x509_key, Arc::clone(&clock), keeper.bundles()).await?;
+    let source = tls::source(&config, keeper.bundles(), renewal.presented(), &clock)?;
+    let port = TlsListener::bind(config.bind, source)?;
+    let socket = UnixListener::bind(&config.socket_path, SOCKET)?;
+    let address: SocketAddr = port.address();
+
+    let context = Context {
+        limits: Limits::new(config.rate_limits, Arc::clone(&clock)),
+        config,
+        store,
+        graph: keeper.graph(),
+        bundles: keeper.bundles(),
+        issuer,
+        own_svid: renewal.svid(),
+        node_attestors: plugins.node_attestors,
+        applied: keeper.applied(),
+        log,
+        clock,
+        health,
+        started,
+    };
+    Ok(Server { context: Arc::new(context), keeper, driver, renewal, port, socket, address })
+}
+
+/// Keys that ask for what is to come must not be passed over: the operator relies on them.
+fn refuse_what_is_not_built(config: &ServerConfig) -> Result<(), StartError> {
+    let telemetry = &config.telemetry;
+    let asked = [
+        (config.federation.bundle_endpoint.is_some(), "federation.bundle_endpoint"),
+        (!config.federation.federates_with.is_empty(), "federation.federates_with"),
+        (config.experimental.policy.is_some(), "experimental.auth_opa_policy_engine"),
+        (config.experimental.require_pq_kem, "experimental.require_pq_kem"),
+        (!config.proxy_protocol_trusted.is_empty(), "proxy_protocol_trusted_cidrs"),
+        (config.audit_log, "audit_log_enabled"),
+        (config.profiling.enabled, "profiling_enabled"),
+        (telemetry.prometheus.is_some(), "telemetry.Prometheus"),
+        (!telemetry.dogstatsd.is_empty(), "telemetry.DogStatsd"),
+        (!telemetry.statsd.is_empty(), "telemetry.Statsd"),
+        (!telemetry.m3.is_empty(), "telemetry.M3"),
+    ];
+    match asked.into_iter().find(|(is_asked, _)| *is_asked) {
+        Some((_, key)) => Err(StartError::NotBuilt { key }),
+        None => Ok(()),
+    }
+}
+
+fn make_data_directory(config: &ServerConfig) -> Result<(), StartError> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o750);
+    let path = &config.data_dir;
+    builder.create(path).map_err(|source| StartError::DataDirectory { path: path.clone(), source })
+}
+
+async fn load_plugins(
+    config: &ServerConfig,
+    clock: &Arc<dyn Clock>,
+    bundles: &Publisher<BundleSet>,
+) -> Result<catalog::ServerPlugins, StartError> {
+    let declarations: Vec<_> = config.plugins.iter().map(declaration).collect();
+    let (bundles, own) = (bundles.snapshot(), config.trust_domain.clone());
+    let host = Host {
+        clock: Arc::clone(clock),
+        own_bundle: Arc::new(move || bundles.load().get(&own).map(|known| Arc::clone(&known.bundle))),
+    };
+    let loaded =
+        catalog::load_server(&declarations, plugins::tables::SERVER, &config.trust_domain, &host).await;
+    Ok(loaded?)
+}
+
+fn declaration(block: &PluginBlock) -> Declaration {
+    Declaration {
+        kind: block.kind.clone(),
+        name: block.name.clone(),
+        command: block.command.clone(),
+        enabled: block.enabled,
+        data: match &block.data {
+            PluginData::Absent => Data::Absent,
+            PluginData::Inline(text) => Data::Inline(text.clone()),
+            PluginData::File(path) => Data::File(path.clone()),
+        },
+    }
+}
+
+/// Refuses a database of another trust domain, judged by its first entry; agents only make a warning.
+async fn check_trust_domain(store: &Store, own: &TrustDomain) -> Result<(), StartError> {
+    let first = store.list_entries(EntryFilter::default(), Some(Page::first(1))).await;
+    let first = first.map_err(StartError::Load)?;
+    if let Some(stored) = first.entries.first()
+        && !stored.entry.spiffe_id.is_member_of(own)
+    {
+        let found = stored.entry.spiffe_id.trust_domain_name().to_owned();
+        return Err(StartError::ForeignEntries { found, configured: own.clone() });
+    }
+    let first = store.list_agents(AgentFilter::default(), Some(Page::first(1))).await;
+    let first = first.map_err(StartError::Load)?;
+    if let Some(agent) = first.agents.first()
+        && !agent.id.is_member_of(own)
+    {
+        tracing::warn!(
+            "An attested node with trust domain '{}' has been detected, which does not match the configured \
+             trust domain of '{own}'. Agents may need to be reconfigured to use new trust domain",
+            agent.id.trust_domain_name()
+        );
+    }
+    Ok(())
+}
+
+fn profile(config: &ServerConfig) -> Result<Profile, StartError> {
+    let mut profile = Profile::new(config.trust_domain.clone())?;
+    profile.ca_subject = CaSubject {
+        country: config.ca.country.clone(),
+        organization: config.ca.organization.clone(),
+        common_name: config.ca.common_name.clone(),
+    };
+    profile.ca_ttl = config.ca.ttl;
+    profile.x509_svid_ttl = config.x509_svid_ttl;
+    profile.jwt_svid_ttl = config.jwt_svid_ttl;
+    profile.agent_ttl = config.agent_ttl;
+    profile.jwt_issuer.clone_from(&config.ca.jwt_issuer);
+    profile.wit_issuer.clone_from(&config.ca.wit_issuer);
+    Ok(profile)
+}
+
+/// Who may open the socket is an operator; nobody asks who that is.
+const SOCKET: UnixOptions =
+    UnixOptions { directory_mode: 0o750, socket_mode: 0o770, callers: Callers::IfKnown };

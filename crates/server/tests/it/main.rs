@@ -1,0 +1,10 @@
+//! The server as its clients see it: real sockets, a real database, nothing in between.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail loudly")]
+
+extern crate finial_server as server;
+
+mod agents;
+mod callers;
+mod start;
+mod support;
