@@ -10,7 +10,7 @@ use crate::{Selector, SelectorSet, SpiffeId, TrustDomain, UnixSecs};
 pub struct EntryId(Arc<str>);
 
 impl EntryId {
-    /// The id as a row holds it, taken as it is (the API's door is `EntryDraft::check`).
+    /// The id as a row holds it, taken as it is (requests are checked where they come in).
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self(text.into())

@@ -12,7 +12,7 @@ pub struct Selector {
 
 impl Selector {
     /// A selector of the given type and value, taken as they are (rows are read as leniently as
-    /// SPIRE does; the API's door is `EntryDraft::check`).
+    /// SPIRE does; requests are checked where they come in).
     #[must_use]
     pub fn new(kind: &str, value: &str) -> Self {
         Self { kind: kind.into(), value: value.into() }

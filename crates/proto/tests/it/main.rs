@@ -11,6 +11,7 @@
 
 extern crate finial_proto as proto;
 
+mod entries;
 mod exchanges;
 mod raw;
 mod tables;
