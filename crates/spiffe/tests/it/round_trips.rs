@@ -7,7 +7,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use finial_spiffe::jwt::{self, JwtError, LEEWAY};
 use finial_spiffe::key::{KeyKind, PrivateKey, PublicKey, PublicKeyKind, Signature};
-use finial_spiffe::x509::{Csr, CsrTemplate, Name};
+use finial_spiffe::x509::{
+    Attribute, Certificate, Csr, CsrTemplate, Issuer, Name, Role, Serial, Validity, X509Template, assemble,
+    verify_svid,
+};
 use finial_spiffe::{Bundle, IdError, JwtAuthority, Selector, SelectorSet, SpiffeId, TrustDomain, UnixSecs};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -66,6 +69,14 @@ fn token(key: &PrivateKey, claims: &Value) -> String {
         width => signature.to_fixed(width).unwrap(),
     };
     format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+/// A certificate of these contents, signed by a key under the name of its owner.
+fn certificate(template: &X509Template, key: &PrivateKey) -> Vec<u8> {
+    let name = Name::new(&[(Attribute::Organization, "authority")]);
+    let key_id = (template.role == Role::Svid).then(|| key.public().key_id().to_vec());
+    let tbs = template.tbs(&Issuer { name, key_id }, key.sig_alg().unwrap());
+    assemble(&tbs, &key.sign(tbs.alg(), tbs.as_bytes()).unwrap()).as_bytes().to_vec()
 }
 
 fn authority(key: &PublicKey, key_id: &str) -> JwtAuthority {
@@ -158,6 +169,65 @@ proptest! {
             prop_assert_eq!(verified.expires_at, NOW.plus(lifetime));
             prop_assert_eq!(verified.claims, claims);
         }
+    }
+
+    #[test]
+    fn certificates_that_are_made_are_read(
+        id in ids().prop_filter("a workload", |text| text[9..].contains('/')),
+        dns_names in vec("[a-z]{1,8}(\\.[a-z]{1,8}){0,2}", 0..4),
+        organization in "[a-zA-Z0-9 äöü@*'()+,./:=?-]{0,20}",
+        serial in vec(any::<u8>(), 1..=16).prop_filter("positive", |bytes| bytes.iter().any(|byte| *byte > 0)),
+        before in 0..4_000_000_000_i64,
+        lifetime in 0..4_000_000_000_i64,
+        (key, signer) in (0..3_usize, 0..3_usize),
+        damage in proptest::option::of((any::<usize>(), 0..8_u32)),
+    ) {
+        let (key, signer) = (&keys()[key], &keys()[signer]);
+        let id = SpiffeId::parse(&id).unwrap();
+        let ca = X509Template {
+            serial: Serial::from_be_bytes(&[1]),
+            subject: Name::new(&[(Attribute::Organization, "authority")]),
+            validity: Validity { not_before: UnixSecs(0), not_after: UnixSecs(200_000_000_000) },
+            public_key: signer.public().clone(),
+            id: id.trust_domain().id(),
+            dns_names: Vec::new(),
+            role: Role::Ca,
+        };
+        let anchor = Certificate::parse(&certificate(&ca, signer)).unwrap();
+        let (not_before, not_after) = (UnixSecs(before), UnixSecs(before + lifetime));
+        let template = X509Template {
+            serial: Serial::from_be_bytes(&serial),
+            subject: Name::new(&[(Attribute::Organization, &organization)]),
+            validity: Validity { not_before, not_after },
+            public_key: key.public().clone(),
+            id: id.clone(),
+            dns_names: dns_names.clone(),
+            role: Role::Svid,
+        };
+        let mut der = certificate(&template, signer);
+        if let Some((at, bit)) = damage {
+            let at = at % der.len();
+            der[at] ^= 1 << bit;
+        }
+
+        let read = Certificate::parse(&der);
+        prop_assert!(read.is_ok() || damage.is_some(), "{:?}", read);
+        let Ok(read) = read else { return Ok(()) };
+        let verified = verify_svid(std::slice::from_ref(&read), &[anchor], not_before.plus(lifetime / 2));
+
+        if damage.is_some() && verified.is_err() {
+            return Ok(());
+        }
+        prop_assert_eq!(verified.as_ref(), Ok(&id));
+        prop_assert_eq!(read.der(), &der);
+        prop_assert_eq!(read.uris(), [id.to_string()]);
+        prop_assert_eq!(read.dns_names(), dns_names);
+        prop_assert_eq!(read.serial(), &template.serial);
+        prop_assert_eq!(read.subject(), &template.subject);
+        prop_assert_eq!((read.not_before(), read.not_after()), (not_before, not_after));
+        prop_assert_eq!(read.public_key(), key.public());
+        prop_assert_eq!(read.authority_key_id(), Some(&signer.public().key_id()[..]));
+        prop_assert!(!read.is_ca());
     }
 
     #[test]
