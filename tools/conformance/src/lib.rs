@@ -18,6 +18,7 @@ mod api;
 mod der;
 mod describe;
 mod documents;
+mod exchanges;
 mod expect;
 mod kill;
 mod live;
@@ -33,6 +34,7 @@ mod workload;
 
 pub use api::ApiGroup;
 pub use documents::Documents;
+pub use exchanges::Exchanges;
 pub use kill::Kills;
 pub use live::Live;
 pub use oracle::{Crossing, Server};

@@ -148,7 +148,7 @@ impl Takeover {
     }
 
     /// A plane whose server finds the database `version` and the server's keys; nothing runs yet.
-    fn lay(&self, product: &Product, version: &str) -> Plane {
+    pub(crate) fn lay(&self, product: &Product, version: &str) -> Plane {
         let config = PlaneConfig { server: false, ..Self::config() };
         let plane = Plane::start(product, &config, &BTreeMap::new());
         plane.configure_server(&config);

@@ -53,7 +53,7 @@ impl Messages {
     }
 
     /// A response of `method` as JSON.
-    fn response(&self, method: &str, bytes: Bytes) -> Result<Value, String> {
+    pub(crate) fn response(&self, method: &str, bytes: Bytes) -> Result<Value, String> {
         let descriptor = self.method(method).ok_or_else(|| format!("unknown method {method}"))?;
         let message = DynamicMessage::decode(descriptor.output(), bytes)
             .map_err(|error| format!("cannot read a response of {method}: {error}"))?;
@@ -172,6 +172,15 @@ impl Caller {
             details: self.messages.details(status.details())?,
             answers,
         })
+    }
+
+    /// Sends messages as they are and hands back what came, as it is.
+    pub(crate) async fn exchange(
+        &self,
+        method: &str,
+        messages: Vec<Bytes>,
+    ) -> Result<(Vec<Bytes>, Status), String> {
+        self.channel.exchange(method, messages, &[]).await
     }
 
     /// Calls a method that must succeed and hands back its one answer.

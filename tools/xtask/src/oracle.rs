@@ -14,7 +14,11 @@ use crate::process;
 
 /// Name of a pass, whether Finial's commands take part, and the tests that belong to it.
 const PASSES: [(&str, bool, &[&str]); 3] = [
-    ("the suites against SPIRE itself", false, &["api_", "cli_", "documents_", "live_", "takeover_"]),
+    (
+        "the suites against SPIRE itself",
+        false,
+        &["api_", "cli_", "documents_", "exchanges_", "live_", "takeover_"],
+    ),
     ("Finial's commands on SPIRE", true, &["cli_"]),
     ("Finial and SPIRE together", false, &["oracle_"]),
 ];

@@ -55,6 +55,17 @@ impl Callers {
         Ok(Self { all: world.all })
     }
 
+    /// An agent that attests with the join token `token`, which is made for it.
+    pub(crate) async fn attest(
+        &self,
+        messages: &Messages,
+        plane: &Plane,
+        token: &str,
+    ) -> Result<Caller, String> {
+        let world = World { messages, port: plane.word("port").to_owned(), all: self.all.clone() };
+        world.attest(token, plane.word("td")).await
+    }
+
     /// The caller `name`.
     pub(crate) fn get(&self, name: &str) -> Result<&Caller, String> {
         self.all.get(name).ok_or_else(|| format!("there is no caller {name}"))
@@ -85,19 +96,23 @@ impl World<'_> {
         }
     }
 
+    async fn attest(&self, token: &str, trust_domain: &str) -> Result<Caller, String> {
+        self.local().ask(CREATE_TOKEN, json!({"ttl": 600, "token": token})).await?;
+        let key = Key::generate();
+        let csr = STANDARD.encode(key.request(&format!("spiffe://{trust_domain}/agent")));
+        let request = json!({"params": {
+            "data": {"type": "join_token", "payload": STANDARD.encode(token)},
+            "params": {"csr": csr},
+        }});
+        let answer = self.anonymous().ask(ATTEST, request).await?;
+        Ok(self.tls(chain_of(&answer["result"]["svid"])?, &key))
+    }
+
     async fn agent(&self, name: &str, trust_domain: &str) -> Result<Caller, String> {
         let token = format!("world-{name}");
         let path = format!("/spire/agent/join_token/{token}");
         let id = json!({"id": {"trust_domain": trust_domain, "path": path}});
-        self.local().ask(CREATE_TOKEN, json!({"ttl": 600, "token": token})).await?;
-        let key = Key::generate();
-        let csr = STANDARD.encode(key.request(&format!("spiffe://{trust_domain}{path}")));
-        let request = json!({"params": {
-            "data": {"type": "join_token", "payload": STANDARD.encode(&token)},
-            "params": {"csr": csr},
-        }});
-        let answer = self.anonymous().ask(ATTEST, request).await?;
-        let caller = self.tls(chain_of(&answer["result"]["svid"])?, &key);
+        let caller = self.attest(&token, trust_domain).await?;
         // The connection stands before the state changes.
         caller.call(AUTHORIZED, &[json!({})], &[]).await?;
         match name {

@@ -23,7 +23,7 @@ use crate::expect::{Moment, Numbered};
 use crate::outcome::Outcome;
 use crate::plane::{Plane, PlaneConfig, Product};
 use crate::wire::{Messages, Reply};
-use callers::Callers;
+pub(crate) use callers::Callers;
 
 /// Codes with which a stricter server may refuse what SPIRE accepts by mistake.
 const REFUSALS: [&str; 3] = ["INVALID_ARGUMENT", "FAILED_PRECONDITION", "PERMISSION_DENIED"];

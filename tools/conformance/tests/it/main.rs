@@ -7,6 +7,8 @@ mod cli;
 #[cfg(test)]
 mod documents;
 #[cfg(test)]
+mod exchanges;
+#[cfg(test)]
 mod live;
 #[cfg(test)]
 mod oracle;
