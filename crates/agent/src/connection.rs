@@ -143,3 +143,65 @@ pub fn is_unknown_authority(error: &(dyn std::error::Error + 'static)) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
+    use bytes::Bytes;
+    use serde_json::Value;
+
+    use super::*;
+
+    const DENIALS: &str =
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/wire-exchanges/denials.json"));
+
+    fn recorded(name: &str) -> Status {
+        let all: Value = serde_json::from_str(DENIALS).unwrap();
+        let status = &all["denials"][name]["status"];
+        let details = status["grpc_status_details_bin"].as_str().unwrap_or_default();
+        let details = Bytes::from(BASE64_STANDARD.decode(details).unwrap());
+        assert_eq!(status["code"], "PERMISSION_DENIED");
+        Status::with_details(Code::PermissionDenied, status["message"].as_str().unwrap(), details)
+    }
+
+    #[test]
+    fn refusals_of_spire_are_understood() {
+        for name in ["AGENT_NOT_ACTIVE", "AGENT_NOT_ATTESTED", "AGENT_MUST_REATTEST", "AGENT_EXPIRED"] {
+            assert_eq!(verdict(&recorded(name)), Verdict::MustReattest, "{name}");
+        }
+        assert_eq!(verdict(&recorded("AGENT_BANNED")), Verdict::Banned);
+        assert_eq!(verdict(&recorded("not an agent")), Verdict::Transient);
+        assert_eq!(verdict(&recorded("workload method refused to agents")), Verdict::Transient);
+        assert_eq!(
+            verdict(&Status::unavailable("certificate signed by unknown authority")),
+            Verdict::Transient
+        );
+    }
+
+    #[test]
+    fn an_unknown_authority_is_found_below_other_errors() {
+        let tls = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let io = std::io::Error::other(std::io::Error::other(tls));
+        assert!(is_unknown_authority(&io));
+
+        let expired = rustls::Error::InvalidCertificate(CertificateError::Expired);
+        assert!(!is_unknown_authority(&std::io::Error::other(expired)));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_under_an_svid_that_was_replaced_says_nothing() {
+        let verifier =
+            spiffe::tls::ServerTrust::Unverified("spiffe://example.org/spire/server".parse().unwrap());
+        let own = spiffe::tls::OwnCertificate::empty();
+        let tls = crate::tls::client_config(verifier, own, crate::tls::PostQuantum::Required).unwrap();
+        let connection = Connection::new("localhost", 1, tls);
+        let lease = connection.lease().unwrap();
+        assert_eq!(connection.judge(&lease, &recorded("AGENT_BANNED")), Verdict::Banned);
+
+        connection.renewed();
+
+        assert_eq!(connection.judge(&lease, &recorded("AGENT_BANNED")), Verdict::Transient);
+        assert_eq!((lease.generation, connection.generation()), (0, 1));
+    }
+}

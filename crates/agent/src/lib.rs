@@ -11,6 +11,8 @@
 
 pub mod api;
 mod attest;
+#[cfg(test)]
+mod behaviour;
 pub mod connection;
 pub mod context;
 #[cfg(test)]
@@ -130,20 +132,24 @@ impl Agent {
         let attested = attester.until_attested(shutdown).instrument(span).await;
         let attested = attested.map_err(|error| failed("node attestation", error))?;
         let Some(attested) = attested else { return Ok(()) };
-        let tasks = self.start(attester, attested, shutdown.token().clone());
-        let ended = tasks.map_err(|error| failed("agent", error))?.join().await;
+        let token = shutdown.token().clone();
+        let started = self.start(attester, attested, token.clone());
+        let (mut tasks, context) = started.map_err(|error| failed("agent", error))?;
+        tasks.spawn("endpoints", serve(context, token));
+        let ended = tasks.join().await;
         if ended.is_ok() {
             info!("Agent stopped");
         }
         ended
     }
 
+    /// Starts everything but the APIs, which are given the context.
     fn start(
         self,
         attester: Arc<Attester>,
         attested: Attested,
         token: CancellationToken,
-    ) -> Result<Tasks, BoxError> {
+    ) -> Result<(Tasks, Arc<Context>), BoxError> {
         let config = Arc::clone(&self.config);
         let Attested { identity, key, bundle } = attested;
         let certificate = OwnCertificate::empty();
@@ -223,9 +229,8 @@ impl Agent {
         tasks.spawn("state", keeper.run(token.clone(), published).instrument(manager.clone()));
         tasks.spawn("own SVID", own_svid.run(token.clone()).instrument(manager.clone()));
         tasks.spawn("sync", sync.run(token.clone()).instrument(manager.clone()));
-        tasks.spawn("issuing", issuing.run(token.clone()).instrument(manager));
-        tasks.spawn("endpoints", serve(context, token));
-        Ok(tasks)
+        tasks.spawn("issuing", issuing.run(token).instrument(manager));
+        Ok((tasks, context))
     }
 }
 

@@ -196,8 +196,12 @@ impl Attester {
                 Ok(attested)
             }
             Err(error) => {
-                if is_stored && error.verdict() == Verdict::UnknownAuthority {
-                    self.doubt_bundle().await?;
+                match error.verdict() {
+                    Verdict::UnknownAuthority if is_stored => self.doubt_bundle().await?,
+                    Verdict::UnknownAuthority => {
+                        info!("Trust Bundle and Server don't agree, bootstrapping again");
+                    }
+                    Verdict::Transient | Verdict::MustReattest | Verdict::Banned => {}
                 }
                 Err(error)
             }

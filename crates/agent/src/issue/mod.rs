@@ -23,7 +23,7 @@ use runtime::reconcile::Poke;
 use runtime::snapshot::Snapshot;
 use spiffe::key::{KeyError, KeyKind, PrivateKey};
 use spiffe::x509::{Attribute, CsrTemplate, Name};
-use spiffe::{EntryId, SpiffeId};
+use spiffe::{EntryId, SpiffeId, UnixSecs};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::{debug, error, info, warn};
@@ -140,7 +140,8 @@ impl Issuing {
             drop(state);
             if !plan.evict.is_empty() {
                 debug!(count = plan.evict.len(), "Dropping X509-SVIDs that nobody uses");
-                self.inbox.apply(Change::Evicted(plan.evict)).await?;
+                let at = UnixSecs::from(now);
+                self.inbox.apply(Change::Evicted { ids: plan.evict, at }).await?;
             }
             if plan.tainted > 0 {
                 memory.tainted_from = now + TAINTED_PAUSE;

@@ -32,8 +32,13 @@ pub enum Change {
     },
     /// What came of a batch of signing requests.
     Issued(Vec<(EntryId, Option<X509Svid>)>),
-    /// X.509-SVIDs that nobody uses, to make room.
-    Evicted(Vec<EntryId>),
+    /// X.509-SVIDs that nobody uses, to make room; not those that somebody asked for since.
+    Evicted {
+        /// The entries.
+        ids: Vec<EntryId>,
+        /// When nobody used them.
+        at: UnixSecs,
+    },
     /// The agent's own SVID was renewed.
     Renewed(AgentIdentity),
 }
@@ -141,10 +146,10 @@ impl AgentState {
                 }
                 next.entries = Arc::new(Entries { by_id, index: Arc::clone(&self.entries.index) });
             }
-            Change::Evicted(ids) => {
+            Change::Evicted { ids, at } => {
                 let mut by_id = self.entries.by_id.clone();
                 for id in ids {
-                    if let Some(held) = by_id.get_mut(&id) {
+                    if let Some(held) = by_id.get_mut(&id).filter(|held| held.last_used() < at) {
                         Arc::make_mut(held).svid = None;
                     }
                 }
@@ -246,4 +251,97 @@ fn merge_bundles(old: &Arc<Bundles>, own: Option<Bundle>, federated: Vec<Bundle>
         return Arc::new(Bundles { federated: kept, ..(**old).clone() });
     }
     Arc::new(Bundles::new(own, kept))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::fixtures::{self, entry, svid};
+
+    fn synced(state: &AgentState, entries: Vec<Entry>) -> AgentState {
+        let entries = entries.into_iter().map(Arc::new).collect();
+        state.apply(Change::Synced { entries, own: None, federated: Vec::new(), at: UnixSecs(1) })
+    }
+
+    fn issued(state: &AgentState, entry: &Entry) -> AgentState {
+        state.apply(Change::Issued(vec![(entry.id.clone(), Some(svid(entry, UNIX_EPOCH)))]))
+    }
+
+    fn named(id: &str, path: &str) -> Entry {
+        entry(id, path, &["uid:1"])
+    }
+
+    #[test]
+    fn an_entry_that_names_somebody_else_loses_its_svid_at_once() {
+        let state = issued(&synced(&fixtures::state(), vec![named("a", "/a")]), &named("a", "/a"));
+
+        let renamed = synced(&state, vec![named("a", "/b")]);
+        let late = issued(&renamed, &named("a", "/a"));
+
+        assert_eq!((state.entries.svid_count(), renamed.entries.svid_count()), (1, 0));
+        assert_eq!(late.entries.svid_count(), 0);
+        assert_eq!(issued(&late, &named("a", "/b")).entries.svid_count(), 1);
+    }
+
+    #[test]
+    fn what_is_signed_for_an_entry_that_is_gone_is_dropped() {
+        let state = synced(&fixtures::state(), vec![named("a", "/a")]);
+
+        let state = issued(&synced(&state, Vec::new()), &named("a", "/a"));
+
+        assert_eq!(state.entries.len(), 0);
+    }
+
+    #[test]
+    fn a_refused_entry_is_not_waited_for_until_it_changes() {
+        let state = synced(&fixtures::state(), vec![named("a", "/a")]);
+        let held = |state: &AgentState| Arc::clone(state.entries.iter().next().unwrap());
+        assert!(held(&state).is_pending());
+
+        let refused = state.apply(Change::Issued(vec![(EntryId::new("a"), None)]));
+        let revised = synced(&refused, vec![Entry { revision_number: 1, ..named("a", "/a") }]);
+
+        assert!(!held(&refused).is_pending());
+        assert!(held(&revised).is_pending());
+    }
+
+    #[test]
+    fn only_what_nobody_asked_for_since_is_evicted() {
+        let entries = || vec![named("a", "/a"), named("b", "/b")];
+        let state = synced(&fixtures::state(), entries());
+        let state = issued(&issued(&state, &named("a", "/a")), &named("b", "/b"));
+        state.entries.get(&EntryId::new("b")).unwrap().touch(UnixSecs(100));
+
+        let ids = vec![EntryId::new("a"), EntryId::new("b"), EntryId::new("c")];
+        let state = state.apply(Change::Evicted { ids, at: UnixSecs(100) });
+
+        let left: Vec<_> = state.entries.iter().filter(|held| held.svid.is_some()).collect();
+        assert_eq!(left.iter().map(|held| held.entry.id.as_str()).collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn entries_of_svid_stores_match_no_workload() {
+        let stored = Entry { store_svid: true, ..named("a", "/a") };
+
+        let state = synced(&fixtures::state(), vec![stored, named("b", "/b")]);
+        let matching = state.entries.matching(&entry("", "/x", &["uid:1", "gid:1"]).selector_set);
+
+        assert_eq!(state.entries.len(), 2);
+        assert_eq!(matching.iter().map(|held| held.entry.id.as_str()).collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn nobody_but_the_own_server_speaks_for_the_own_trust_domain() {
+        let state = fixtures::state();
+        let own = state.bundles.own.trust_domain.clone();
+        let poisoned = Bundle { refresh_hint: 7, ..Bundle::empty(own) };
+
+        let change =
+            Change::Synced { entries: Vec::new(), own: None, federated: vec![poisoned], at: UnixSecs(1) };
+        let next = state.apply(change);
+
+        assert!(Arc::ptr_eq(&state.bundles, &next.bundles));
+    }
 }

@@ -1,0 +1,623 @@
+//! The whole agent but for its sockets, against a server that behaves as it is told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::{Bootstrap, BundleFormat, JoinTokenText, PluginBlock, PluginData};
+use plugin::KeyId;
+use proto::spire::types;
+use proto::spire::types::permission_denied_details::Reason;
+use runtime::clock::{ManualClock, SystemClock};
+use runtime::log::{Log, Options};
+use spiffe::{Selector, SelectorSet, UnixSecs};
+use tempfile::TempDir;
+
+use super::*;
+use crate::fixtures::server::{StandIn, start_time};
+use crate::fixtures::{self, agent_id, entry};
+use crate::state::Held;
+use crate::stored::AgentData;
+use crate::subscribe::Update;
+
+/// An agent that runs beside its server.
+struct Running {
+    server: StandIn,
+    context: Arc<Context>,
+    directory: TempDir,
+    key_manager: Arc<dyn plugin::KeyManager>,
+    tasks: Tasks,
+}
+
+fn wire(id: &str, selectors: &[&str]) -> types::Entry {
+    let entry = entry(id, &format!("/{id}"), selectors);
+    proto::convert::entry::masked(&entry, Some(&proto::convert::entry::AGENT_MASK))
+}
+
+fn set(values: &[&str]) -> SelectorSet {
+    values.iter().map(|value| Selector::new("unix", value)).collect()
+}
+
+async fn build(server: &StandIn, directory: &TempDir, clock: Arc<dyn Clock>) -> Agent {
+    let block = |kind: &str, name: &str, data| PluginBlock {
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+        command: String::new(),
+        args: Vec::new(),
+        checksum: String::new(),
+        enabled: true,
+        data,
+    };
+    let keys = format!("{{\"directory\": {:?}}}", directory.path());
+    let mut config = fixtures::config();
+    config.server_port = server.port;
+    config.data_dir = directory.path().to_owned();
+    config.join_token = Some(JoinTokenText("token".to_owned()));
+    config.experimental.sync_interval = Duration::from_millis(20);
+    config.plugins = vec![
+        block("KeyManager", "disk", PluginData::Inline(keys)),
+        block("NodeAttestor", "join_token", PluginData::Absent),
+        block("WorkloadAttestor", "unix", PluginData::Absent),
+    ];
+    let (_, log) = Log::new(&Options::default()).unwrap();
+    Agent::build(config, log, clock).await.unwrap()
+}
+
+fn attester(agent: &Agent) -> Arc<Attester> {
+    Arc::new(Attester {
+        config: Arc::clone(&agent.config),
+        clock: Arc::clone(&agent.clock),
+        key_manager: Arc::clone(&agent.plugins.key_manager),
+        node_attestor: node_attestor(&agent.config, &agent.plugins),
+        store: agent.store.clone(),
+    })
+}
+
+impl Running {
+    async fn start(server: StandIn, directory: TempDir, clock: Arc<dyn Clock>) -> Self {
+        let agent = build(&server, &directory, clock).await;
+        let key_manager = Arc::clone(&agent.plugins.key_manager);
+        let attester = attester(&agent);
+        let attested = attester.until_attested(&Shutdown::new()).await.unwrap().unwrap();
+        let (tasks, context) = agent.start(attester, attested, CancellationToken::new()).unwrap();
+        Self { server, context, directory, key_manager, tasks }
+    }
+
+    /// With these entries and a clock of its own.
+    async fn with(entries: Vec<types::Entry>) -> Self {
+        let server = StandIn::start().await;
+        server.behaviour().entries = entries;
+        Self::start(server, tempfile::tempdir().unwrap(), Arc::new(SystemClock)).await
+    }
+
+    /// The state once it is so.
+    async fn until(&self, is_so: impl Fn(&AgentState) -> bool) -> Arc<AgentState> {
+        let mut changed = self.context.state.changed();
+        let waiting = async {
+            loop {
+                let state = self.context.state.load();
+                if is_so(&state) {
+                    return state;
+                }
+                changed.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("it becomes so")
+    }
+
+    async fn until_signed(&self, count: usize) -> Arc<AgentState> {
+        self.until(|state| state.entries.svid_count() == count).await
+    }
+
+    fn stored(&self) -> AgentData {
+        Store::open(self.directory.path()).unwrap().data()
+    }
+}
+
+/// Longer than anything takes on a machine that does much else.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn paths(update: &Update) -> Vec<&str> {
+    update.identities().map(|(held, _)| held.entry.spiffe_id.path()).collect()
+}
+
+fn held(state: &AgentState, id: &str) -> Arc<Held> {
+    Arc::clone(state.entries.get(&spiffe::EntryId::new(id)).unwrap())
+}
+
+#[tokio::test]
+async fn an_agent_attests_syncs_and_has_its_entries_signed() {
+    let running = Running::with(vec![wire("a", &["uid:1"]), wire("b", &["uid:1", "gid:1"])]).await;
+
+    let state = running.until_signed(2).await;
+
+    assert_eq!(state.agent.id, agent_id());
+    assert!(state.synced_at.is_some());
+    let svid = held(&state, "a").svid.clone().unwrap();
+    assert_eq!(svid.id.as_str(), "spiffe://example.org/a");
+    assert_eq!(svid.certificates.concat(), svid.chain);
+    spiffe::key::PrivateKey::from_der(svid.secret_pkcs8()).unwrap();
+    assert_eq!(running.server.calls("PostStatus"), 1);
+    assert_eq!(running.server.behaviour().batches, [2]);
+    let stored = running.stored();
+    assert_eq!(stored.svid, state.agent.chain.to_vec());
+    assert_eq!(stored.bundle.len(), 2);
+    assert!(stored.trying_since.is_none());
+}
+
+#[tokio::test]
+async fn a_start_from_what_is_stored_asks_for_no_attestation() {
+    let running = Running::with(Vec::new()).await;
+    running.until(|state| state.synced_at.is_some()).await;
+    let Running { server, directory, tasks, .. } = running;
+    drop(tasks);
+
+    let again = Running::start(server, directory, Arc::new(SystemClock)).await;
+
+    again.until(|state| state.synced_at.is_some()).await;
+    assert_eq!(again.server.calls("AttestAgent"), 1);
+}
+
+#[tokio::test]
+async fn an_svid_without_its_key_is_not_used() {
+    let running = Running::with(Vec::new()).await;
+    let Running { server, directory, tasks, .. } = running;
+    drop(tasks);
+    std::fs::remove_file(directory.path().join("keys.json")).unwrap();
+
+    let again = Running::start(server, directory, Arc::new(SystemClock)).await;
+
+    assert_eq!(again.server.calls("AttestAgent"), 2);
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_ends_the_agent_and_one_that_is_away_does_not() {
+    let server = StandIn::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let clock = ManualClock::new(start_time());
+    let agent = build(&server, &directory, Arc::new(clock.clone())).await;
+    let attester = attester(&agent);
+    let shutdown = Shutdown::new();
+    server.behaviour().is_away = true;
+
+    let attesting = attester.until_attested(&shutdown);
+    let coming_back = async {
+        called(&server, "AttestAgent", 3).await;
+        server.behaviour().is_away = false;
+        std::future::pending::<()>().await;
+    };
+    let attested = tokio::select! {
+        attested = attesting => attested,
+        () = coming_back => unreachable!(),
+        () = moving(&clock) => unreachable!(),
+    };
+
+    assert!(attested.unwrap().is_some());
+    let mut refused = Attester { config: Arc::clone(&attester.config), ..clone(&attester) };
+    refused.node_attestor =
+        plugins::agent::nodeattestor::join_token::with_token(Zeroizing::new("other".to_owned()));
+    refused.store.update(AgentData::forget_svid).await.unwrap();
+    let error = refused.until_attested(&shutdown).await.err().unwrap();
+    assert!(error.to_string().contains("PermissionDenied"), "{error}");
+}
+
+fn clone(attester: &Attester) -> Attester {
+    Attester {
+        config: Arc::clone(&attester.config),
+        clock: Arc::clone(&attester.clock),
+        key_manager: Arc::clone(&attester.key_manager),
+        node_attestor: Arc::clone(&attester.node_attestor),
+        store: attester.store.clone(),
+    }
+}
+
+/// Moves the clock while something else is waited for, slowly enough for calls to end in time.
+async fn moving(clock: &ManualClock) {
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        ticks.tick().await;
+        clock.advance(TICK * 5);
+    }
+}
+
+const TICK: Duration = Duration::from_millis(50);
+
+/// Ends when the server was called so often.
+async fn called(server: &StandIn, method: &str, times: usize) {
+    let mut ticks = tokio::time::interval(TICK);
+    while server.calls(method) < times {
+        ticks.tick().await;
+    }
+}
+
+#[tokio::test]
+async fn an_entry_that_is_not_signed_for_holds_up_no_other() {
+    let server = StandIn::start().await;
+    server.behaviour().entries = ["a", "b", "c"].map(|id| wire(id, &["uid:1"])).to_vec();
+    server.behaviour().refused.insert("b".to_owned());
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(SystemClock)).await;
+
+    let mut subscription = running.context.subscriptions.join(set(&["uid:1"]));
+    running.until_signed(2).await;
+    let update = subscription.settled(&SystemClock, PATIENCE).await;
+
+    assert_eq!(paths(&update), ["/a", "/c"]);
+    assert_eq!((update.entries.len(), update.is_pending()), (3, false));
+    running.server.behaviour().refused.clear();
+    running.until_signed(3).await;
+}
+
+#[tokio::test]
+async fn a_batch_too_large_is_halved_until_it_passes() {
+    let server = StandIn::start().await;
+    server.behaviour().entries = (0..40).map(|n| wire(&format!("e{n:02}"), &["uid:1"])).collect();
+    server.behaviour().largest_batch = 12;
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(SystemClock)).await;
+
+    running.until_signed(40).await;
+
+    let batches = running.server.behaviour().batches.clone();
+    assert_eq!(batches.iter().sum::<usize>(), 40);
+    assert!(batches.iter().all(|size| *size <= 12), "{batches:?}");
+}
+
+#[tokio::test]
+async fn what_is_signed_for_somebody_else_reaches_nobody() {
+    let server = StandIn::start().await;
+    server.behaviour().entries = vec![wire("a", &["uid:1"])];
+    server.behaviour().impostor = Some("spiffe://example.org/b".parse().unwrap());
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(SystemClock)).await;
+
+    let state = running.until(|state| state.entries.iter().any(|held| held.refused)).await;
+
+    assert_eq!(state.entries.svid_count(), 0);
+    let error = running.context.jwt_svids.fetch(&held(&state, "a").entry, &["x".to_owned()]).await;
+    assert!(error.err().unwrap().to_string().contains("spiffe://example.org/b"));
+}
+
+#[tokio::test]
+async fn more_entries_than_a_page_come_by_revisions_and_only_once() {
+    let server = StandIn::start().await;
+    server.behaviour().entries = (0..25).map(|n| wire(&format!("e{n:02}"), &["uid:1"])).collect();
+    server.behaviour().page = 10;
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(SystemClock)).await;
+    running.until_signed(25).await;
+    let first_time = running.server.behaviour().sent.len();
+    let synced = running.server.calls("SyncAuthorizedEntries");
+
+    {
+        let mut behaviour = running.server.behaviour();
+        behaviour.entries[3].revision_number = 1;
+        behaviour.entries.remove(24);
+    }
+    let state = running
+        .until(|state| state.entries.len() == 24 && held(state, "e03").svid.as_ref().unwrap().revision == 1)
+        .await;
+
+    assert_eq!(first_time, 25);
+    assert_eq!(running.server.behaviour().sent[25..], ["e03"]);
+    assert!(running.server.calls("SyncAuthorizedEntries") > synced);
+    assert_eq!(state.entries.svid_count(), 24);
+}
+
+#[tokio::test]
+async fn streams_see_what_changes_and_never_a_moment_without_an_svid() {
+    let running = Running::with(vec![wire("a", &["uid:1"])]).await;
+    running.until_signed(1).await;
+    let mut subscription = running.context.subscriptions.join(set(&["uid:1", "gid:7"]));
+    let mut seen = vec![subscription.current()];
+    assert_eq!(paths(&seen[0]), ["/a"]);
+
+    let behaviour = || running.server.behaviour();
+    behaviour().entries[0].revision_number = 1;
+    behaviour().entries.push(wire("b", &["gid:7"]));
+    behaviour().entries.push(wire("c", &["uid:2"]));
+    running.until_signed(3).await;
+    behaviour().entries[0].hint = "internal".to_owned();
+    while !seen.last().unwrap().entries.iter().any(|held| held.entry.hint == "internal") {
+        seen.push(tokio::time::timeout(PATIENCE, subscription.changed()).await.unwrap());
+    }
+    behaviour().entries.clear();
+    while !seen.last().unwrap().entries.is_empty() {
+        seen.push(tokio::time::timeout(PATIENCE, subscription.changed()).await.unwrap());
+    }
+
+    let with_entries = seen.iter().filter(|update| !update.entries.is_empty());
+    assert!(with_entries.into_iter().all(|update| paths(update).contains(&"/a")));
+    assert!(seen.iter().any(|update| paths(update) == ["/a", "/b"]));
+    assert!(!seen.iter().any(|update| paths(update).contains(&"/c")));
+}
+
+#[tokio::test]
+async fn equal_selectors_share_one_update_and_go_with_the_last_who_has_them() {
+    let running = Running::with(vec![wire("a", &["uid:1"])]).await;
+    running.until_signed(1).await;
+    let subscriptions = &running.context.subscriptions;
+
+    let (mut one, mut other) = (subscriptions.join(set(&["uid:1"])), subscriptions.join(set(&["uid:1"])));
+    let mut stranger = subscriptions.join(set(&["uid:2"]));
+
+    assert!(Arc::ptr_eq(&one.current(), &other.current()));
+    assert_eq!(stranger.current().entries.len(), 0);
+    let first = one.current().x509_svids.get(|| bytes::Bytes::from_static(b"encoded"));
+    assert_eq!(other.current().x509_svids.get(|| unreachable!("encoded twice")), first);
+    assert_eq!(subscriptions.in_use().len(), 1);
+    drop((one, other));
+    assert_eq!(subscriptions.in_use().len(), 0);
+}
+
+#[tokio::test]
+async fn federated_bundles_come_with_their_entries_and_go_with_them() {
+    let server = StandIn::start().await;
+    let mut federated = wire("a", &["uid:1"]);
+    federated.federates_with = vec!["other.org".to_owned(), "missing.org".to_owned()];
+    let mut bundle = types::Bundle::from(&server.bundle());
+    bundle.trust_domain = "other.org".to_owned();
+    server.behaviour().entries = vec![federated];
+    server.behaviour().federated.insert("other.org".to_owned(), bundle);
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(SystemClock)).await;
+    running.until_signed(1).await;
+
+    let update = running.context.subscriptions.join(set(&["uid:1"])).current();
+
+    assert_eq!(update.federated.keys().map(AsRef::as_ref).collect::<Vec<&str>>(), ["other.org"]);
+    running.server.behaviour().entries[0].federates_with.clear();
+    let state = running.until(|state| state.bundles.federated.is_empty()).await;
+    assert_eq!(state.bundles.own.x509_authorities.len(), 2);
+}
+
+#[tokio::test]
+async fn svids_and_tokens_of_a_tainted_authority_are_replaced_while_they_are_used() {
+    let running = Running::with(vec![wire("a", &["uid:1"])]).await;
+    let state = running.until_signed(1).await;
+    let before = held(&state, "a").svid.clone().unwrap();
+    let jwt_svids = &running.context.jwt_svids;
+    let audience = ["x".to_owned()];
+    jwt_svids.fetch(&held(&state, "a").entry, &audience).await.unwrap();
+    assert_eq!(jwt_svids.count(), 1);
+
+    running.server.behaviour().tainted = true;
+    let state = running
+        .until(|state| {
+            let svid = held(state, "a").svid.clone().expect("there is always one");
+            svid.authority != before.authority
+        })
+        .await;
+
+    assert!(!state.bundles.tainted_keys.is_empty());
+    assert_eq!(jwt_svids.count(), 0);
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_once_however_many_want_it() {
+    let running = Running::with(vec![wire("a", &["uid:1"])]).await;
+    let state = running.until_signed(1).await;
+    let entry = Arc::clone(&held(&state, "a").entry);
+    let (xy, yx) = (["x".to_owned(), "y".to_owned()], ["y".to_owned(), "x".to_owned()]);
+    let jwt_svids = &running.context.jwt_svids;
+
+    let fetches = (0..20).map(|n| jwt_svids.fetch(&entry, if n % 2 == 0 { &xy } else { &yx }));
+    let tokens = futures::future::join_all(fetches).await;
+
+    let first = tokens[0].as_ref().unwrap();
+    assert!(tokens.iter().all(|token| Arc::ptr_eq(token.as_ref().unwrap(), first)));
+    assert_eq!(running.server.calls("NewJWTSVID"), 1);
+    jwt_svids.fetch(&entry, &xy[..1]).await.unwrap();
+    assert_eq!(running.server.calls("NewJWTSVID"), 2);
+}
+
+#[tokio::test]
+async fn a_token_to_be_used_once_is_never_cached() {
+    let running = Running::with(vec![wire("a", &["uid:1"])]).await;
+    running.server.behaviour().entries[0].additional_attributes =
+        Some(types::entry::AdditionalAttributes { jwt_svid_include_jti: true, ..Default::default() });
+    let state = running
+        .until(|state| {
+            let mut entries = state.entries.iter();
+            entries.any(|held| held.entry.additional_attributes.is_some())
+        })
+        .await;
+    let entry = Arc::clone(&held(&state, "a").entry);
+
+    let one = running.context.jwt_svids.fetch(&entry, &["x".to_owned()]).await.unwrap();
+    let other = running.context.jwt_svids.fetch(&entry, &["x".to_owned()]).await.unwrap();
+
+    assert_ne!(one.token, other.token);
+    assert_eq!(running.context.jwt_svids.count(), 0);
+}
+
+#[tokio::test]
+async fn a_token_that_holds_is_served_while_the_server_is_away() {
+    let server = StandIn::start().await;
+    server.behaviour().entries = vec![wire("a", &["uid:1"])];
+    let clock = ManualClock::new(start_time());
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(clock.clone())).await;
+    let state = running.until_signed(1).await;
+    let entry = Arc::clone(&held(&state, "a").entry);
+    let audience = ["x".to_owned()];
+    let fetch = || async {
+        let fetching = running.context.jwt_svids.fetch(&entry, &audience);
+        tokio::select! {
+            token = fetching => token,
+            () = moving(&clock) => unreachable!(),
+        }
+    };
+    let first = fetch().await.unwrap();
+    running.server.behaviour().is_away = true;
+
+    clock.advance(Duration::from_secs(170));
+    let stale = fetch().await.unwrap();
+    clock.advance(Duration::from_secs(130));
+    let error = fetch().await.err().unwrap();
+
+    assert!(Arc::ptr_eq(&first, &stale));
+    assert_eq!(error.to_string(), "failed to fetch JWT SVID: rpc error: code = Unavailable desc = away");
+}
+
+/// How the agent ended.
+async fn end(running: Running, clock: &ManualClock) -> (String, TempDir) {
+    let Running { tasks, directory, .. } = running;
+    let ended = tokio::select! {
+        ended = tasks.join() => ended,
+        () = moving(clock) => unreachable!(),
+    };
+    (runtime::chain(&ended.unwrap_err()), directory)
+}
+
+async fn manual(server: StandIn) -> (Running, ManualClock) {
+    let clock = ManualClock::new(start_time());
+    let directory = tempfile::tempdir().unwrap();
+    (Running::start(server, directory, Arc::new(clock.clone())).await, clock)
+}
+
+#[tokio::test]
+async fn a_banned_agent_forgets_its_svid_and_ends() {
+    let (running, clock) = manual(StandIn::start().await).await;
+    assert_eq!(running.stored().svid.len(), 1);
+
+    running.server.behaviour().deny = Some(Reason::AgentBanned);
+    let (error, directory) = end(running, &clock).await;
+
+    assert_eq!(error, "own SVID failed: agent is banned: its SVID was removed");
+    let stored = Store::open(directory.path()).unwrap().data();
+    assert_eq!((stored.svid.len(), stored.bundle.len()), (0, 2));
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_attest_again_ends_when_it_must() {
+    let (running, clock) = manual(StandIn::start().await).await;
+
+    running.server.behaviour().deny = Some(Reason::AgentNotAttested);
+    let (error, directory) = end(running, &clock).await;
+
+    assert_eq!(error, "own SVID failed: agent needs to re-attest: its SVID was removed");
+    assert_eq!(Store::open(directory.path()).unwrap().data().svid.len(), 0);
+}
+
+#[tokio::test]
+async fn an_agent_that_can_attest_again_does_when_it_must() {
+    let server = StandIn::start().await;
+    server.behaviour().reattestable = true;
+    let (running, clock) = manual(server).await;
+    let before = running.until(|state| state.synced_at.is_some()).await;
+
+    running.server.behaviour().deny = Some(Reason::AgentNotActive);
+    let after = tokio::select! {
+        after = running.until(|state| state.agent.chain != before.agent.chain) => after,
+        () = moving(&clock) => unreachable!(),
+    };
+    running.server.behaviour().deny = None;
+
+    assert_eq!(running.stored().svid, after.agent.chain.to_vec());
+    assert!(running.stored().reattestable);
+    let synced_at = after.synced_at.unwrap();
+    tokio::select! {
+        _ = running.until(|state| state.synced_at.unwrap() > synced_at) => {}
+        () = moving(&clock) => unreachable!(),
+    }
+}
+
+#[tokio::test]
+async fn the_agents_svid_is_renewed_at_half_its_life_with_keys_in_turn() {
+    let (running, clock) = manual(StandIn::start().await).await;
+    let first = running.context.state.load();
+    let key = |id: &'static str| {
+        let key_manager = Arc::clone(&running.key_manager);
+        async move { key_manager.key(&KeyId::new(id)).await.unwrap().map(|key| key.public().clone()) }
+    };
+    assert_eq!(key("agent-svid-A").await.as_ref(), Some(first.agent.chain[0].public_key()));
+
+    clock.advance(Duration::from_secs(1500));
+    assert_eq!(running.server.calls("RenewAgent"), 0);
+    clock.advance(Duration::from_secs(500));
+    assert!(UnixSecs::from(clock.now()) < first.agent.expires_at());
+    let second = tokio::select! {
+        state = running.until(|state| state.agent.chain != first.agent.chain) => state,
+        () = moving(&clock) => unreachable!(),
+    };
+
+    assert_eq!(running.server.calls("RenewAgent"), 1);
+    assert_eq!(running.server.calls("AttestAgent"), 1);
+    assert_eq!(running.stored().svid, second.agent.chain.to_vec());
+    assert_eq!(key("agent-svid-B").await.as_ref(), Some(second.agent.chain[0].public_key()));
+    // Killed now or before, the agent finds a key for what is stored.
+    assert_eq!(key("agent-svid-A").await.as_ref(), Some(first.agent.chain[0].public_key()));
+}
+
+#[tokio::test]
+async fn an_svid_that_cannot_be_stored_is_not_used() {
+    let (running, clock) = manual(StandIn::start().await).await;
+    let first = running.context.state.load();
+    let file = running.directory.path().join("agent-data.json.tmp");
+    // A directory in the way of the temporary file.
+    std::fs::create_dir(&file).unwrap();
+
+    clock.advance(Duration::from_secs(2200));
+    tokio::select! {
+        () = called(&running.server, "RenewAgent", 2) => {}
+        () = moving(&clock) => unreachable!(),
+    }
+
+    assert_eq!(running.context.state.load().agent.chain, first.agent.chain);
+    std::fs::remove_dir(&file).unwrap();
+    let second = tokio::select! {
+        state = running.until(|state| state.agent.chain != first.agent.chain) => state,
+        () = moving(&clock) => unreachable!(),
+    };
+    assert_eq!(running.stored().svid, second.agent.chain.to_vec());
+}
+
+#[tokio::test]
+async fn a_server_from_another_authority_ends_an_agent_that_may_not_bootstrap_anew() {
+    let (running, clock) = manual(StandIn::start().await).await;
+    let Running { directory, tasks, .. } = running;
+    drop(tasks);
+    let other = StandIn::start().await;
+    let agent = build(&other, &directory, Arc::new(clock.clone())).await;
+    let attester = attester(&agent);
+
+    let attested = attester.until_attested(&Shutdown::new()).await.unwrap().unwrap();
+    let (tasks, _) = agent.start(attester, attested, CancellationToken::new()).unwrap();
+    let ended = tokio::select! {
+        ended = tasks.join() => ended,
+        () = moving(&clock) => unreachable!(),
+    };
+
+    let error = runtime::chain(&ended.unwrap_err());
+    assert!(error.contains("certificate signed by unknown authority"), "{error}");
+    assert_eq!(other.calls("SyncAuthorizedEntries"), 0);
+    // The SVID stays: the server may be put right.
+    assert_eq!(Store::open(directory.path()).unwrap().data().svid.len(), 1);
+}
+
+#[tokio::test]
+async fn a_first_bundle_that_does_not_vouch_for_the_server_is_asked_for_again() {
+    let (server, other) = (StandIn::start().await, StandIn::start().await);
+    let directory = tempfile::tempdir().unwrap();
+    let bundle = directory.path().join("bundle.pem");
+    std::fs::write(&bundle, other.bundle().to_pem()).unwrap();
+    let clock = ManualClock::new(start_time());
+    let mut agent = build(&server, &directory, Arc::new(clock.clone())).await;
+    let bootstrap = Bootstrap::File { path: bundle.clone(), format: BundleFormat::Pem };
+    agent.config = Arc::new(AgentConfig { bootstrap, ..(*agent.config).clone() });
+    let (attester, shutdown) = (attester(&agent), Shutdown::new());
+
+    let attempts = async {
+        let mut ticks = tokio::time::interval(TICK);
+        loop {
+            ticks.tick().await;
+            clock.advance(TICK * 5);
+            if agent.store.data().attempts == 2 {
+                std::fs::write(&bundle, server.bundle().to_pem()).unwrap();
+            }
+        }
+    };
+    let attested = tokio::select! {
+        attested = attester.until_attested(&shutdown) => attested,
+        () = attempts => unreachable!(),
+    };
+
+    assert!(attested.unwrap().is_some());
+    assert_eq!(server.calls("AttestAgent"), 1);
+    let data = agent.store.data();
+    assert_eq!((data.attempts, data.trying_since), (0, None));
+}
