@@ -4,14 +4,22 @@
 //! [`AgentConfig`]); programs see only the last. Nothing here opens a socket, logs or prints.
 
 mod agent;
+mod go;
 pub mod hcl;
+mod load;
+mod note;
+pub mod plugins;
+mod raw;
 mod server;
 mod shared;
+mod url;
 
 pub use agent::{
     AgentConfig, AgentExperimental, Bootstrap, Broker, BrokerConfig, BundleFormat, JoinTokenText,
     Rebootstrap, SdsConfig, WorkloadRateLimits,
 };
+pub use load::{AgentFlags, ServerFlags};
+pub use note::{ConfigError, Loaded, Note, NoteLevel, Unbuilt};
 pub use server::{
     BundleEndpointConfig, CaConfig, EndpointProfile, FederatesWith, FederationConfig, PolicyConfig,
     PruneAgents, ServerConfig, ServerExperimental, ServerRateLimits,

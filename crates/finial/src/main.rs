@@ -5,6 +5,7 @@
 #![expect(clippy::print_stderr, reason = "the one place that talks to the terminal")]
 
 mod cli;
+mod programs;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -28,7 +28,7 @@ const KEPT: &str = "$kept";
 #[serde(transparent)]
 pub struct UnusedKeys(pub Vec<String>);
 
-/// A part of the file that is decoded later, as HCL text. Where the key is repeated, the last counts.
+/// A part of the file that is decoded later, as HCL text. Where the key is repeated, the first counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kept {
     /// The items of an object or of blocks with labels: how many, and their text.
@@ -86,15 +86,18 @@ impl<'a> TreeDeserializer<'a> {
         self.scalar(|path, view| view.text(path))
     }
 
-    fn kept(&self) -> Kept {
-        match self.views.last() {
+    fn kept(&self) -> Result<Kept, HclError> {
+        for view in self.views.iter().skip(1) {
+            view.struct_items(&self.path)?;
+        }
+        Ok(match self.views.first() {
             None => Kept::Items(0, String::new()),
             Some(View::Items(entries)) => Kept::Items(entries.len(), render::entries(entries)),
             Some(View::Entry(entry)) => Kept::Items(1, render::entries(std::slice::from_ref(entry))),
             Some(View::Object(body, _)) => Kept::Items(body.items.len(), render::body(body)),
             Some(View::List(nodes, _)) => Kept::Other(render::list(nodes)),
             Some(View::Literal(literal)) => Kept::Other(literal.written.clone()),
-        }
+        })
     }
 }
 
@@ -179,7 +182,7 @@ impl<'de> Deserializer<'de> for TreeDeserializer<'_> {
         if name != KEPT {
             return visitor.visit_newtype_struct(self);
         }
-        visitor.visit_newtype_struct(KeptDeserializer(self.kept()))
+        visitor.visit_newtype_struct(KeptDeserializer(self.kept()?))
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, HclError> {

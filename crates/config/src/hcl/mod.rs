@@ -29,6 +29,7 @@ pub use self::de::{Kept, UnusedKeys};
 pub use self::env::expand_env;
 pub use self::error::{HclError, Position};
 pub use self::tree::Body;
+pub(crate) use self::tree::Node;
 pub use self::value::Value;
 
 /// The longest text that is read.
@@ -65,7 +66,12 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, HclError> {
 ///
 /// A value of the wrong type.
 pub fn from_body<T: DeserializeOwned>(body: &Body) -> Result<T, HclError> {
-    T::deserialize(de::TreeDeserializer::new(vec![view::View::body(body)], "root".to_owned()))
+    from_view(view::View::body(body))
+}
+
+/// Decodes a part of what [`parse`] gave.
+pub(crate) fn from_view<T: DeserializeOwned>(view: view::View<'_>) -> Result<T, HclError> {
+    T::deserialize(de::TreeDeserializer::new(vec![view], "root".to_owned()))
 }
 
 impl Body {

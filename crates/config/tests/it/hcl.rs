@@ -267,6 +267,8 @@ fn parts_are_kept_as_text() {
         section("kept \"x\" { a = 1 }").kept,
         Some(hcl::Kept::Items(1, "\"x\" {\n  a = 1\n}".to_owned()))
     );
+    assert_eq!(section("kept { a = 1 } kept { b = 2 }").kept, Some(hcl::Kept::Items(1, "a = 1".to_owned())));
+    refused("kept {} kept = 1", "At 1:16: root.kept: not an object type for struct (*ast.LiteralType)");
     assert_eq!(section("kept = [1]").kept, Some(hcl::Kept::Other("[1]".to_owned())));
     assert_eq!(section("port = 1").kept, None);
 }

@@ -14,6 +14,7 @@ mod server;
 mod tree;
 
 pub(crate) use agent::commands as agent_commands;
+use config::{ConfigError, Unbuilt};
 use flags::{Flag, Flags};
 pub(crate) use server::commands as server_commands;
 pub(crate) use tree::{Program, run};
@@ -81,4 +82,23 @@ pub(crate) struct Printer {
     pub(crate) out: String,
     /// Text for stderr.
     pub(crate) err: String,
+}
+
+/// Why a configuration was refused. What comes before that in the log is logged, if there is one by then.
+pub(crate) fn refused(error: &ConfigError) -> String {
+    match &error.log {
+        Some(log) => match crate::programs::start_log(log, &error.notes) {
+            Ok(_) => error.to_string(),
+            Err(why) => why,
+        },
+        None => error.to_string(),
+    }
+}
+
+/// Refuses to start a program with settings that this version has not.
+pub(crate) fn unbuilt(program: &str, unbuilt: &[Unbuilt]) -> Result<(), Failure> {
+    match unbuilt.first() {
+        Some(first) => Err(Failure::Bare(format!("cannot start {program}: {first}"))),
+        None => Ok(()),
+    }
 }

@@ -4,6 +4,8 @@ mod api;
 mod debug;
 mod health;
 mod logger;
+mod run;
+mod validate;
 
 use super::Command;
 use super::flags::{Flag, Flags, Kind, flag, flag_or};
@@ -16,6 +18,8 @@ pub(crate) fn commands() -> Vec<Command> {
     commands.extend(debug::commands());
     commands.extend(health::commands());
     commands.extend(logger::commands());
+    commands.extend(run::commands());
+    commands.extend(validate::commands());
     commands
 }
 

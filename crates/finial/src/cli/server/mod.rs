@@ -9,7 +9,9 @@ mod federation;
 mod health;
 mod logger;
 mod mint;
+mod run;
 mod token;
+mod validate;
 
 use super::Command;
 
@@ -25,6 +27,8 @@ pub(crate) fn commands() -> Vec<Command> {
     commands.extend(health::commands());
     commands.extend(logger::commands());
     commands.extend(mint::commands());
+    commands.extend(run::commands());
     commands.extend(token::commands());
+    commands.extend(validate::commands());
     commands
 }
