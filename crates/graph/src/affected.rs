@@ -1,32 +1,56 @@
 //! Whom a change concerns: from what it touched up to the agents that see it.
 
 use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use spiffe::{Entry, SpiffeId};
 
-use crate::graph::{RecordChange, Version};
+use crate::graph::{EntryGraph, Version};
 
 /// Everything below is an agent, known or not yet.
 const AGENTS_PATH: &str = "/spire/agent/";
 
 /// The agents that a batch concerns: all whose view differs afterwards, sometimes one more.
-#[derive(Clone, Debug, Default)]
+///
+/// They are looked for when somebody asks, since a change may concern very many; until it is dropped
+/// this keeps both versions of the graph.
+#[derive(Clone, Default)]
 pub struct Affected {
-    views: HashSet<SpiffeId>,
+    /// Where to look from, in which versions.
+    touched: Vec<Touched>,
+    /// Agents whose selectors changed.
+    rematched: HashSet<SpiffeId>,
+    /// Agents whose record changed.
     records: HashSet<SpiffeId>,
+    agents: OnceLock<HashSet<SpiffeId>>,
+}
+
+/// What was touched in some versions of the graph.
+#[derive(Clone, Default)]
+pub(crate) struct Touched {
+    pub(crate) versions: Vec<EntryGraph>,
+    /// Parents whose visible entries changed.
+    pub(crate) parents: HashSet<SpiffeId>,
+    /// Alias entries before and after their change.
+    pub(crate) aliases: Vec<Arc<Entry>>,
 }
 
 impl Affected {
+    pub(crate) fn new(touched: Touched, rematched: HashSet<SpiffeId>, records: HashSet<SpiffeId>) -> Self {
+        Self { touched: vec![touched], rematched, records, agents: OnceLock::new() }
+    }
+
     /// Whether an agent may see something else now.
     #[must_use]
     pub fn contains(&self, agent: &SpiffeId) -> bool {
-        self.views.contains(agent)
+        self.found().contains(agent)
     }
 
     /// The agents that may see something else now. Some may never have attested: who waits for
     /// entries before the graph knows it is woken too.
     pub fn agents(&self) -> impl Iterator<Item = &SpiffeId> {
-        self.views.iter()
+        self.found().iter()
     }
 
     /// The agents whose record changed: attested, renewed, banned, deleted.
@@ -34,41 +58,54 @@ impl Affected {
         self.records.iter()
     }
 
-    /// Whether nobody is concerned.
+    /// Whether nothing changed that could concern anybody.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.views.is_empty() && self.records.is_empty()
+        let nothing = |touched: &Touched| touched.parents.is_empty() && touched.aliases.is_empty();
+        self.touched.iter().all(nothing) && self.rematched.is_empty() && self.records.is_empty()
     }
 
     /// Adds those that another batch concerned.
     pub fn merge(&mut self, other: Self) {
-        self.views.extend(other.views);
+        self.touched.extend(other.touched);
+        self.rematched.extend(other.rematched);
         self.records.extend(other.records);
+        self.agents.take();
     }
 
-    pub(crate) fn note_record(&mut self, id: SpiffeId, change: RecordChange) {
-        if change == RecordChange::Selectors {
-            self.views.insert(id.clone());
-        }
-        self.records.insert(id);
+    fn found(&self) -> &HashSet<SpiffeId> {
+        self.agents.get_or_init(|| {
+            let mut agents = self.rematched.clone();
+            for touched in &self.touched {
+                for graph in &touched.versions {
+                    let mut reach =
+                        Reach { version: graph.version(), agents: &mut agents, seen: HashSet::new() };
+                    touched.parents.iter().for_each(|parent| reach.above_parent(parent));
+                    touched.aliases.iter().for_each(|alias| reach.of_alias(alias));
+                }
+            }
+            agents
+        })
+    }
+}
+
+impl fmt::Debug for Affected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Affected").field("agents", self.found()).field("records", &self.records).finish()
     }
 }
 
 /// A walk up one version of the graph.
-pub(crate) struct Reach<'a> {
+struct Reach<'a> {
     version: &'a Version,
-    affected: &'a mut Affected,
+    agents: &'a mut HashSet<SpiffeId>,
     seen: HashSet<SpiffeId>,
 }
 
-impl<'a> Reach<'a> {
-    pub(crate) fn new(version: &'a Version, affected: &'a mut Affected) -> Self {
-        Self { version, affected, seen: HashSet::new() }
-    }
-
+impl Reach<'_> {
     /// Notes the agents that see the entries of a parent: the parent itself, those that an alias
     /// entry gives its identity, and those that see an entry which gives it.
-    pub(crate) fn above_parent(&mut self, parent: &SpiffeId) {
+    fn above_parent(&mut self, parent: &SpiffeId) {
         let mut todo = vec![parent.clone()];
         while let Some(id) = todo.pop() {
             if !self.seen.insert(id.clone()) {
@@ -81,16 +118,14 @@ impl<'a> Reach<'a> {
                     todo.push(entry.parent_id.clone());
                 }
             }
-            let agents = &self.version.agents;
-            if id.path().starts_with(AGENTS_PATH) || agents.get(&self.version.hashes, &id).is_some() {
-                self.affected.views.insert(id);
+            if id.path().starts_with(AGENTS_PATH) || self.version.agent(&id).is_some() {
+                self.agents.insert(id);
             }
         }
     }
 
     /// Notes the agents that an alias entry stands for.
-    pub(crate) fn of_alias(&mut self, alias: &Entry) {
-        let agents = self.version.agents.having(&self.version.hashes, &alias.selector_set);
-        self.affected.views.extend(agents.map(|known| known.record.id.clone()));
+    fn of_alias(&mut self, alias: &Entry) {
+        self.agents.extend(self.version.agents_having(&alias.selector_set).cloned());
     }
 }

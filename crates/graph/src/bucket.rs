@@ -1,5 +1,6 @@
 //! Buckets: the entries of one parent, in pages.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::page::{Page, Slot};
@@ -15,9 +16,9 @@ pub(crate) struct Bucket {
     pages: Tree<i64, Arc<Page>>,
     len: usize,
     digest: Token,
-    /// The buckets right below: those of identities that entries here give, and how many entries
-    /// give them.
-    children: Tree<Arc<str>, u32>,
+    /// The buckets right below: those of identities that entries here give, each with the rows of
+    /// these entries.
+    children: Tree<(Arc<str>, i64), ()>,
 }
 
 impl Bucket {
@@ -70,26 +71,25 @@ impl Bucket {
         }
     }
 
-    /// Notes that an entry here gives the identity whose bucket is `child`.
-    pub(crate) fn adopt(&mut self, child: &Arc<str>, count: u32) {
-        match self.children.get_mut(|held| held.cmp(child)) {
-            Some(held) => *held += count,
-            None => _ = self.children.insert(Arc::clone(child), count),
-        }
+    /// Notes that the entry of a row here gives the identity whose bucket is `child`.
+    pub(crate) fn adopt(&mut self, child: &Arc<str>, row: i64) {
+        self.children.insert((Arc::clone(child), row), ());
     }
 
-    /// Notes that an entry that gave `child` goes.
-    pub(crate) fn release(&mut self, child: &str) {
-        let Some(held) = self.children.get_mut(|held| (**held).cmp(child)) else { return };
-        *held -= 1;
-        if *held == 0 {
-            self.disown(child);
-        }
+    /// Notes that the entry of a row, which gave `child`, goes.
+    pub(crate) fn release(&mut self, child: &str, row: i64) {
+        self.children.remove(|(path, held)| (**path).cmp(child).then(held.cmp(&row)));
     }
 
     /// Notes that the bucket `child` goes.
     pub(crate) fn disown(&mut self, child: &str) {
-        self.children.remove(|held| (**held).cmp(child));
+        let first = |bucket: &Self| {
+            let mut rows = bucket.children.from(|(path, _)| (**path).cmp(child));
+            rows.next().filter(|((path, _), ())| **path == *child).map(|((_, row), ())| *row)
+        };
+        while let Some(row) = first(self) {
+            self.release(child, row);
+        }
     }
 
     /// Whose entries these are.
@@ -102,9 +102,14 @@ impl Bucket {
         self.pages.iter().map(|(_, page)| page)
     }
 
-    /// The paths of the buckets right below.
-    pub(crate) fn children(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.children.iter().map(|(path, _)| path)
+    /// The paths of the buckets right below, each with the row of the first entry that leads there.
+    pub(crate) fn children(&self) -> impl Iterator<Item = (&Arc<str>, i64)> {
+        let mut next = self.children.iter().next();
+        std::iter::from_fn(move || {
+            let ((path, row), ()) = next?;
+            next = self.children.from(|(held, _)| held.cmp(path).then(Ordering::Less)).next();
+            Some((path, *row))
+        })
     }
 
     /// Where the entry of a row is.

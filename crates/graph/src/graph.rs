@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use spiffe::{Entry, EntryId, SpiffeId, TrustDomain};
+use spiffe::{Entry, EntryId, SelectorSet, SpiffeId, TrustDomain};
 
-use crate::affected::{Affected, Reach};
+use crate::affected::{Affected, Touched};
 use crate::agents::{AgentRecord, Agents};
 use crate::batch::{Change, ChangeBatch};
 use crate::bucket::Bucket;
@@ -27,17 +27,17 @@ pub struct EntryGraph(Arc<Version>);
 #[derive(Clone)]
 pub(crate) struct Version {
     trust_domain: TrustDomain,
-    pub(crate) hashes: Hashes,
+    hashes: Hashes,
     /// By row: the order of lists.
     entries: Tree<i64, Arc<Entry>>,
     by_id: Index,
-    pub(crate) by_spiffe_id: Index,
+    by_spiffe_id: Index,
     by_parent: Index,
-    pub(crate) by_federated: Index,
+    by_federated: Index,
     buckets: Tree<Place, Arc<Bucket>>,
     /// Alias entries, each under one of its selectors: an agent that matches has that one too.
     aliases: Index,
-    pub(crate) agents: Agents,
+    agents: Agents,
 }
 
 /// Where a bucket is. The hash comes first, so that few comparisons look at a path.
@@ -102,33 +102,26 @@ impl EntryGraph {
     #[must_use]
     pub fn apply(&self, batch: &ChangeBatch) -> (Self, Affected) {
         let mut next = Version::clone(&self.0);
-        let mut touched = Touched::default();
+        let mut noted = Noted::default();
         for change in batch {
             match change {
-                Change::EntrySet { row_id, entry } => next.set_entry(*row_id, entry, &mut touched),
-                Change::EntryDeleted { row_id } => next.remove_entry(*row_id, &mut touched),
+                Change::EntrySet { row_id, entry } => next.set_entry(*row_id, entry, &mut noted),
+                Change::EntryDeleted { row_id } => next.remove_entry(*row_id, &mut noted),
                 Change::EntryGone(id) => {
                     if let Some((row, _)) = next.entry(id) {
-                        next.remove_entry(row, &mut touched);
+                        next.remove_entry(row, &mut noted);
                     }
                 }
-                Change::AgentSet(record) => next.set_agent(record, &mut touched),
-                Change::AgentDeleted(id) => next.remove_agent(id, &mut touched),
+                Change::AgentSet(record) => next.set_agent(record, &mut noted),
+                Change::AgentDeleted(id) => next.remove_agent(id, &mut noted),
             }
         }
-        if !touched.any {
+        if !noted.any {
             return (self.clone(), Affected::default());
         }
-        let mut affected = Affected::default();
-        for version in [&*self.0, &next] {
-            let mut reach = Reach::new(version, &mut affected);
-            touched.parents.iter().for_each(|parent| reach.above_parent(parent));
-            touched.aliases.iter().for_each(|alias| reach.of_alias(alias));
-        }
-        for (id, change) in touched.agents {
-            affected.note_record(id, change);
-        }
-        (Self(Arc::new(next)), affected)
+        let next = Self(Arc::new(next));
+        noted.touched.versions = vec![self.clone(), next.clone()];
+        (next, Affected::new(noted.touched, noted.rematched, noted.records))
     }
 
     /// What turns this graph into one of these rows: empty, unless changes got lost.
@@ -180,7 +173,7 @@ impl EntryGraph {
     /// One agent.
     #[must_use]
     pub fn agent(&self, id: &SpiffeId) -> Option<&Arc<AgentRecord>> {
-        self.0.agents.get(&self.0.hashes, id).map(|known| &known.record)
+        self.0.agent(id)
     }
 
     /// All agents, in no order that means anything.
@@ -224,14 +217,11 @@ impl EntryGraph {
     /// The agents that have entries which federate with a trust domain: whom its bundle concerns.
     #[must_use]
     pub fn affected_by_bundle(&self, trust_domain: &TrustDomain) -> Affected {
-        let mut affected = Affected::default();
-        let mut reach = Reach::new(&self.0, &mut affected);
-        for (_, entry) in self.0.federating(trust_domain) {
-            if self.0.is_visible(entry) {
-                reach.above_parent(&entry.parent_id);
-            }
-        }
-        affected
+        let entries = self.0.federating(trust_domain).map(|(_, entry)| entry);
+        let visible = entries.filter(|entry| self.0.is_visible(entry));
+        let parents = visible.map(|entry| entry.parent_id.clone()).collect();
+        let touched = Touched { versions: vec![self.clone()], parents, aliases: Vec::new() };
+        Affected::new(touched, HashSet::new(), HashSet::new())
     }
 
     /// The trust domain whose agents these are.
@@ -263,25 +253,15 @@ impl fmt::Debug for EntryGraph {
     }
 }
 
-/// What a batch touched.
+/// What a batch did.
 #[derive(Default)]
-struct Touched {
+struct Noted {
     any: bool,
-    /// Parents whose visible entries changed.
-    parents: HashSet<SpiffeId>,
-    /// Alias entries before and after their change.
-    aliases: Vec<Arc<Entry>>,
+    touched: Touched,
     /// Agents whose record changed.
-    agents: HashMap<SpiffeId, RecordChange>,
-}
-
-/// What changed of an agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RecordChange {
-    /// Not its selectors.
-    Record,
-    /// Its selectors, and so perhaps its view.
-    Selectors,
+    records: HashSet<SpiffeId>,
+    /// Those of them whose selectors changed.
+    rematched: HashSet<SpiffeId>,
 }
 
 impl Version {
@@ -297,15 +277,14 @@ impl Version {
         self.entries_at(rows).map(|(_, entry)| entry).filter(move |entry| entry.spiffe_id == *spiffe_id)
     }
 
-    /// The row of the first entry of a parent that gives an identity, both by their paths here.
-    pub(crate) fn first_giving(&self, parent: &str, path: &str) -> Option<i64> {
-        let text = format!("spiffe://{}{path}", self.trust_domain);
-        let fits = |entry: &Entry| {
-            entry.parent_id.path() == parent && entry.spiffe_id.path() == path && self.is_visible(entry)
-        };
-        self.entries_at(self.by_spiffe_id.rows(self.hashes.of(&text)))
-            .find(|(_, entry)| fits(entry))
-            .map(|(row, _)| row)
+    /// One agent.
+    pub(crate) fn agent(&self, id: &SpiffeId) -> Option<&Arc<AgentRecord>> {
+        self.agents.get(&self.hashes, id).map(|known| &known.record)
+    }
+
+    /// The agents that have all of these selectors.
+    pub(crate) fn agents_having(&self, selectors: &SelectorSet) -> impl Iterator<Item = &SpiffeId> {
+        self.agents.having(&self.hashes, selectors).map(|known| &known.record.id)
     }
 
     /// The bucket of a path.
@@ -384,24 +363,16 @@ impl Version {
                 None => _ = buckets.insert(entry.parent_id.path().into(), vec![slot]),
             }
         }
-        // How often entries of one bucket give the identity of another.
-        let mut children: HashMap<&str, HashMap<&Arc<str>, u32>> = HashMap::new();
-        for slot in buckets.values().flatten() {
-            if let Some((child, _)) = buckets.get_key_value(slot.entry.spiffe_id.path()) {
-                let counts = children.entry(slot.entry.parent_id.path()).or_default();
-                *counts.entry(child).or_default() += 1;
-            }
-        }
-        let mut placed: Vec<(Place, Arc<Bucket>)> = buckets
-            .iter()
-            .map(|(path, slots)| {
-                let mut bucket = Bucket::of_sorted(Arc::clone(path), slots.clone());
-                for (child, count) in children.get(&**path).into_iter().flatten() {
-                    bucket.adopt(child, *count);
+        let mut placed: Vec<(Place, Arc<Bucket>)> = Vec::with_capacity(buckets.len());
+        for (path, slots) in &buckets {
+            let mut bucket = Bucket::of_sorted(Arc::clone(path), slots.clone());
+            for slot in slots {
+                if let Some((child, _)) = buckets.get_key_value(slot.entry.spiffe_id.path()) {
+                    bucket.adopt(child, slot.row);
                 }
-                (Place { hash: self.hashes.of(path), path: Arc::clone(path) }, Arc::new(bucket))
-            })
-            .collect();
+            }
+            placed.push((Place { hash: self.hashes.of(path), path: Arc::clone(path) }, Arc::new(bucket)));
+        }
         placed.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         self.buckets = Tree::from_sorted(placed);
         self.by_id = Index::build(by_id);
@@ -414,17 +385,17 @@ impl Version {
         self.entries = Tree::from_sorted(entries);
     }
 
-    fn set_entry(&mut self, row: i64, entry: &Arc<Entry>, touched: &mut Touched) {
+    fn set_entry(&mut self, row: i64, entry: &Arc<Entry>, noted: &mut Noted) {
         if let Some((held, _)) = self.entry(&entry.id)
             && held != row
         {
             if held > row {
                 return;
             }
-            self.remove_entry(held, touched);
+            self.remove_entry(held, noted);
         }
         let Some(held) = self.row(row).cloned() else {
-            self.add_entry(row, entry, touched);
+            self.add_entry(row, entry, noted);
             return;
         };
         if held.revision_number > entry.revision_number || *held == **entry {
@@ -432,17 +403,17 @@ impl Version {
         }
         let stays = held.parent_id == entry.parent_id && held.spiffe_id == entry.spiffe_id;
         if stays && held.id == entry.id && self.is_visible(entry) {
-            self.replace_entry(row, &held, entry, touched);
+            self.replace_entry(row, &held, entry, noted);
         } else {
-            self.remove_entry(row, touched);
-            self.add_entry(row, entry, touched);
+            self.remove_entry(row, noted);
+            self.add_entry(row, entry, noted);
         }
     }
 
     /// Replaces a visible entry by one of the same id, identity and parent.
-    fn replace_entry(&mut self, row: i64, held: &Entry, entry: &Arc<Entry>, touched: &mut Touched) {
-        touched.any = true;
-        touched.parents.insert(entry.parent_id.clone());
+    fn replace_entry(&mut self, row: i64, held: &Entry, entry: &Arc<Entry>, noted: &mut Noted) {
+        noted.any = true;
+        noted.touched.parents.insert(entry.parent_id.clone());
         self.entries.insert(row, Arc::clone(entry));
         for other in held.federates_with.iter() {
             self.by_federated.remove(self.hashes.of(other.as_str()), row);
@@ -455,13 +426,13 @@ impl Version {
         }
     }
 
-    fn add_entry(&mut self, row: i64, entry: &Arc<Entry>, touched: &mut Touched) {
-        touched.any = true;
+    fn add_entry(&mut self, row: i64, entry: &Arc<Entry>, noted: &mut Noted) {
+        noted.any = true;
         if self.is_visible(entry) {
-            touched.parents.insert(entry.parent_id.clone());
+            noted.touched.parents.insert(entry.parent_id.clone());
             self.show(row, entry);
         } else if self.is_alias(entry) {
-            touched.aliases.push(Arc::clone(entry));
+            noted.touched.aliases.push(Arc::clone(entry));
             self.file_alias(row, entry);
         }
         self.entries.insert(row, Arc::clone(entry));
@@ -473,9 +444,9 @@ impl Version {
         }
     }
 
-    fn remove_entry(&mut self, row: i64, touched: &mut Touched) {
+    fn remove_entry(&mut self, row: i64, noted: &mut Noted) {
         let Some(entry) = self.entries.remove(|held| held.cmp(&row)) else { return };
-        touched.any = true;
+        noted.any = true;
         self.by_id.remove(self.hashes.of(entry.id.as_str()), row);
         self.by_spiffe_id.remove(self.hashes.of(entry.spiffe_id.as_str()), row);
         self.by_parent.remove(self.hashes.of(entry.parent_id.as_str()), row);
@@ -483,13 +454,13 @@ impl Version {
             self.by_federated.remove(self.hashes.of(other.as_str()), row);
         }
         if self.is_visible(&entry) {
-            touched.parents.insert(entry.parent_id.clone());
+            noted.touched.parents.insert(entry.parent_id.clone());
             self.hide(row, &entry);
         } else if self.is_alias(&entry) {
             for selector in &entry.selector_set {
                 self.aliases.remove(self.hashes.of_selector(selector), row);
             }
-            touched.aliases.push(entry);
+            noted.touched.aliases.push(entry);
         }
     }
 
@@ -500,9 +471,9 @@ impl Version {
             let path: Arc<str> = path.into();
             let place = Place { hash: self.hashes.of(&path), path: Arc::clone(&path) };
             self.buckets.insert(place, Arc::new(Bucket::new(Arc::clone(&path))));
-            for parent in self.parents_giving(&entry.parent_id) {
+            for (parent, row) in self.parents_giving(&entry.parent_id) {
                 if let Some(bucket) = self.bucket_mut(&parent) {
-                    bucket.adopt(&path, 1);
+                    bucket.adopt(&path, row);
                 }
             }
         }
@@ -510,7 +481,7 @@ impl Version {
         let Some(bucket) = self.bucket_mut(path) else { return };
         bucket.insert(Slot { row, entry: Arc::clone(entry), digest: Token::of(entry) });
         if let Some(child) = child {
-            bucket.adopt(&child, 1);
+            bucket.adopt(&child, row);
         }
     }
 
@@ -519,25 +490,25 @@ impl Version {
         let path = entry.parent_id.path();
         let Some(bucket) = self.bucket_mut(path) else { return };
         bucket.remove(row);
-        bucket.release(entry.spiffe_id.path());
+        bucket.release(entry.spiffe_id.path(), row);
         if bucket.len() > 0 {
             return;
         }
         let hash = self.hashes.of(path);
         self.buckets.remove(|held| held.hash.cmp(&hash).then_with(|| (*held.path).cmp(path)));
-        for parent in self.parents_giving(&entry.parent_id) {
+        for (parent, _) in self.parents_giving(&entry.parent_id) {
             if let Some(bucket) = self.bucket_mut(&parent) {
                 bucket.disown(path);
             }
         }
     }
 
-    /// The parents' paths of the visible entries that give an identity, once per entry.
-    fn parents_giving(&self, spiffe_id: &SpiffeId) -> Vec<Arc<str>> {
-        let entries = self.giving(spiffe_id).filter(|entry| self.is_visible(entry));
-        entries
-            .filter_map(|entry| self.bucket(entry.parent_id.path()))
-            .map(|bucket| Arc::clone(bucket.path()))
+    /// The rows of the visible entries that give an identity, and the paths of their parents.
+    fn parents_giving(&self, spiffe_id: &SpiffeId) -> Vec<(Arc<str>, i64)> {
+        let rows = self.by_spiffe_id.rows(self.hashes.of(spiffe_id.as_str()));
+        self.entries_at(rows)
+            .filter(|(_, entry)| entry.spiffe_id == *spiffe_id && self.is_visible(entry))
+            .filter_map(|(row, entry)| Some((Arc::clone(self.bucket(entry.parent_id.path())?.path()), row)))
             .collect()
     }
 
@@ -557,30 +528,23 @@ impl Version {
         }
     }
 
-    fn set_agent(&mut self, record: &Arc<AgentRecord>, touched: &mut Touched) {
-        let held = self.agents.get(&self.hashes, &record.id);
-        if held.is_some_and(|held| held.record == *record) {
+    fn set_agent(&mut self, record: &Arc<AgentRecord>, noted: &mut Noted) {
+        if self.agent(&record.id) == Some(record) {
             return;
         }
+        noted.any = true;
+        noted.records.insert(record.id.clone());
         let held = self.agents.insert(&self.hashes, Arc::clone(record));
-        let selectors = |record: &AgentRecord| record.selectors.clone();
-        let same = held.is_some_and(|held| selectors(&held.record) == selectors(record));
-        touched.agent(&record.id, if same { RecordChange::Record } else { RecordChange::Selectors });
-    }
-
-    fn remove_agent(&mut self, id: &SpiffeId, touched: &mut Touched) {
-        if self.agents.remove(&self.hashes, id).is_some() {
-            touched.agent(id, RecordChange::Selectors);
+        if held.is_none_or(|held| held.record.selectors != record.selectors) {
+            noted.rematched.insert(record.id.clone());
         }
     }
-}
 
-impl Touched {
-    fn agent(&mut self, id: &SpiffeId, change: RecordChange) {
-        self.any = true;
-        let noted = self.agents.entry(id.clone()).or_insert(change);
-        if change == RecordChange::Selectors {
-            *noted = change;
+    fn remove_agent(&mut self, id: &SpiffeId, noted: &mut Noted) {
+        if self.agents.remove(&self.hashes, id).is_some() {
+            noted.any = true;
+            noted.records.insert(id.clone());
+            noted.rematched.insert(id.clone());
         }
     }
 }

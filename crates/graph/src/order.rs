@@ -2,8 +2,7 @@
 //! behind the first entry that gives an identity everything below that; first what is below the agent
 //! itself, then what is below its aliases.
 //!
-//! Nothing is sorted and no entry is looked at: buckets know which buckets are below, and an index the
-//! first entry that leads there.
+//! No entry is looked at: buckets know which buckets are below, and the first row that leads there.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -63,14 +62,8 @@ impl View {
     }
 
     fn begin<'a>(&'a self, bucket: &'a Arc<Bucket>) -> Begun<'a> {
-        let version = self.graph.version();
-        let mut below: Vec<_> = bucket
-            .children()
-            .filter_map(|path| {
-                let row = version.first_giving(bucket.path(), path)?;
-                Some((row, self.bucket(path)?))
-            })
-            .collect();
+        let mut below: Vec<_> =
+            bucket.children().filter_map(|(path, row)| Some((row, self.bucket(path)?))).collect();
         below.sort_unstable_by_key(|(row, _)| std::cmp::Reverse(*row));
         Begun { pages: bucket.pages().collect(), next: (0, 0), below }
     }

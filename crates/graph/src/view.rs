@@ -40,7 +40,7 @@ impl View {
                     && seen.insert(path)
                 {
                     buckets.push(Arc::clone(bucket));
-                    todo.extend(bucket.children().map(|child| &**child));
+                    todo.extend(bucket.children().map(|(child, _)| &**child));
                 }
             }
             buckets.sort_unstable_by(|a, b| a.path().cmp(b.path()));
