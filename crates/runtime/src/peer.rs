@@ -13,8 +13,8 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::sys;
 
-/// Who connected to a local socket: the process, and the user and group it ran as at that moment. Cheap
-/// to clone.
+/// Who connected to a local socket: the process, and the user, group and program it ran as at that
+/// moment. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// The process, shared by all calls of the connection.
@@ -23,6 +23,8 @@ pub struct Caller {
     pub uid: u32,
     /// Its effective group.
     pub gid: u32,
+    /// Device and inode of its program; nothing where we may not know.
+    program: Option<(u64, u64)>,
 }
 
 /// Why the process at the other end of a socket cannot be told.
@@ -34,6 +36,9 @@ pub enum CallerError {
     /// It is gone, or another process has its id now.
     #[error("original process is no longer running")]
     Gone,
+    /// It runs as another user or group, or runs another program, than when it connected.
+    #[error("original process is no longer what it was")]
+    Changed,
     /// The system did not answer.
     #[error("cannot read the credentials of the caller")]
     System(#[from] io::Error),
@@ -56,7 +61,35 @@ impl Caller {
             Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => by_id(credentials)?,
             Err(error) => return Err(gone(error)),
         };
-        Ok(Self { process: Arc::new(process), uid: credentials.uid, gid: credentials.gid })
+        let program = program_of(&process)?;
+        Ok(Self { process: Arc::new(process), uid: credentials.uid, gid: credentials.gid, program })
+    }
+
+    /// Checks that the process still is what connected. To be done after it was looked at: what was
+    /// found then is true of who connected. A process that runs another program now is refused, since a
+    /// child that it left behind with the socket would be taken for that program.
+    ///
+    /// # Errors
+    /// [`CallerError::Gone`], [`CallerError::Changed`], or what the system says.
+    pub fn verify(&self) -> Result<(), CallerError> {
+        let owner = self.process.owner().map_err(gone)?;
+        let program = program_of(&self.process)?;
+        if !self.process.is_alive() {
+            return Err(CallerError::Gone);
+        }
+        if owner != (self.uid, self.gid) || program != self.program {
+            return Err(CallerError::Changed);
+        }
+        Ok(())
+    }
+}
+
+/// The program of a process, unless we may not know. A kernel thread or one that ends has none.
+fn program_of(process: &Process) -> Result<Option<(u64, u64)>, CallerError> {
+    match process.executable() {
+        Ok(program) => Ok(Some(program)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        Err(error) => Err(gone(error)),
     }
 }
 
@@ -156,7 +189,16 @@ impl Process {
         Ok((stat.st_dev, stat.st_ino))
     }
 
-    /// The effective user and group it runs as now.
+    /// The effective user and group it runs as now, from the owner of its directory.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn owner(&self) -> io::Result<(u32, u32)> {
+        let stat = rustix::fs::fstat(&self.directory)?;
+        Ok((stat.st_uid, stat.st_gid))
+    }
+
+    /// The same, as it is written in `status`.
     ///
     /// # Errors
     /// What the system says; `InvalidData` where it is not understood.
@@ -205,7 +247,9 @@ const PROC_FILE_LIMIT: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::net::UnixStream;
+    use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
 
     use super::*;
@@ -238,6 +282,8 @@ mod tests {
         assert_eq!(caller.process.pid(), i32::try_from(std::process::id()).unwrap());
         assert_eq!(caller.uid, rustix::process::geteuid().as_raw());
         assert_eq!(caller.gid, rustix::process::getegid().as_raw());
+        assert_eq!(caller.process.owner().unwrap(), caller.process.effective_ids().unwrap());
+        caller.verify().unwrap();
         assert!(caller.process.is_alive());
         let executable = std::fs::metadata("/proc/self/exe").unwrap();
         assert_eq!(caller.process.executable().unwrap().1, std::os::unix::fs::MetadataExt::ino(&executable));
@@ -272,7 +318,42 @@ mod tests {
         assert!(matches!(Caller::of(accepted.as_fd()), Err(CallerError::Gone)));
     }
 
-    /// The other half of the test above, which runs it in a process of its own.
+    #[test]
+    fn a_caller_that_runs_another_program_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "peer::tests::child_that_connects_and_becomes_another_program"])
+            .env(CHILD_SOCKET, &path)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        let caller = Caller::of(accepted.as_fd()).unwrap();
+        caller.verify().unwrap();
+
+        accepted.write_all(b".").unwrap();
+        accepted.read_to_end(&mut Vec::new()).unwrap();
+
+        assert!(matches!(caller.verify(), Err(CallerError::Changed)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(caller.verify(), Err(CallerError::Gone)));
+    }
+
+    /// The other half of the test above. The socket is closed when the other program begins.
+    #[test]
+    fn child_that_connects_and_becomes_another_program() {
+        if let Some(path) = std::env::var_os(CHILD_SOCKET) {
+            let mut socket = UnixStream::connect(path).unwrap();
+            socket.read_exact(&mut [0]).unwrap();
+            let error = Command::new("sleep").arg("60").exec();
+            panic!("no other program: {error}");
+        }
+    }
+
+    /// The other half of the test further above, which runs it in a process of its own.
     #[test]
     fn child_that_connects_and_ends() {
         if let Some(path) = std::env::var_os(CHILD_SOCKET) {
