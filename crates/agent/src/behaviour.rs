@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use config::{Bootstrap, BundleFormat, JoinTokenText, PluginBlock, PluginData};
 use plugin::KeyId;
+use proto::raw::Encoded;
 use proto::spire::types;
 use proto::spire::types::permission_denied_details::Reason;
 use runtime::clock::{ManualClock, SystemClock};
@@ -338,7 +339,7 @@ async fn equal_selectors_share_one_update_and_go_with_the_last_who_has_them() {
 
     assert!(Arc::ptr_eq(&one.current(), &other.current()));
     assert_eq!(stranger.current().entries.len(), 0);
-    let first = one.current().x509_svids.get(|| bytes::Bytes::from_static(b"encoded"));
+    let first = one.current().x509_svids.get(|| Encoded::new(vec![bytes::Bytes::from_static(b"encoded")]));
     assert_eq!(other.current().x509_svids.get(|| unreachable!("encoded twice")), first);
     assert_eq!(subscriptions.in_use().len(), 1);
     drop((one, other));

@@ -11,6 +11,7 @@
 
 pub mod api;
 mod attest;
+pub mod attestors;
 #[cfg(test)]
 mod behaviour;
 pub mod connection;

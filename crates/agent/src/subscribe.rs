@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
+use proto::raw::Encoded;
 use runtime::clock::Clock;
 use runtime::reconcile::Poke;
 use runtime::snapshot::Snapshot;
@@ -43,11 +43,11 @@ pub struct Update {
     /// The bundles of the trust domains that the entries federate with.
     pub federated: BTreeMap<TrustDomain, Arc<Bundle>>,
     /// The answer of `FetchX509SVID`, once somebody asked for it.
-    pub x509_svids: Encoded,
+    pub x509_svids: Answer,
     /// The answer of `FetchX509Bundles`.
-    pub x509_bundles: Encoded,
+    pub x509_bundles: Answer,
     /// The answer of `FetchJWTBundles`.
-    pub jwt_bundles: Encoded,
+    pub jwt_bundles: Answer,
 }
 
 impl Update {
@@ -65,9 +65,9 @@ impl Update {
             entries,
             own: Arc::clone(&state.bundles.own),
             federated,
-            x509_svids: Encoded::default(),
-            x509_bundles: Encoded::default(),
-            jwt_bundles: Encoded::default(),
+            x509_svids: Answer::default(),
+            x509_bundles: Answer::default(),
+            jwt_bundles: Answer::default(),
         }
     }
 
@@ -120,11 +120,11 @@ fn looks_like(one: &Arc<Held>, other: &Arc<Held>) -> bool {
 
 /// An answer that is encoded by the first who needs it and shared by the others.
 #[derive(Debug, Default)]
-pub struct Encoded(OnceLock<Bytes>);
+pub struct Answer(OnceLock<Encoded>);
 
-impl Encoded {
+impl Answer {
     /// The answer; `encode` is called if it is not there yet.
-    pub fn get(&self, encode: impl FnOnce() -> Bytes) -> Bytes {
+    pub fn get(&self, encode: impl FnOnce() -> Encoded) -> Encoded {
         self.0.get_or_init(encode).clone()
     }
 }

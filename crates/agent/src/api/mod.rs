@@ -1,18 +1,190 @@
 //! The APIs that an agent serves on its sockets.
+//!
+//! The public socket, for workloads: the Workload API, health and reflection. The admin socket, off
+//! unless configured: debug and logger. `route` finds the method of a call; what is not served is
+//! refused as SPIRE's library refuses it. Callers are told by the kernel (`runtime::listen`) and
+//! attested per call (`attestors`); nothing they send says who they are.
 
+mod debug;
+mod health;
+mod json;
+mod limits;
+mod logger;
+mod reflection;
+mod route;
+mod workload;
+
+use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
 
 use runtime::BoxError;
+use runtime::listen::{self, Callers, Limits, ListenError, UnixListener, UnixOptions};
 use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tower::service_fn;
+use tracing::info;
 
+use crate::attestors::Attestors;
 use crate::context::Context;
+use debug::DebugApi;
+use health::HealthApi;
+use logger::LoggerApi;
+use reflection::Reflection;
+use route::Service;
+use workload::WorkloadApi;
+
+/// The sockets, bound: clients that connect now are answered once [`Apis::run`] runs.
+pub struct Apis {
+    context: Arc<Context>,
+    /// Nothing where no API for workloads is wanted.
+    public: Option<UnixListener>,
+    admin: Option<UnixListener>,
+}
 
 /// Serves them until the token is cancelled.
 ///
 /// # Errors
-/// A socket cannot be made, or fails.
+/// A socket cannot be made.
 pub async fn serve(context: Arc<Context>, token: CancellationToken) -> Result<(), BoxError> {
-    let _none_yet = context;
-    token.cancelled().await;
+    Apis::bind(context)?.run(token).await;
     Ok(())
 }
+
+impl Apis {
+    /// Makes the sockets. To be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// See [`ListenError`].
+    pub fn bind(context: Arc<Context>) -> Result<Self, ListenError> {
+        let config = &context.config;
+        let public = (!config.disable_workload_api || !config.disable_sds_api)
+            .then(|| bind(&config.socket_path, PUBLIC))
+            .transpose()?;
+        let admin = config.admin_socket_path.as_deref().map(|path| bind(path, ADMIN)).transpose()?;
+        Ok(Self { context, public, admin })
+    }
+
+    /// Answers until the token is cancelled; then open streams end and calls get their time to.
+    pub async fn run(self, token: CancellationToken) {
+        let Self { context, public, admin } = self;
+        let config = &context.config;
+        let attestors =
+            Arc::new(Attestors::new(context.workload_attestors.clone(), Arc::clone(&context.clock)));
+        let health = HealthApi::new((!config.disable_workload_api).then(|| Arc::clone(&attestors)));
+
+        let public = async {
+            let Some(listener) = public else { return };
+            let names = match (config.disable_workload_api, config.disable_sds_api) {
+                (false, false) => "Workload and SDS APIs",
+                (false, true) => "Workload API",
+                (true, _) => "SDS API",
+            };
+            let address = listener.path().display().to_string();
+            info!(
+                address,
+                apis = names,
+                network = "unix",
+                subsystem_name = "endpoints",
+                "Starting agent APIs"
+            );
+            let apis = Arc::new(Public::new(&context, attestors, health.clone(), token.clone()));
+            let service = service_fn(move |request| {
+                let apis = Arc::clone(&apis);
+                async move { Ok::<_, Infallible>(apis.answer(request).await) }
+            });
+            listen::serve(listener, Limits::local(), service, token.clone()).await;
+            info!(apis = names, subsystem_name = "endpoints", "Stopping agent APIs");
+        };
+        let admin = async {
+            let Some(listener) = admin else { return };
+            let address = listener.path().display().to_string();
+            info!(address, network = "unix", "Starting Admin APIs");
+            let apis = Arc::new(Admin::new(&context));
+            let service = service_fn(move |request| {
+                let apis = Arc::clone(&apis);
+                async move { Ok::<_, Infallible>(apis.answer(request).await) }
+            });
+            listen::serve(listener, Limits::local(), service, token.clone()).await;
+            info!("Admin APIs have stopped");
+        };
+        tokio::join!(public, admin, health.watch(&context, &token));
+    }
+}
+
+/// What the public socket serves.
+struct Public {
+    services: Vec<Service>,
+    workload: Option<Arc<WorkloadApi>>,
+    health: HealthApi,
+    reflection: Reflection,
+}
+
+impl Public {
+    fn new(
+        context: &Arc<Context>,
+        attestors: Arc<Attestors>,
+        health: HealthApi,
+        stop: CancellationToken,
+    ) -> Self {
+        let mut services = vec![health::SERVICE, reflection::SERVICE, reflection::OLD_SERVICE];
+        let workload = (!context.config.disable_workload_api).then(|| {
+            services.push(workload::SERVICE);
+            Arc::new(WorkloadApi::new(Arc::clone(context), attestors, stop))
+        });
+        let reflection = Reflection::new(&services);
+        Self { services, workload, health, reflection }
+    }
+
+    async fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
+        if let Some(status) = route::refusal(&request) {
+            return route::refused(status);
+        }
+        let path = request.uri().path().to_owned();
+        let (service, method) = match route::find(&path, &self.services) {
+            Ok(found) => found,
+            Err(status) => return status.into_http(),
+        };
+        match &self.workload {
+            Some(api) if service == workload::SERVICE.name => Arc::clone(api).answer(method, request).await,
+            _ if service == health::SERVICE.name => self.health.answer(method, request).await,
+            _ => self.reflection.clone().answer(request).await,
+        }
+    }
+}
+
+/// What the admin socket serves.
+struct Admin {
+    debug: DebugApi,
+    logger: LoggerApi,
+}
+
+impl Admin {
+    fn new(context: &Arc<Context>) -> Self {
+        Self { debug: DebugApi::new(Arc::clone(context)), logger: LoggerApi::new(Arc::clone(context)) }
+    }
+
+    async fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
+        if let Some(status) = route::refusal(&request) {
+            return route::refused(status);
+        }
+        let path = request.uri().path().to_owned();
+        match route::find(&path, &[debug::SERVICE, logger::SERVICE]) {
+            Ok((service, _)) if service == debug::SERVICE.name => self.debug.answer(request).await,
+            Ok((_, method)) => self.logger.answer(method, request).await,
+            Err(status) => status.into_http(),
+        }
+    }
+}
+
+fn bind(path: &Path, options: UnixOptions) -> Result<UnixListener, ListenError> {
+    UnixListener::bind(path, options)
+}
+
+/// Anybody may connect: who they are decides what they get.
+const PUBLIC: UnixOptions =
+    UnixOptions { directory_mode: 0o755, socket_mode: 0o777, callers: Callers::Required };
+
+/// Who may open the socket may do what it offers.
+const ADMIN: UnixOptions =
+    UnixOptions { directory_mode: 0o755, socket_mode: 0o770, callers: Callers::Required };

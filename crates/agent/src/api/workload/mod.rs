@@ -1,0 +1,270 @@
+//! The Workload API (SPIFFE Workload API; Workload Endpoint, section 6).
+//!
+//! A call passes, in this order: the security header, its arguments, attestation, the rate limit; then
+//! it is answered. Streams are in `watch`, tokens in `tokens`; `answers` encodes and `hints` decides
+//! which of several identities with one hint is shown. Codes and texts are SPIRE's. What is answered is
+//! encoded once for all callers with the same selectors and sent from the same memory.
+
+mod answers;
+mod hints;
+mod tokens;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderMap;
+use proto::raw;
+use proto::workload::{
+    JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, WitBundlesRequest, WitsvidRequest,
+    X509BundlesRequest, X509svidRequest,
+};
+use runtime::listen::Peer;
+use spiffe::{Selector, SelectorSet};
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::{Request, Response, Status};
+use tracing::error;
+
+use super::limits::Limit;
+use super::route::Service;
+use crate::attestors::{AttestError, Attestors};
+use crate::context::Context;
+use watch::What;
+
+/// The service and its methods.
+pub(super) const SERVICE: Service = Service {
+    name: "SpiffeWorkloadAPI",
+    methods: &[
+        "FetchX509SVID",
+        "FetchX509Bundles",
+        "FetchJWTSVID",
+        "FetchJWTBundles",
+        "ValidateJWTSVID",
+        "FetchWITSVID",
+        "FetchWITBundles",
+    ],
+};
+
+/// How long the first answer waits for identities that are being made, when others are there already.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The Workload API of an agent.
+pub(super) struct WorkloadApi {
+    context: Arc<Context>,
+    attestors: Arc<Attestors>,
+    limits: Limits,
+    /// Its own calls are not limited, and make no noise in the log.
+    own_pid: i32,
+    /// Streams end when this is cancelled.
+    stop: CancellationToken,
+}
+
+struct Limits {
+    x509_svid: Option<Limit>,
+    x509_bundles: Option<Limit>,
+    jwt_svid: Option<Limit>,
+    jwt_bundles: Option<Limit>,
+}
+
+/// One call: what its lines in the log have in common, and who makes it.
+struct Call {
+    method: &'static str,
+    peer: Option<Peer>,
+    pid: i32,
+}
+
+impl WorkloadApi {
+    pub(super) fn new(context: Arc<Context>, attestors: Arc<Attestors>, stop: CancellationToken) -> Self {
+        let configured = context.config.experimental.rate_limits;
+        let limit = |per_second| Limit::new(per_second, &context.clock);
+        let limits = Limits {
+            x509_svid: limit(configured.fetch_x509_svid),
+            x509_bundles: limit(configured.fetch_x509_bundles),
+            jwt_svid: limit(configured.fetch_jwt_svid),
+            jwt_bundles: limit(configured.fetch_jwt_bundles),
+        };
+        let own_pid = i32::try_from(std::process::id()).unwrap_or_default();
+        Self { context, attestors, limits, own_pid, stop }
+    }
+
+    /// Answers a call of one of [`SERVICE`]'s methods.
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        method: &str,
+        request: http::Request<Body>,
+    ) -> http::Response<Body> {
+        if !has_security_header(request.headers()) {
+            return Status::invalid_argument("security header missing from request").into_http();
+        }
+        let peer = request.extensions().get::<Peer>().cloned();
+        let pid = peer.as_ref().and_then(Peer::caller).map_or(0, |caller| caller.process.pid());
+        let call = |method| Call { method, peer, pid };
+        match method {
+            "FetchX509SVID" => {
+                let watched = self.watch(What::X509Svids, call("FetchX509SVID"));
+                raw::server_streaming(request, |_: Request<X509svidRequest>| watched).await
+            }
+            "FetchX509Bundles" => {
+                let watched = self.watch(What::X509Bundles, call("FetchX509Bundles"));
+                raw::server_streaming(request, |_: Request<X509BundlesRequest>| watched).await
+            }
+            "FetchJWTBundles" => {
+                let watched = self.watch(What::JwtBundles, call("FetchJWTBundles"));
+                raw::server_streaming(request, |_: Request<JwtBundlesRequest>| watched).await
+            }
+            "FetchJWTSVID" => {
+                let answer = |request: Request<JwtsvidRequest>| {
+                    let call = call("FetchJWTSVID");
+                    async move { self.jwt_svids(&call, request.into_inner()).await.map(Response::new) }
+                };
+                raw::unary(request, answer).await
+            }
+            "ValidateJWTSVID" => {
+                let answer = |request: Request<ValidateJwtsvidRequest>| {
+                    let call = call("ValidateJWTSVID");
+                    async move { self.validated(&call, request.into_inner()).await.map(Response::new) }
+                };
+                raw::unary(request, answer).await
+            }
+            "FetchWITSVID" => {
+                raw::server_streaming(request, |_: Request<WitsvidRequest>| async {
+                    Err(Status::unimplemented("fetching WIT-SVIDs is not implemented"))
+                })
+                .await
+            }
+            _ => {
+                raw::server_streaming(request, |_: Request<WitBundlesRequest>| async {
+                    Err(Status::unimplemented("fetching WIT bundles is not implemented"))
+                })
+                .await
+            }
+        }
+    }
+
+    /// The selectors of who calls.
+    async fn attested(&self, call: &Call) -> Result<SelectorSet, Status> {
+        let Some(caller) = call.peer.as_ref().and_then(Peer::caller) else {
+            return Err(self.unattested(call, "peer is no local process"));
+        };
+        match self.attestors.attest(caller).await {
+            Ok(selectors) => Ok(selectors),
+            Err(failed) => {
+                if let (AttestError::Caller(_), Some(peer)) = (&failed, &call.peer) {
+                    // Whoever holds the other end now is not who connected, and never will be.
+                    peer.retire();
+                }
+                Err(self.unattested(call, &runtime::chain(&failed)))
+            }
+        }
+    }
+
+    fn unattested(&self, call: &Call, error: &str) -> Status {
+        let Call { method, pid, .. } = *call;
+        error!(
+            error,
+            method,
+            pid,
+            service = SHORT_NAME,
+            subsystem_name = SUBSYSTEM,
+            "Workload attestation failed"
+        );
+        Status::unavailable("workload attestation failed")
+    }
+
+    /// Refuses a call beyond the limit of its method.
+    fn check_rate(&self, call: &Call, limit: Option<&Limit>, selectors: &SelectorSet) -> Result<(), Status> {
+        match limit {
+            Some(limit) if call.pid != self.own_pid && !limit.allows(selectors) => {
+                Err(Status::unavailable(format!("rate limit exceeded for /{}/{}", SERVICE.name, call.method)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The refusal of a caller that no entry is for. Which of its selectors are told is configured.
+    fn no_identity(&self, call: &Call, selectors: &SelectorSet) -> Status {
+        let Call { method, pid, .. } = *call;
+        if pid != self.own_pid {
+            let told = told(selectors, &self.context.config.log_selectors);
+            error!(
+                method,
+                pid,
+                registered = false,
+                selectors = told.as_deref(),
+                service = SHORT_NAME,
+                subsystem_name = SUBSYSTEM,
+                "No identity issued"
+            );
+        }
+        Status::permission_denied("no identity issued")
+    }
+}
+
+/// Exactly one value, and exactly this one (Workload Endpoint, section 6).
+fn has_security_header(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all("workload.spiffe.io").iter();
+    values.next().is_some_and(|value| value == "true") && values.next().is_none()
+}
+
+/// Those selectors that begin with one of `prefixes`, which end where a part of a selector ends.
+fn told(selectors: &SelectorSet, prefixes: &[String]) -> Option<String> {
+    let is_told = |text: &String| {
+        prefixes.iter().any(|prefix| {
+            text.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        })
+    };
+    let shown = |selector: &Selector| match selector.value() {
+        "" => selector.kind().to_owned(),
+        _ => selector.to_string(),
+    };
+    let mut told: Vec<String> = selectors.iter().map(shown).filter(is_told).collect();
+    told.sort_unstable();
+    (!told.is_empty()).then(|| told.join(","))
+}
+
+/// The service as the log names it.
+const SHORT_NAME: &str = "WorkloadAPI";
+const SUBSYSTEM: &str = "endpoints";
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn the_header_is_there_once_with_one_spelling() {
+        let has = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append("workload.spiffe.io", HeaderValue::from_static(value));
+            }
+            has_security_header(&headers)
+        };
+
+        assert!(has(&["true"]));
+        for wrong in
+            [&[][..], &["True"], &["1"], &[""], &["true", "true"], &["true", "false"], &["true,true"]]
+        {
+            assert!(!has(wrong), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn only_selectors_below_a_prefix_are_told() {
+        let selectors: SelectorSet =
+            [("k8s", "ns:b"), ("k8s", "nsx:c"), ("unix", "uid:0"), ("k8s", "ns"), ("docker", "")]
+                .map(|(kind, value)| Selector::new(kind, value))
+                .into_iter()
+                .collect();
+        let told = |prefixes: &[&str]| {
+            told(&selectors, &prefixes.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+
+        assert_eq!(told(&["k8s:ns"]).as_deref(), Some("k8s:ns,k8s:ns:b"));
+        assert_eq!(told(&["docker", "unix:uid:0"]).as_deref(), Some("docker,unix:uid:0"));
+        assert_eq!(told(&["k8"]), None);
+        assert_eq!(told(&[]), None);
+    }
+}

@@ -1,0 +1,120 @@
+//! Workload attestation: what all attestors together find out about a caller.
+//!
+//! They run at once, each under a deadline. One that fails takes only its own selectors away; if all
+//! fail nothing is known of the caller, who is refused. The caller is looked at again when they are
+//! done: what they found is true of the process that connected, or is not used.
+//!
+//! Nothing is remembered: each call finds out anew. So many run at once for one user; the others of
+//! the same user wait, and those of other users do not.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use futures::future::join_all;
+use plugin::{PluginError, WorkloadAttestor};
+use runtime::clock::{Clock, within};
+use runtime::peer::{Caller, CallerError};
+use spiffe::{Selector, SelectorSet};
+use tokio::sync::Semaphore;
+use tracing::{debug, error};
+
+/// How long one attestor may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How many attestations run at once for one user.
+const PER_USER: usize = 64;
+/// Queues of users that have gone are cleared away when there are so many.
+const MANY_QUEUES: usize = 64;
+
+/// The workload attestors of an agent.
+pub struct Attestors {
+    plugins: Vec<Arc<dyn WorkloadAttestor>>,
+    clock: Arc<dyn Clock>,
+    queues: Mutex<HashMap<u32, Weak<Semaphore>>>,
+}
+
+/// Why nothing is known of a caller. The caller is told only that it is so.
+#[derive(Debug, thiserror::Error)]
+pub enum AttestError {
+    /// No attestor could say anything.
+    #[error("every workload attestor failed")]
+    AllFailed,
+    /// It is gone, or is not what connected any more.
+    #[error("could not verify existence of the original caller")]
+    Caller(#[from] CallerError),
+}
+
+impl Attestors {
+    /// These attestors.
+    #[must_use]
+    pub fn new(plugins: Vec<Arc<dyn WorkloadAttestor>>, clock: Arc<dyn Clock>) -> Self {
+        Self { plugins, clock, queues: Mutex::default() }
+    }
+
+    /// The selectors of `caller`. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`AttestError`]; what each attestor said is in the log.
+    pub async fn attest(&self, caller: &Caller) -> Result<SelectorSet, AttestError> {
+        let queue = self.queue(caller.uid);
+        // A queue is never closed.
+        let _turn = queue.acquire().await;
+        let pid = caller.process.pid();
+        let found = match self.plugins.as_slice() {
+            [only] => vec![self.ask(&**only, caller).await],
+            several => join_all(several.iter().map(|plugin| self.ask(&**plugin, caller))).await,
+        };
+        caller.verify()?;
+
+        let mut failures = Vec::new();
+        let mut selectors = Vec::new();
+        for (plugin, outcome) in self.plugins.iter().zip(found) {
+            match outcome {
+                Ok(some) if selectors.is_empty() => selectors = some,
+                Ok(some) => selectors.extend(some),
+                Err(reason) => {
+                    let name = plugin.info().name();
+                    error!(pid, error = %reason, subsystem_name = SUBSYSTEM, "workload attestor {name:?} failed");
+                    failures.push(format!("workload attestor {name:?} failed: {reason}"));
+                }
+            }
+        }
+        if !failures.is_empty() && failures.len() == self.plugins.len() {
+            return Err(AttestError::AllFailed);
+        }
+        if !failures.is_empty() {
+            let error = failures.join("\n");
+            error!(error, subsystem_name = SUBSYSTEM, "Failed to collect all selectors");
+        }
+        // Selectors themselves tell too much of a workload to stand in a log.
+        debug!(pid, count = selectors.len(), subsystem_name = SUBSYSTEM, "PID attested to have selectors");
+        Ok(selectors.into_iter().collect())
+    }
+
+    async fn ask(
+        &self,
+        plugin: &dyn WorkloadAttestor,
+        caller: &Caller,
+    ) -> Result<Vec<Selector>, PluginError> {
+        let answer = within(&*self.clock, DEADLINE, plugin.attest(&caller.process)).await;
+        answer.unwrap_or_else(|| {
+            Err(PluginError::new(plugin::Code::DeadlineExceeded, "context deadline exceeded"))
+        })
+    }
+
+    /// Where the attestations of one user wait for their turn.
+    fn queue(&self, user: u32) -> Arc<Semaphore> {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(queue) = queues.get(&user).and_then(Weak::upgrade) {
+            return queue;
+        }
+        if queues.len() >= MANY_QUEUES {
+            queues.retain(|_, queue| queue.strong_count() > 0);
+        }
+        let queue = Arc::new(Semaphore::new(PER_USER));
+        queues.insert(user, Arc::downgrade(&queue));
+        queue
+    }
+}
+
+const SUBSYSTEM: &str = "workload_attestor";
