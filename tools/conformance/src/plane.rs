@@ -296,6 +296,26 @@ impl Plane {
         }
     }
 
+    /// Waits until this process is given these identities by the agent.
+    ///
+    /// # Panics
+    /// If it is not within 60 s.
+    pub fn await_identities(&self, ids: &[&str]) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let (_, stdout, stderr) = self.run("agent", &["api", "fetch", "x509", "-socketPath", "{asock}"]);
+            if ids.iter().all(|id| stdout.contains(&self.fill(id))) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the agent gives other identities: {stdout}{stderr}\n{}",
+                fs::read_to_string(self.dir().join("agent.log")).unwrap_or_default()
+            );
+            pause();
+        }
+    }
+
     /// Starts (or starts again) the server on its configuration and waits until it is healthy.
     pub fn start_server_again(&mut self) {
         self.server = Some(self.spawn("server", &["run", "-config", "{dir}/server.conf"]));

@@ -4,6 +4,7 @@
 //! one clear line; a check that could not run is counted as skipped, never as passed.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command line tool")]
 
+mod clients;
 mod descriptors;
 mod ledger;
 mod oracle;

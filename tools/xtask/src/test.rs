@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{process, tidy};
+use crate::{clients, process, tidy};
 
 type Step = (&'static str, fn() -> Result<()>);
 
@@ -76,7 +76,10 @@ fn conformance() -> Result<()> {
     let skips = std::env::temp_dir().join(format!("finial-skips-{}", std::process::id()));
     let args = ["test", "--release", "--locked", "--package", "finial-conformance"];
     let tested = process::check(
-        process::command("cargo", args).env("FINIAL_BIN", &binary).env("FINIAL_SKIPS", &skips),
+        process::command("cargo", args)
+            .env("FINIAL_BIN", &binary)
+            .env("FINIAL_SKIPS", &skips)
+            .envs(clients::environment()),
     );
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     if skips.exists() {

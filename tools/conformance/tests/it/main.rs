@@ -5,6 +5,8 @@ mod api;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod clients;
+#[cfg(test)]
 mod documents;
 #[cfg(test)]
 mod exchanges;

@@ -1,0 +1,84 @@
+//! Workload API clients of other makes that the conformance suites call, made ready in a cache outside
+//! the tree.
+//!
+//! What cannot be had, such as without a network, is told and left out: the tests that need it count as
+//! skipped. A cache entry is named after what it was made from, so a change makes a new one.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::process;
+
+/// The environment that tells the tests where each client is.
+pub(crate) fn environment() -> Vec<(&'static str, PathBuf)> {
+    let made = [("FINIAL_PYTHON", python()), ("FINIAL_GO_CLIENTS", go())];
+    let told = |(name, made): (&'static str, Result<PathBuf>)| match made {
+        Ok(path) => Some((name, path)),
+        Err(error) => {
+            println!("no {name}: {error:#}");
+            None
+        }
+    };
+    made.into_iter().filter_map(told).collect()
+}
+
+/// A Python interpreter that has py-spiffe and grpcio.
+fn python() -> Result<PathBuf> {
+    let requirements = sources().join("python/requirements.txt");
+    let home = cache("python", &[&requirements])?;
+    let interpreter = home.join("bin/python");
+    made(&home, || {
+        process::check(&mut process::command("python3", [Path::new("-m"), Path::new("venv"), &home]))?;
+        let quick = ["--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "20"];
+        let mut install = process::command(&interpreter.to_string_lossy(), ["-m", "pip", "install"]);
+        process::check(install.args(quick).arg("--requirement").arg(&requirements))
+    })?;
+    Ok(interpreter)
+}
+
+/// The program that drives go-spiffe.
+fn go() -> Result<PathBuf> {
+    let folder = sources().join("go");
+    let files = ["go.mod", "go.sum", "main.go"].map(|name| folder.join(name));
+    let home = cache("go", &files.each_ref().map(PathBuf::as_path))?;
+    let program = home.join("clients");
+    made(&home, || {
+        let mut build = process::command("go", ["build", "-mod=readonly", "-o"]);
+        process::check(build.arg(&program).arg(".").current_dir(&folder))
+    })?;
+    Ok(program)
+}
+
+fn sources() -> PathBuf {
+    crate::root().join("tools/conformance/clients")
+}
+
+/// The place for what is made from these files.
+fn cache(kind: &str, files: &[&Path]) -> Result<PathBuf> {
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        fs::read(file).with_context(|| format!("cannot read {}", file.display()))?.hash(&mut hasher);
+    }
+    let base = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(base) if !base.is_empty() => PathBuf::from(base),
+        _ => PathBuf::from(std::env::var_os("HOME").context("there is no HOME")?).join(".cache"),
+    };
+    Ok(base.join("finial-conformance").join(format!("{kind}-{:016x}", hasher.finish())))
+}
+
+/// Makes what belongs in `home`, unless it is there already; half of it counts as nothing.
+fn made(home: &Path, make: impl FnOnce() -> Result<()>) -> Result<()> {
+    let done = home.join("complete");
+    if done.exists() {
+        return Ok(());
+    }
+    if home.exists() {
+        fs::remove_dir_all(home).with_context(|| format!("cannot remove {}", home.display()))?;
+    }
+    fs::create_dir_all(home).with_context(|| format!("cannot make {}", home.display()))?;
+    make()?;
+    fs::write(&done, "").with_context(|| format!("cannot write {}", done.display()))
+}
