@@ -14,8 +14,8 @@ use futures::FutureExt;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::Peer;
@@ -90,10 +90,13 @@ where
                 },
             };
             Ok(match (answer, call) {
-                (Ok(Ok(response)), None) => response.map(Body::new),
-                (Ok(Ok(response)), Some(call)) => {
-                    response.map(|body| Body::new(Counted { body: Body::new(body), _call: call }))
-                }
+                (Ok(Ok(response)), call) => match (too_large(&response), call) {
+                    (Some(status), _) => status.into_http(),
+                    (None, None) => response.map(Body::new),
+                    (None, Some(call)) => {
+                        response.map(|body| Body::new(Counted { body: Body::new(body), _call: call }))
+                    }
+                },
                 (Ok(Err(error)), _) => Status::from_error(error).into_http(),
                 (Err(panic), _) => {
                     let error = crate::tasks::text_of(panic.as_ref());
@@ -155,6 +158,16 @@ impl http_body::Body for Counted {
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
     }
+}
+
+/// The refusal of a message that is too large, as all other makes of gRPC word it: tonic has another
+/// code for it, on which clients do not act.
+fn too_large<B>(response: &Response<B>) -> Option<Status> {
+    let status = response.extensions().get::<Status>().filter(|status| status.code() == Code::OutOfRange)?;
+    let sizes = status.message().strip_prefix("Error, decoded message length too large: found ")?;
+    let (found, limit) = sizes.strip_suffix(" bytes")?.split_once(" bytes, the limit is: ")?;
+    let text = format!("grpc: received message larger than max ({found} vs. {limit})");
+    Some(Status::resource_exhausted(text))
 }
 
 /// How long the client waits for the answer, from gRPC's header: at most eight digits and a unit. One

@@ -31,7 +31,7 @@ enum Origin {
 /// What TLS and TCP tell of the other end.
 #[derive(Clone, Debug)]
 pub struct TlsPeer {
-    /// Its address.
+    /// Its address; where a trusted proxy stands between, what that says.
     pub remote: SocketAddr,
     /// The address it connected to.
     pub local: SocketAddr,

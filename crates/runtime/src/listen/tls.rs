@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{ListenError, Peer, TlsPeer};
+use super::{ListenError, Network, Peer, TlsPeer, proxy};
 
 /// What hands out the TLS configuration for each new connection, so that a change of certificates or
 /// trust holds from the next one on.
@@ -25,6 +25,7 @@ pub struct TlsListener {
     socket: TcpListener,
     address: SocketAddr,
     config: TlsSource,
+    proxies: Arc<[Network]>,
 }
 
 impl TlsListener {
@@ -35,7 +36,15 @@ impl TlsListener {
     pub fn bind(address: SocketAddr, config: TlsSource) -> Result<Self, ListenError> {
         let socket = bind(address).map_err(|source| ListenError::Address { address, source })?;
         let address = socket.local_addr().map_err(|source| ListenError::Address { address, source })?;
-        Ok(Self { socket, address, config })
+        Ok(Self { socket, address, config, proxies: Arc::default() })
+    }
+
+    /// Believes the PROXY protocol from these networks. From others no connection may begin with it,
+    /// and from these it need not.
+    #[must_use]
+    pub fn with_trusted_proxies(mut self, networks: Vec<Network>) -> Self {
+        self.proxies = networks.into();
+        self
     }
 
     /// Where it listens, with the port that was chosen.
@@ -46,7 +55,7 @@ impl TlsListener {
 
     pub(super) async fn accept(&self) -> io::Result<Arrival> {
         let (socket, remote) = self.socket.accept().await?;
-        Ok(Arrival { socket, remote, config: (self.config)() })
+        Ok(Arrival { socket, remote, config: (self.config)(), proxies: Arc::clone(&self.proxies) })
     }
 }
 
@@ -61,6 +70,7 @@ pub(super) struct Arrival {
     socket: TcpStream,
     remote: SocketAddr,
     config: Arc<ServerConfig>,
+    proxies: Arc<[Network]>,
 }
 
 impl Arrival {
@@ -69,13 +79,18 @@ impl Arrival {
     }
 
     /// Shakes hands. Not bounded in time.
-    pub(super) async fn shake_hands(self) -> io::Result<(Box<TlsStream<TcpStream>>, Peer)> {
+    pub(super) async fn shake_hands(mut self) -> io::Result<(Box<TlsStream<TcpStream>>, Peer)> {
         // Small answers must not wait for more to come; a host that vanished must not stay for ever.
         self.socket.set_nodelay(true)?;
         rustix::net::sockopt::set_socket_keepalive(&self.socket, true)?;
         rustix::net::sockopt::set_tcp_keepidle(&self.socket, TCP_KEEPALIVE)?;
         rustix::net::sockopt::set_tcp_keepintvl(&self.socket, TCP_KEEPALIVE)?;
         let local = self.socket.local_addr()?;
+        let remote = if self.proxies.is_empty() {
+            self.remote
+        } else {
+            proxy::source(&mut self.socket, self.remote, &self.proxies).await?
+        };
 
         let stream = TlsAcceptor::from(self.config).accept(self.socket).await?;
 
@@ -85,7 +100,7 @@ impl Arrival {
         }
         let certificates = session.peer_certificates().unwrap_or_default();
         let peer = Peer::tls(TlsPeer {
-            remote: self.remote,
+            remote,
             local,
             certificates: certificates.iter().map(|certificate| certificate.clone().into_owned()).collect(),
             key_exchange: session.negotiated_key_exchange_group().map(|group| group.name()),

@@ -72,10 +72,17 @@ impl Service<Request<Body>> for Witness {
                 "/hang" => return std::future::pending().await,
                 "/panic" => panic!("on purpose"),
                 "/retire" => peer.retire(),
+                "/large" => {
+                    let text =
+                        "Error, decoded message length too large: found 5 bytes, the limit is: 4 bytes";
+                    return Ok(tonic::Status::out_of_range(text).into_http());
+                }
                 _ => {}
             }
             let mut response = Response::new(Body::empty());
             response.headers_mut().insert("who", describe(&peer).parse().unwrap());
+            let address = peer.address().map(|address| address.to_string()).unwrap_or_default();
+            response.headers_mut().insert("address", address.parse().unwrap());
             let authority = request.uri().authority().map_or("", |authority| authority.as_str());
             response.headers_mut().insert("authority", authority.parse().unwrap());
             Ok(response)
@@ -235,7 +242,10 @@ pub(crate) async fn shake_hands(
     address: SocketAddr,
     config: ClientConfig,
 ) -> io::Result<TlsStream<TcpStream>> {
-    let socket = TcpStream::connect(address).await?;
+    wrap(TcpStream::connect(address).await?, config).await
+}
+
+pub(crate) async fn wrap(socket: TcpStream, config: ClientConfig) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from("server.test").unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, socket).await
 }

@@ -7,10 +7,12 @@ use std::time::Duration;
 use finial_runtime::listen::{Limits, ListenError, TlsListener};
 use futures::future::join_all;
 use spiffe::tls::OwnCertificate;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Domain, LOCALHOST, SERVER, served, shake_hands, soon};
+use crate::support::{
+    Client, Domain, LOCALHOST, SERVER, header as header_of, served, shake_hands, soon, wrap,
+};
 
 #[tokio::test]
 async fn a_call_is_told_the_certificate_and_no_certificate_is_nobody() {
@@ -38,6 +40,33 @@ async fn a_port_in_use_is_one_clear_error() {
     let text = finial_runtime::chain(&refused);
     let expected = format!("cannot listen on {}: Address already in use", listener.address());
     assert!(text.starts_with(&expected), "{text}");
+}
+
+#[tokio::test]
+async fn a_proxy_is_believed_if_it_is_trusted() {
+    let domain = Domain::new();
+    let trusted = domain.listener().with_trusted_proxies(vec!["127.0.0.0/8".parse().unwrap()]);
+    let distrusted = domain.listener().with_trusted_proxies(vec!["192.0.2.0/24".parse().unwrap()]);
+    let addresses = [trusted.address(), distrusted.address()];
+    let _served = [served(trusted, Limits::tcp()), served(distrusted, Limits::tcp())];
+    let connect = async |address, header: &'static [u8]| {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(header).await.unwrap();
+        let stream = wrap(socket, domain.client_config(OwnCertificate::empty())).await?;
+        let mut client = Client::on(stream).await;
+        let response = client.call("/who").await.map_err(std::io::Error::other)?;
+        Ok::<_, std::io::Error>(header_of(&response, "address"))
+    };
+    let header = b"PROXY TCP4 198.51.100.7 192.0.2.2 4711 443\r\n";
+
+    let told = soon(connect(addresses[0], header)).await.unwrap();
+    let direct = soon(connect(addresses[0], b"")).await.unwrap();
+    let untrusted = soon(connect(addresses[1], header)).await;
+    let other = soon(connect(addresses[1], b"")).await.unwrap();
+
+    assert_eq!(told, "198.51.100.7:4711");
+    assert!(direct.starts_with("127.0.0.1:") && other.starts_with("127.0.0.1:"));
+    untrusted.unwrap_err();
 }
 
 #[tokio::test]

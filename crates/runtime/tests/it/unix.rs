@@ -226,6 +226,19 @@ async fn a_panic_is_the_matter_of_its_call() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_too_large_is_refused_as_others_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let _served = unix(&path);
+
+    let response = soon(Client::unix(&path).await.call("/large")).await.unwrap();
+
+    assert_eq!(header(&response, "grpc-status"), "8");
+    let message = header(&response, "grpc-message").replace("%20", " ");
+    assert_eq!(message, "grpc: received message larger than max (5 vs. 4)");
+}
+
+#[tokio::test]
 async fn a_call_ends_at_its_deadline() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
