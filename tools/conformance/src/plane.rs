@@ -150,7 +150,7 @@ impl Plane {
             plane.start_server(config);
         }
         if config.agent {
-            plane.start_agent(config);
+            plane.join_agent(config);
         }
         plane
     }
@@ -359,7 +359,8 @@ plugins {{
         self.start_server_again();
     }
 
-    fn start_agent(&mut self, config: &PlaneConfig) {
+    /// Attests an agent by a new join token, with the alias `/node`, and waits until it is healthy.
+    pub fn join_agent(&mut self, config: &PlaneConfig) {
         let token = self
             .ok("server", &["token", "generate", "-spiffeID", "spiffe://{td}/node", "-socketPath", "{sock}"]);
         let token =

@@ -11,6 +11,8 @@ mod documents;
 #[cfg(test)]
 mod exchanges;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod live;
 #[cfg(test)]
 mod oracle;
