@@ -16,6 +16,7 @@ use spiffe::{TrustDomain, UnixSecs};
 use store::{Committed, Store};
 use tonic::Status;
 
+use crate::ca_driver::Commands;
 use crate::keep::{Applied, BundleSet, KnownBundle};
 use crate::limits::Limits;
 use crate::own_svid::OwnSvid;
@@ -32,6 +33,8 @@ pub(crate) struct Context {
     pub(crate) bundles: Snapshot<BundleSet>,
     /// Signs.
     pub(crate) issuer: Issuer,
+    /// Commands the authorities.
+    pub(crate) authorities: Commands,
     /// The server's own SVID.
     pub(crate) own_svid: Snapshot<OwnSvid>,
     /// The node attestors by name.

@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 use config::ServerConfig;
 use runtime::clock::Clock;
+use runtime::health::HealthListener;
 use runtime::listen::{self, TlsListener, UnixListener};
 use runtime::log::Log;
 use runtime::shutdown::Shutdown;
@@ -41,7 +42,7 @@ pub use crate::datastore::DatastoreError;
 pub use crate::start::StartError;
 
 use crate::api::Services;
-use crate::ca_driver::Driver;
+use crate::ca_driver::{Driver, Inbox};
 use crate::context::Context;
 use crate::door::Door;
 use crate::keep::Keeper;
@@ -52,9 +53,11 @@ pub struct Server {
     context: Arc<Context>,
     keeper: Keeper,
     driver: Driver,
+    commands: Inbox,
     renewal: Renewal,
     port: TlsListener,
     socket: UnixListener,
+    listener: Option<HealthListener>,
     address: SocketAddr,
 }
 
@@ -92,17 +95,25 @@ impl Server {
     /// # Errors
     /// The task that failed first; that ends all others.
     pub async fn run(self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
-        let Self { context, keeper, driver, renewal, port, socket, address } = self;
+        let Self { context, keeper, driver, commands, renewal, port, socket, listener, address } = self;
         let mut tasks = Tasks::new(shutdown.token().clone());
         // Calls that drain still write, and wait for what they wrote.
         let drained = CancellationToken::new();
         tasks.spawn("keeper", keeper.run(drained.clone()));
-        tasks.spawn("CA rotation", driver.run(shutdown.token().clone()));
+        tasks.spawn("CA rotation", driver.run(commands, shutdown.token().clone()));
         tasks.spawn("SVID rotation", renewal.run(shutdown.token().clone()));
         prune::spawn(&mut tasks, &context);
         if context.config.log.file.is_some() {
             let log = context.log.clone();
             tasks.spawn("log rotation", log.reopen_on_signal(shutdown.token().clone()));
+        }
+
+        if let Some(listener) = listener {
+            let (health, stop) = (context.health.clone(), shutdown.token().clone());
+            tasks.spawn("health listener", async move {
+                listener.serve(health, stop).await;
+                Ok::<_, Infallible>(())
+            });
         }
 
         let door = Door::new(Arc::clone(&context), Services::new(&context));

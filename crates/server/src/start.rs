@@ -16,7 +16,7 @@ use config::{PluginBlock, PluginData, ServerConfig};
 use plugin::Host;
 use plugin::catalog::{self, CatalogError, Data, Declaration};
 use runtime::clock::Clock;
-use runtime::health::Health;
+use runtime::health::{Health, HealthListener, HealthPaths};
 use runtime::listen::{Callers, ListenError, TlsListener, UnixListener, UnixOptions};
 use runtime::log::Log;
 use runtime::snapshot::Publisher;
@@ -25,7 +25,7 @@ use store::{AgentFilter, EntryFilter, Page, Store, StoreError};
 use tokio::sync::mpsc;
 
 use crate::Server;
-use crate::ca_driver::{Driver, DriverError, Kinds, Parts};
+use crate::ca_driver::{Commands, Driver, DriverError, Kinds, Parts};
 use crate::context::Context;
 use crate::datastore::{self, DatastoreError};
 use crate::keep::{BundleSet, Keeper, QUEUE};
@@ -84,6 +84,9 @@ pub enum StartError {
     /// TLS cannot be set up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The port for health checks is no port.
+    #[error("health_checks.bind_port {0:?} is not a port")]
+    HealthPort(String),
     /// A port or socket cannot be listened on.
     #[error("{0}")]
     Listen(String),
@@ -161,7 +164,10 @@ pub(crate) async fn build(
     let socket = UnixListener::bind(&config.socket_path, SOCKET)?;
     let address: SocketAddr = port.address();
 
+    let listener = health_listener(&config).await?;
+    let (authorities, commands) = Commands::new();
     let context = Context {
+        authorities,
         limits: Limits::new(config.rate_limits, Arc::clone(&clock)),
         config,
         store,
@@ -176,7 +182,17 @@ pub(crate) async fn build(
         health,
         started,
     };
-    Ok(Server { context: Arc::new(context), keeper, driver, renewal, port, socket, address })
+    Ok(Server {
+        context: Arc::new(context),
+        keeper,
+        driver,
+        commands,
+        renewal,
+        port,
+        socket,
+        listener,
+        address,
+    })
 }
 
 /// Keys that ask for what is to come must not be passed over: the operator relies on them.
@@ -236,6 +252,17 @@ fn declaration(block: &PluginBlock) -> Declaration {
             PluginData::File(path) => Data::File(path.clone()),
         },
     }
+}
+
+/// The port for health checks, if one is asked for.
+async fn health_listener(config: &ServerConfig) -> Result<Option<HealthListener>, StartError> {
+    let health = &config.health;
+    if !health.enabled {
+        return Ok(None);
+    }
+    let port = health.bind_port.parse().map_err(|_| StartError::HealthPort(health.bind_port.clone()))?;
+    let paths = HealthPaths { live: health.live_path.clone(), ready: health.ready_path.clone() };
+    Ok(Some(HealthListener::bind(&health.bind_address, port, paths).await?))
 }
 
 /// Refuses a database of another trust domain, judged by its first entry; agents only make a warning.

@@ -1,11 +1,15 @@
-//! `spire.api.server.localauthority.v1.LocalAuthority`: the authorities of this very server.
+//! `spire.api.server.localauthority.v1.LocalAuthority`: the authorities of this very server, prepared,
+//! activated, tainted and revoked by operators.
 
 use std::sync::Arc;
 
+use ca::slots::{Facts, Family, SlotError, Status as SlotStatus};
 use proto::spire::server::localauthority as wire;
-use tonic::{Request, Response, Status};
+use proto::spire::server::localauthority::AuthorityState;
+use tonic::{Code, Request, Response, Status};
 
-use super::not_built;
+use super::status::{failed, invalid};
+use crate::ca_driver::{Answer, Order, Refusal};
 use crate::context::Context;
 
 /// The service.
@@ -16,6 +20,31 @@ impl LocalAuthorities {
     pub(crate) const fn new(context: Arc<Context>) -> Self {
         Self(context)
     }
+
+    /// Gives an order; the answer comes after the snapshots show what was written.
+    async fn give(&self, family: Family, order: Order) -> Result<Answer, Status> {
+        let told = order.clone();
+        let given = self.0.authorities.give(family, order).await;
+        let answer = given.map_err(|refusal| status(family, &told, &refusal))?;
+        if let Some(changes) = &answer.changes {
+            self.0.applied.reached(changes).await;
+        }
+        let name = name(family);
+        if let Order::Taint(id) = &told {
+            tracing::info!(
+                subsystem_name = "api",
+                local_authority_id = id,
+                "{name} authority tainted successfully"
+            );
+        } else if let Order::Revoke(id) = &told {
+            tracing::info!(
+                subsystem_name = "api",
+                local_authority_id = id,
+                "{name} authority revoked successfully"
+            );
+        }
+        Ok(answer)
+    }
 }
 
 #[tonic::async_trait]
@@ -24,118 +53,222 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
         &self,
         _request: Request<wire::GetJwtAuthorityStateRequest>,
     ) -> Result<Response<wire::GetJwtAuthorityStateResponse>, Status> {
-        Err(not_built())
+        let answer = self.give(Family::Jwt, Order::Show).await?;
+        Ok(Response::new(wire::GetJwtAuthorityStateResponse {
+            active: Some(state(&answer.active)),
+            prepared: other(&answer, SlotStatus::Prepared),
+            old: other(&answer, SlotStatus::Old),
+        }))
     }
 
     async fn prepare_jwt_authority(
         &self,
         _request: Request<wire::PrepareJwtAuthorityRequest>,
     ) -> Result<Response<wire::PrepareJwtAuthorityResponse>, Status> {
-        Err(not_built())
+        let answer = self.give(Family::Jwt, Order::Prepare).await?;
+        let prepared_authority = other(&answer, SlotStatus::Prepared);
+        Ok(Response::new(wire::PrepareJwtAuthorityResponse { prepared_authority }))
     }
 
     async fn activate_jwt_authority(
         &self,
-        _request: Request<wire::ActivateJwtAuthorityRequest>,
+        request: Request<wire::ActivateJwtAuthorityRequest>,
     ) -> Result<Response<wire::ActivateJwtAuthorityResponse>, Status> {
-        Err(not_built())
+        let order = Order::Activate(request.into_inner().authority_id);
+        let activated_authority = Some(state(&self.give(Family::Jwt, order).await?.active));
+        Ok(Response::new(wire::ActivateJwtAuthorityResponse { activated_authority }))
     }
 
     async fn taint_jwt_authority(
         &self,
-        _request: Request<wire::TaintJwtAuthorityRequest>,
+        request: Request<wire::TaintJwtAuthorityRequest>,
     ) -> Result<Response<wire::TaintJwtAuthorityResponse>, Status> {
-        Err(not_built())
+        let id = request.into_inner().authority_id;
+        self.give(Family::Jwt, Order::Taint(id.clone())).await?;
+        Ok(Response::new(wire::TaintJwtAuthorityResponse { tainted_authority: Some(named(id)) }))
     }
 
     async fn revoke_jwt_authority(
         &self,
-        _request: Request<wire::RevokeJwtAuthorityRequest>,
+        request: Request<wire::RevokeJwtAuthorityRequest>,
     ) -> Result<Response<wire::RevokeJwtAuthorityResponse>, Status> {
-        Err(not_built())
+        let id = request.into_inner().authority_id;
+        self.give(Family::Jwt, Order::Revoke(id.clone())).await?;
+        Ok(Response::new(wire::RevokeJwtAuthorityResponse { revoked_authority: Some(named(id)) }))
     }
 
     async fn get_x509_authority_state(
         &self,
         _request: Request<wire::GetX509AuthorityStateRequest>,
     ) -> Result<Response<wire::GetX509AuthorityStateResponse>, Status> {
-        Err(not_built())
+        let answer = self.give(Family::X509, Order::Show).await?;
+        Ok(Response::new(wire::GetX509AuthorityStateResponse {
+            active: Some(state(&answer.active)),
+            prepared: other(&answer, SlotStatus::Prepared),
+            old: other(&answer, SlotStatus::Old),
+        }))
     }
 
     async fn prepare_x509_authority(
         &self,
         _request: Request<wire::PrepareX509AuthorityRequest>,
     ) -> Result<Response<wire::PrepareX509AuthorityResponse>, Status> {
-        Err(not_built())
+        let answer = self.give(Family::X509, Order::Prepare).await?;
+        let prepared_authority = other(&answer, SlotStatus::Prepared);
+        Ok(Response::new(wire::PrepareX509AuthorityResponse { prepared_authority }))
     }
 
     async fn activate_x509_authority(
         &self,
-        _request: Request<wire::ActivateX509AuthorityRequest>,
+        request: Request<wire::ActivateX509AuthorityRequest>,
     ) -> Result<Response<wire::ActivateX509AuthorityResponse>, Status> {
-        Err(not_built())
+        let order = Order::Activate(request.into_inner().authority_id);
+        let activated_authority = Some(state(&self.give(Family::X509, order).await?.active));
+        Ok(Response::new(wire::ActivateX509AuthorityResponse { activated_authority }))
     }
 
     async fn taint_x509_authority(
         &self,
-        _request: Request<wire::TaintX509AuthorityRequest>,
+        request: Request<wire::TaintX509AuthorityRequest>,
     ) -> Result<Response<wire::TaintX509AuthorityResponse>, Status> {
-        Err(not_built())
+        let answer = self.give(Family::X509, Order::Taint(request.into_inner().authority_id)).await?;
+        let tainted_authority = other(&answer, SlotStatus::Old);
+        Ok(Response::new(wire::TaintX509AuthorityResponse { tainted_authority }))
     }
 
     async fn taint_x509_upstream_authority(
         &self,
         _request: Request<wire::TaintX509UpstreamAuthorityRequest>,
     ) -> Result<Response<wire::TaintX509UpstreamAuthorityResponse>, Status> {
-        Err(not_built())
+        Err(Status::failed_precondition(NO_UPSTREAM))
     }
 
     async fn revoke_x509_authority(
         &self,
-        _request: Request<wire::RevokeX509AuthorityRequest>,
+        request: Request<wire::RevokeX509AuthorityRequest>,
     ) -> Result<Response<wire::RevokeX509AuthorityResponse>, Status> {
-        Err(not_built())
+        let id = request.into_inner().authority_id;
+        self.give(Family::X509, Order::Revoke(id.clone())).await?;
+        Ok(Response::new(wire::RevokeX509AuthorityResponse { revoked_authority: Some(named(id)) }))
     }
 
     async fn revoke_x509_upstream_authority(
         &self,
         _request: Request<wire::RevokeX509UpstreamAuthorityRequest>,
     ) -> Result<Response<wire::RevokeX509UpstreamAuthorityResponse>, Status> {
-        Err(not_built())
+        Err(Status::failed_precondition(NO_UPSTREAM))
     }
 
     async fn get_wit_authority_state(
         &self,
         _request: Request<wire::GetWitAuthorityStateRequest>,
     ) -> Result<Response<wire::GetWitAuthorityStateResponse>, Status> {
-        Err(not_built())
+        Err(Status::unimplemented(NO_WIT))
     }
 
     async fn prepare_wit_authority(
         &self,
         _request: Request<wire::PrepareWitAuthorityRequest>,
     ) -> Result<Response<wire::PrepareWitAuthorityResponse>, Status> {
-        Err(not_built())
+        Err(Status::unimplemented(NO_WIT))
     }
 
     async fn activate_wit_authority(
         &self,
         _request: Request<wire::ActivateWitAuthorityRequest>,
     ) -> Result<Response<wire::ActivateWitAuthorityResponse>, Status> {
-        Err(not_built())
+        Err(Status::unimplemented(NO_WIT))
     }
 
     async fn taint_wit_authority(
         &self,
         _request: Request<wire::TaintWitAuthorityRequest>,
     ) -> Result<Response<wire::TaintWitAuthorityResponse>, Status> {
-        Err(not_built())
+        Err(Status::unimplemented(NO_WIT))
     }
 
     async fn revoke_wit_authority(
         &self,
         _request: Request<wire::RevokeWitAuthorityRequest>,
     ) -> Result<Response<wire::RevokeWitAuthorityResponse>, Status> {
-        Err(not_built())
+        Err(Status::unimplemented(NO_WIT))
+    }
+}
+
+/// Upstream authorities are plugins, of which this version has none.
+const NO_UPSTREAM: &str = "upstream authority is not configured";
+/// As in SPIRE.
+const NO_WIT: &str = "WIT-SVID functionality is not yet implemented";
+
+fn state(facts: &Facts) -> AuthorityState {
+    AuthorityState {
+        authority_id: facts.id.clone(),
+        expires_at: facts.not_after.0,
+        upstream_authority_subject_key_id: facts.upstream_authority_id.clone(),
+    }
+}
+
+/// The other authority, if that is its status.
+fn other(answer: &Answer, status: SlotStatus) -> Option<AuthorityState> {
+    answer.other.as_ref().filter(|(of, _)| *of == status).map(|(_, facts)| state(facts))
+}
+
+/// Nothing but the id, as SPIRE answers where it looks nothing else up.
+fn named(authority_id: String) -> AuthorityState {
+    AuthorityState { authority_id, ..AuthorityState::default() }
+}
+
+const fn name(family: Family) -> &'static str {
+    match family {
+        Family::X509 => "X.509",
+        Family::Jwt => "JWT",
+        Family::Wit => "WIT",
+    }
+}
+
+/// A refusal in SPIRE's words.
+fn status(family: Family, order: &Order, refusal: &Refusal) -> Status {
+    let name = name(family);
+    let verb = match order {
+        Order::Show => "show",
+        Order::Prepare => "prepare",
+        Order::Activate(_) => "activate",
+        Order::Taint(_) => "taint",
+        Order::Revoke(_) => "revoke",
+    };
+    match refusal {
+        Refusal::Disabled => Status::unimplemented(format!("{name} functionality is disabled")),
+        Refusal::NoId | Refusal::Unknown if matches!(order, Order::Revoke(_)) => {
+            invalid("invalid authority ID", refusal)
+        }
+        Refusal::NoId | Refusal::Unknown => Status::invalid_argument(refusal.to_string()),
+        Refusal::Slot(SlotError::NotActive) => Status::new(Code::Unavailable, "server is initializing"),
+        Refusal::Slot(why) if matches!(order, Order::Revoke(_)) => {
+            invalid("invalid authority ID", not_revoked(family, *why))
+        }
+        Refusal::Slot(SlotError::Unexpected) => Status::invalid_argument("unexpected authority ID"),
+        Refusal::Slot(SlotError::Current) => {
+            Status::invalid_argument("unable to taint current local authority")
+        }
+        // The other one is prepared or old, so it is the one of these that it should not be.
+        Refusal::Slot(SlotError::NotPrepared) => {
+            failed("only Prepared authorities can be activated", "unsupported local authority status: OLD")
+        }
+        Refusal::Slot(SlotError::NotOld) => invalid(
+            "only Old local authorities can be tainted",
+            "unsupported local authority status: PREPARED",
+        ),
+        Refusal::Driver(_) | Refusal::Store(_) => {
+            failed(&format!("failed to {verb} {name} authority"), refusal)
+        }
+        Refusal::Stopping => Status::new(Code::Unavailable, "server is stopping"),
+    }
+}
+
+const fn not_revoked(family: Family, why: SlotError) -> &'static str {
+    match (family, why) {
+        (_, SlotError::Current) => "unable to use current authority",
+        (Family::Jwt | Family::Wit, _) => "unable to use a prepared key",
+        (Family::X509, _) => "only Old local authority can be revoked",
     }
 }

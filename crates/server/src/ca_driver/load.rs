@@ -38,12 +38,7 @@ impl Driver {
         let tokens = |family, name, kind: Option<_>| {
             let Some(kind) = kind else { return Ok(None) };
             let entries = token_entries(family, &record.journal, &bundle, &keys, now)?;
-            Ok::<_, DriverError>(Some(Tokens {
-                family,
-                name,
-                kind,
-                slots: Slots::restore(entries.into_iter()),
-            }))
+            Ok::<_, DriverError>(Some(Tokens { name, kind, slots: Slots::restore(entries.into_iter()) }))
         };
         let jwt = tokens(Family::Jwt, "JWT key", parts.kinds.jwt)?;
         let wit = tokens(Family::Wit, "WIT key", parts.kinds.wit)?;

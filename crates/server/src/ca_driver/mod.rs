@@ -5,6 +5,7 @@
 //! signs once it is activated and published in the snapshot that issuers read. A server that starts
 //! again finds its journal by its keys, as SPIRE's does, so either takes over from the other.
 
+mod command;
 mod load;
 mod record;
 
@@ -23,8 +24,10 @@ use runtime::health::Check;
 use runtime::snapshot::{Publisher, Snapshot};
 use spiffe::key::KeyKind;
 use spiffe::{Bundle, JwtAuthority, UnixSecs, X509Authority};
-use store::{Store, StoreError};
+use store::{Changes, Store, StoreError};
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::command::{Answer, Commands, Inbox, Order, Refusal};
 
 use self::record::Record;
 
@@ -72,7 +75,6 @@ pub(crate) struct Kinds {
 
 /// A family of token keys.
 struct Tokens {
-    family: Family,
     /// As the log calls it.
     name: &'static str,
     kind: KeyKind,
@@ -142,18 +144,28 @@ impl Driver {
         x509.and(jwt).and(wit)
     }
 
-    /// Rotates until the token is cancelled.
+    /// Rotates, and does what is commanded, until the token is cancelled.
     ///
     /// # Errors
     /// None: what failed is tried again at the next tick.
-    pub(crate) async fn run(mut self, token: CancellationToken) -> Result<(), DriverError> {
+    pub(crate) async fn run(
+        mut self,
+        mut commands: Inbox,
+        token: CancellationToken,
+    ) -> Result<(), DriverError> {
+        let mut tick = self.parts.clock.sleep(TICK);
         loop {
+            // What is begun is not dropped half-way: each of its steps writes.
             tokio::select! {
                 biased;
                 () = token.cancelled() => return Ok(()),
-                () = self.parts.clock.sleep(TICK) => {}
+                Some(asked) = commands.recv() => {
+                    self.obey(asked).await;
+                    continue;
+                }
+                () = &mut tick => {}
             }
-            // Not dropped half-way: each of its steps writes.
+            tick = self.parts.clock.sleep(TICK);
             match self.rotate().await {
                 Ok(()) => self.parts.check.cleared(TROUBLE),
                 Err(error) if self.is_signing() => {
@@ -177,14 +189,15 @@ impl Driver {
         for _ in 0..STEPS {
             match self.x509.next(self.now()) {
                 None => break,
-                Some(Action::Prepare(_)) => self.prepare_x509().await?,
+                Some(Action::Prepare(_)) => drop(self.prepare_x509().await?),
                 Some(Action::Activate) => self.activate_x509().await?,
             }
         }
         Ok(())
     }
 
-    async fn prepare_x509(&mut self) -> Result<(), DriverError> {
+    /// Makes the next CA; what was written.
+    async fn prepare_x509(&mut self) -> Result<Option<Changes>, DriverError> {
         let slot = self.x509.to_prepare();
         tracing::debug!(subsystem_name = "ca_manager", slot = slot.as_str(), "Preparing X509 CA");
         self.x509.vacate();
@@ -204,7 +217,7 @@ impl Driver {
         });
         let mut more = Bundle::empty(self.parts.profile.trust_domain.clone());
         more.x509_authorities.push(X509Authority { der: signer.certificate().to_shared(), tainted: false });
-        self.record.publish(&self.parts.store, more, journal).await?;
+        let changes = self.record.publish(&self.parts.store, more, journal).await?;
 
         tracing::info!(
             subsystem_name = "ca_manager",
@@ -217,7 +230,7 @@ impl Driver {
             "X509 CA prepared"
         );
         self.x509.prepared(facts, Arc::new(signer));
-        Ok(())
+        Ok(changes)
     }
 
     async fn activate_x509(&mut self) -> Result<(), DriverError> {
@@ -233,16 +246,17 @@ impl Driver {
             let Some(tokens) = self.tokens(family) else { return Ok(()) };
             match tokens.slots.next(now) {
                 None => break,
-                Some(Action::Prepare(_)) => self.prepare_tokens(family).await?,
+                Some(Action::Prepare(_)) => drop(self.prepare_tokens(family).await?),
                 Some(Action::Activate) => self.activate_tokens(family).await?,
             }
         }
         Ok(())
     }
 
-    async fn prepare_tokens(&mut self, family: Family) -> Result<(), DriverError> {
+    /// Makes the next key of tokens; what was written.
+    async fn prepare_tokens(&mut self, family: Family) -> Result<Option<Changes>, DriverError> {
         let now = self.now();
-        let Some(tokens) = self.tokens(family) else { return Ok(()) };
+        let Some(tokens) = self.tokens(family) else { return Ok(None) };
         let (slot, kind, name) = (tokens.slots.to_prepare(), tokens.kind, tokens.name);
         tracing::debug!(subsystem_name = "ca_manager", slot = slot.as_str(), "Preparing {name}");
         tokens.slots.vacate();
@@ -267,7 +281,7 @@ impl Driver {
         let mut journal = self.record.journal.clone();
         let mut more = Bundle::empty(self.parts.profile.trust_domain.clone());
         match family {
-            Family::X509 => return Ok(()),
+            Family::X509 => return Ok(None),
             Family::Jwt => {
                 journal.append_jwt(entry);
                 more.jwt_authorities.push(authority);
@@ -277,7 +291,7 @@ impl Driver {
                 more.wit_authorities.push(authority);
             }
         }
-        self.record.publish(&self.parts.store, more, journal).await?;
+        let changes = self.record.publish(&self.parts.store, more, journal).await?;
 
         tracing::info!(
             subsystem_name = "ca_manager",
@@ -290,7 +304,7 @@ impl Driver {
         if let Some(tokens) = self.tokens(family) {
             tokens.slots.prepared(facts, Arc::new(signer));
         }
-        Ok(())
+        Ok(changes)
     }
 
     async fn activate_tokens(&mut self, family: Family) -> Result<(), DriverError> {

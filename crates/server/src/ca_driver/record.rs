@@ -2,7 +2,7 @@
 
 use ca::journal::Journal;
 use spiffe::Bundle;
-use store::{CaJournal, Store, StoreError};
+use store::{CaJournal, Changes, Store, StoreError};
 
 /// The journal, and whether the stored one is the same.
 #[derive(Default)]
@@ -14,7 +14,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Stores `journal` and adds `more` to the bundle, both or neither.
+    /// Stores `journal` and adds `more` to the bundle, both or neither; what changed.
     ///
     /// # Errors
     /// If the datastore fails; then all is as it was.
@@ -23,12 +23,12 @@ impl Record {
         store: &Store,
         more: Bundle,
         journal: Journal,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Changes>, StoreError> {
         let row = row(self.row, &journal);
         let stored = store.append_bundle_with_journal(more, row).await?;
         let (_, row) = stored.value;
         *self = Self { journal, row: row.id, needs_saving: false };
-        Ok(())
+        Ok(stored.changes)
     }
 
     /// Stores the journal if it differs from the stored one; a failure is logged and made good later.
