@@ -5,6 +5,7 @@
 #![expect(clippy::print_stderr, reason = "the one place that talks to the terminal")]
 
 mod cli;
+mod dev;
 mod programs;
 
 use std::path::Path;
@@ -22,6 +23,7 @@ const USAGE: &str = "Usage: finial <program> [<args>]
 
   server     the identity server, as spire-server
   agent      the node agent, as spire-agent
+  dev        a throw-away trust domain in one process, to try things out
 
 finial <program> -help lists a program's commands.
 ";
@@ -32,8 +34,8 @@ fn main() -> ExitCode {
     let args: Vec<String> = args.collect();
     let name = Path::new(&called).file_name().map(|name| name.to_string_lossy().into_owned());
     match name.as_deref() {
-        Some("spire-server") => cli::run(&server("spire-server", spire_version()), &args),
-        Some("spire-agent") => cli::run(&agent("spire-agent", spire_version()), &args),
+        Some("spire-server") => cli::run(&server("spire-server", SPIRE_VERSION.to_owned()), &args),
+        Some("spire-agent") => cli::run(&agent("spire-agent", SPIRE_VERSION.to_owned()), &args),
         _ => finial(&args),
     }
 }
@@ -46,6 +48,7 @@ fn finial(args: &[String]) -> ExitCode {
     match program.as_str() {
         "server" => cli::run(&server("finial server", own_version()), rest),
         "agent" => cli::run(&agent("finial agent", own_version()), rest),
+        "dev" => dev::run(rest),
         "-h" | "-help" | "--help" => {
             eprint!("{USAGE}");
             ExitCode::SUCCESS
@@ -69,10 +72,8 @@ fn agent(name: &'static str, version: String) -> Program {
     Program { name, version, commands: cli::agent_commands() }
 }
 
-/// What scripts that parse SPIRE's version see.
-fn spire_version() -> String {
-    format!("{COMPATIBLE_WITH}-finial.{}", env!("CARGO_PKG_VERSION"))
-}
+/// What scripts that parse SPIRE's version see, and what an agent tells its server.
+const SPIRE_VERSION: &str = concat!("1.15.3-finial.", env!("CARGO_PKG_VERSION"));
 
 fn own_version() -> String {
     format!("finial {} (compatible with SPIRE {COMPATIBLE_WITH})", env!("CARGO_PKG_VERSION"))

@@ -1,32 +1,84 @@
 //! The programs behind `run`: a checked configuration in, a running server or agent out.
+//!
+//! What a program has to say while it runs goes to its log, the reason for its end too: scripts and
+//! collectors that watch SPIRE look there.
 
+use std::sync::Arc;
+
+use agent::Agent;
 use config::{AgentConfig, LogConfig, Note, NoteLevel, ServerConfig};
+use runtime::clock::{Clock, SystemClock};
 use runtime::log::{Format, Level, Log, Options, Output};
+use runtime::shutdown::Shutdown;
+use runtime::{chain, process};
+use server::Server;
 
-/// Why a program did not run to its end; the text is for the terminal.
+/// The program ended with an error, which stands in its log.
 #[derive(Debug)]
-pub(crate) struct NotRun(pub(crate) String);
+pub(crate) struct Crashed;
+
+/// An error of any kind, as it is logged.
+type Reason = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs a server until it is told to stop.
-pub(crate) fn run_server(config: ServerConfig, log: Log) -> Result<(), NotRun> {
-    drop((config, log));
-    Err(NotRun("cannot start server: the server is not part of this build".to_owned()))
+pub(crate) fn run_server(config: ServerConfig, log: Log) -> Result<(), Crashed> {
+    let ended = until_stopped(|shutdown, clock| async move {
+        let server = Server::build(config, log, clock).await?;
+        Ok(server.run(&shutdown).await?)
+    });
+    match ended {
+        Ok(()) => tracing::info!("Server stopped gracefully"),
+        Err(reason) => {
+            tracing::error!(error = %chain(&*reason), "Server crashed");
+            return Err(Crashed);
+        }
+    }
+    Ok(())
 }
 
 /// Runs an agent until it is told to stop.
-pub(crate) fn run_agent(config: AgentConfig, log: Log) -> Result<(), NotRun> {
-    drop((config, log));
-    Err(NotRun("cannot start agent: the agent is not part of this build".to_owned()))
+pub(crate) fn run_agent(config: AgentConfig, log: Log) -> Result<(), Crashed> {
+    let ended = until_stopped(|shutdown, clock| async move {
+        let agent = Agent::build(config, log, clock).await?.with_version(crate::SPIRE_VERSION);
+        Ok(agent.run(&shutdown).await?)
+    });
+    match ended {
+        Ok(()) => tracing::info!("Agent stopped gracefully"),
+        Err(reason) => {
+            tracing::error!(error = %chain(&*reason), "Agent crashed");
+            return Err(Crashed);
+        }
+    }
+    Ok(())
+}
+
+/// Runs a program on all processors until it ends, by itself or by a signal.
+fn until_stopped<F>(program: impl FnOnce(Shutdown, Arc<dyn Clock>) -> F) -> Result<(), Reason>
+where
+    F: Future<Output = Result<(), Reason>>,
+{
+    process::raise_file_limit()?;
+    process::forbid_core_dumps()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let shutdown = Shutdown::new();
+        shutdown.listen_to_signals()?;
+        program(shutdown, Arc::new(SystemClock)).await
+    })
 }
 
 /// Starts the log of the program and writes what loading the configuration had to say.
 pub(crate) fn start_log(config: &LogConfig, notes: &[Note]) -> Result<Log, String> {
+    let umask = process::restrict_umask();
     let options = Options {
         level: Level::parse(&config.level).map_err(|error| format!("could not start logger: {error}"))?,
         format: Format::parse(&config.format).map_err(|error| format!("could not start logger: {error}"))?,
         output: config.file.clone().map_or(Output::Stdout, Output::File),
     };
     let log = Log::install(&options).map_err(|error| error.to_string())?;
+    if let Some(change) = umask {
+        tracing::warn!("Current umask {:#o} is too permissive; setting umask {:#o}", change.from, change.to);
+    }
     notes.iter().for_each(write);
     Ok(log)
 }

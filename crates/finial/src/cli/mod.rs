@@ -5,7 +5,7 @@
 
 mod agent;
 mod duration;
-mod flags;
+pub(crate) mod flags;
 mod json;
 mod logger;
 mod print;

@@ -4,7 +4,7 @@ use config::{AgentConfig, AgentFlags};
 
 use crate::cli::flags::{Flag, Flags, Kind, flag, flag_or};
 use crate::cli::{Command, Failure, FlagError, Printer, refused, unbuilt};
-use crate::programs;
+use crate::programs::{self, Crashed};
 
 /// The commands of this group.
 pub(super) fn commands() -> Vec<Command> {
@@ -82,5 +82,5 @@ fn run(flags: &Flags, _: &mut Printer) -> Result<(), Failure> {
     let loaded = AgentConfig::load(&given(flags)).map_err(|error| Failure::Bare(refused(&error)))?;
     unbuilt("agent", &loaded.unbuilt)?;
     let log = programs::start_log(&loaded.config.log, &loaded.notes).map_err(Failure::Bare)?;
-    programs::run_agent(loaded.config, log).map_err(|why| Failure::Bare(why.0))
+    programs::run_agent(loaded.config, log).map_err(|Crashed| Failure::Exit(1))
 }

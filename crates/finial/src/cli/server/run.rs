@@ -4,7 +4,7 @@ use config::{ServerConfig, ServerFlags};
 
 use crate::cli::flags::{Flag, Flags, Kind, flag};
 use crate::cli::{Command, Failure, FlagError, Printer, refused, unbuilt};
-use crate::programs;
+use crate::programs::{self, Crashed};
 
 /// The commands of this group.
 pub(super) fn commands() -> Vec<Command> {
@@ -56,5 +56,5 @@ fn run(flags: &Flags, _: &mut Printer) -> Result<(), Failure> {
     let loaded = ServerConfig::load(&given(flags)).map_err(|error| Failure::Bare(refused(&error)))?;
     unbuilt("server", &loaded.unbuilt)?;
     let log = programs::start_log(&loaded.config.log, &loaded.notes).map_err(Failure::Bare)?;
-    programs::run_server(loaded.config, log).map_err(|why| Failure::Bare(why.0))
+    programs::run_server(loaded.config, log).map_err(|Crashed| Failure::Exit(1))
 }
