@@ -21,13 +21,14 @@ mod fixtures;
 mod issue;
 pub mod jwt;
 mod own_svid;
-mod refusal;
+
 pub mod rotation;
 pub mod state;
 mod stored;
 pub mod subscribe;
 mod sync;
 pub mod tls;
+mod words;
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -105,12 +105,14 @@ impl OwnSvid {
     pub(crate) async fn run(mut self, token: CancellationToken) -> Result<(), GivenUp> {
         let clock = Arc::clone(&self.attester.clock);
         let mut backoff = Backoff::new(CHECK);
+        // At once: the agent may have been away for long.
+        let mut wait = Duration::ZERO;
         loop {
             let denial = tokio::select! {
                 biased;
                 () = token.cancelled() => return Ok(()),
                 denial = self.denials.recv() => denial,
-                () = clock.sleep(backoff.next()) => None,
+                () = clock.sleep(wait) => None,
             };
             let work = async {
                 match denial {
@@ -127,6 +129,7 @@ impl OwnSvid {
                 () = token.cancelled() => return Ok(()),
                 done = work => done?,
             }
+            wait = backoff.next();
         }
     }
 

@@ -32,10 +32,10 @@ pub(crate) use bootstrap::Trust;
 use stream::AttestationStream;
 
 use crate::connection::{Connection, Lease, Verdict, verdict};
-use crate::refusal;
 use crate::state::{AgentIdentity, Bundles};
 use crate::stored::{AgentData, BootstrapUse, Store, StoreError};
 use crate::tls::{self, FixedAnchors, PostQuantum};
+use crate::words;
 
 /// How long one attestation may take, challenges included.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -87,7 +87,7 @@ pub enum AttestError {
     #[error(transparent)]
     Plugin(PluginError),
     /// The server refused, or could not be asked.
-    #[error("{doing}: {}", refusal::text(.status))]
+    #[error("{doing}: {}", words::refusal(.status))]
     Call {
         /// What was being done.
         doing: &'static str,
@@ -239,8 +239,8 @@ impl Attester {
             return Ok((None, None));
         };
         if UnixSecs::from(self.clock.now()).plus(SKEW) >= leaf.not_after() {
-            let expiry = OffsetDateTime::from(leaf.not_after().to_system_time());
-            warn!(%expiry, "SVID key recovered, but SVID is expired. Generating new keypair");
+            let expiry = words::instant(leaf.not_after());
+            warn!(expiry, "SVID key recovered, but SVID is expired. Generating new keypair");
             if !data.reattestable {
                 info!("The node was attested once and for all: it needs a new join token, or its eviction");
             }

@@ -30,10 +30,10 @@ use tracing::{debug, error, info, warn};
 
 use crate::connection::Connection;
 use crate::own_svid::Denials;
-use crate::refusal;
 use crate::rotation::RotationRule;
 use crate::state::{AgentState, Change, Held, Inbox, RefusedSvid, Stopped, X509Svid};
 use crate::subscribe::Subscriptions;
+use crate::words;
 use plan::{Circumstances, Waiting, plan};
 
 /// The most signatures the server gives at once.
@@ -77,7 +77,7 @@ enum BatchError {
     Interrupted(#[from] Interrupted),
     #[error(transparent)]
     Dial(#[from] client::DialError),
-    #[error("failed to batch new X509 SVID(s): {}", refusal::text(.0))]
+    #[error("failed to batch new X509 SVID(s): {}", words::refusal(.0))]
     Call(Box<Status>),
     #[error("failed to batch new X509 SVID(s): the server did not answer in time")]
     Timeout,
@@ -202,7 +202,7 @@ impl Issuing {
                 Some(svid) => info!(
                     entry_id = %entry.id,
                     spiffe_id = %entry.spiffe_id,
-                    expires_at = svid.expires_at.0,
+                    expires_at = words::instant(svid.expires_at),
                     "Renewing X509-SVID"
                 ),
             }

@@ -27,9 +27,9 @@ use tracing::{error, trace, warn};
 use crate::attest::certificates;
 use crate::connection::Connection;
 use crate::own_svid::Denials;
-use crate::refusal;
 use crate::state::{AgentState, Change, Inbox, Stopped};
 use crate::stored::{AgentData, Store};
+use crate::words;
 
 /// How long one sync may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -83,7 +83,7 @@ struct Outcome {
 enum SyncError {
     #[error(transparent)]
     Dial(#[from] DialError),
-    #[error("{doing}: {}", refusal::text(.status))]
+    #[error("{doing}: {}", words::refusal(.status))]
     Call { doing: &'static str, status: Box<Status> },
     #[error("the server did not answer in time")]
     Timeout,
