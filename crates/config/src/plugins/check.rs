@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use crate::hcl::{self, HclError};
+use crate::hcl::{self, HclError, UnusedKeys};
 
 /// Checks the settings of one plugin.
 pub(super) type Checker = fn(&Settings<'_>, &mut Report);
@@ -10,16 +10,29 @@ pub(super) type Checker = fn(&Settings<'_>, &mut Report);
 /// A plugin's settings as it is given them.
 pub(super) struct Settings<'a> {
     /// HCL text.
-    text: &'a str,
+    pub(super) text: &'a str,
 }
 
 /// What there is to say.
 #[derive(Default)]
 pub(super) struct Report {
-    texts: Vec<String>,
+    remarks: Vec<Remark>,
+}
+
+/// Something that there is to say.
+pub(super) struct Remark {
+    /// Whether something is wrong, or only worth a word.
+    pub(super) is_wrong: bool,
+    /// What is said.
+    pub(super) text: String,
 }
 
 impl Settings<'_> {
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
     /// Decodes the settings.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, HclError> {
         hcl::from_str(self.text)
@@ -38,9 +51,9 @@ impl Settings<'_> {
 }
 
 impl Report {
-    /// Something is wrong, or worth a word: `validate` makes no difference.
+    /// Something is wrong.
     pub(super) fn say(&mut self, text: impl Into<String>) {
-        self.texts.push(text.into());
+        self.remarks.push(Remark { is_wrong: true, text: text.into() });
     }
 
     /// Something is wrong where `is_wrong`.
@@ -49,11 +62,22 @@ impl Report {
             self.say(text);
         }
     }
+
+    /// Something is worth a word.
+    pub(super) fn note(&mut self, text: impl Into<String>) {
+        self.remarks.push(Remark { is_wrong: false, text: text.into() });
+    }
+
+    /// Keys that the plugin does not know are wrong.
+    pub(super) fn unknown(&mut self, keys: &UnusedKeys) {
+        let text = format!("unknown configurations detected: {}", keys.0.join(","));
+        self.when(!keys.0.is_empty(), text);
+    }
 }
 
-/// Runs a checker; what it has to say, none of which is good.
-pub(super) fn report(check: Checker, text: &str) -> Vec<String> {
+/// Runs a checker.
+pub(super) fn report(check: Checker, text: &str) -> Vec<Remark> {
     let mut report = Report::default();
     check(&Settings { text }, &mut report);
-    report.texts
+    report.remarks
 }

@@ -2,12 +2,19 @@
 //!
 //! Every plugin can be validated here, whether this version has it or not.
 
+mod agent;
 mod check;
 mod checkers;
 mod keymanager;
+mod nodeattestor;
+mod publisher;
+mod regexp;
 mod sql;
+mod template;
+mod upstream;
+mod workload;
 
-use self::check::{Checker, report};
+use self::check::{Checker, Remark, report};
 use crate::go::{quote, read_error, system_text};
 use crate::{PluginBlock, PluginData};
 
@@ -165,18 +172,22 @@ pub fn validate(side: Side, blocks: &[PluginBlock]) -> Result<Vec<Complaint>, St
         }
         let checker = find(side, kind, block)
             .map_err(|why| format!("failed to load plugin {}: {why}", quote(&block.name)))?;
-        let mut texts = Vec::new();
-        match data(block) {
-            Ok(text) => texts.extend(checker.map(|check| report(check, &text)).unwrap_or_default()),
+        let plugin = format!("{} \"{}\"", block.kind, block.name);
+        let text = match data(block) {
+            Ok(text) => text,
             Err(why) => {
-                let plugin = format!("{} \"{}\"", block.kind, block.name);
                 let texts = vec![format!("failed to read plugin configuration: {why}")];
                 complaints.push(Complaint { plugin, texts });
                 continue;
             }
-        }
+        };
+        let remarks = checker.map(|check| report(check, &text)).unwrap_or_default();
+        // A server's configuration is only good when there is nothing at all to say about it.
+        let counts_as_wrong = |remark: &Remark| remark.is_wrong || side == Side::Server;
+        let texts: Vec<String> =
+            remarks.into_iter().filter(counts_as_wrong).map(|remark| remark.text).collect();
         if !texts.is_empty() {
-            complaints.push(Complaint { plugin: format!("{} \"{}\"", block.kind, block.name), texts });
+            complaints.push(Complaint { plugin, texts });
         }
         counts.push(kind.name);
     }
@@ -197,8 +208,8 @@ fn check_store(block: Option<&PluginBlock>) -> Result<Option<Complaint>, String>
         return Ok(Some(Complaint { plugin, texts: vec!["'datastore' must be configured".into()] }));
     };
     let text = data(block).map_err(|why| format!("failed to get DataStore configuration: {why}"))?;
-    let texts: Vec<String> =
-        report(sql::check, &text).into_iter().flat_map(|text| [text.clone(), text]).collect();
+    let twice = |remark: Remark| [remark.text.clone(), remark.text];
+    let texts: Vec<String> = report(sql::check, &text).into_iter().flat_map(twice).collect();
     Ok((!texts.is_empty()).then_some(Complaint { plugin, texts }))
 }
 
