@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::{Bootstrap, BundleFormat, JoinTokenText, PluginBlock, PluginData};
+use config::{Bootstrap, BundleFormat, HealthConfig, JoinTokenText, PluginBlock, PluginData};
 use plugin::KeyId;
 use proto::raw::Encoded;
 use proto::spire::types;
@@ -12,6 +12,7 @@ use runtime::clock::{ManualClock, SystemClock};
 use runtime::log::{Log, Options};
 use spiffe::{Selector, SelectorSet, UnixSecs};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::fixtures::server::{StandIn, start_time};
@@ -79,7 +80,8 @@ impl Running {
         let key_manager = Arc::clone(&agent.plugins.key_manager);
         let attester = attester(&agent);
         let attested = attester.until_attested(&Shutdown::new()).await.unwrap().unwrap();
-        let (tasks, context) = agent.start(attester, attested, CancellationToken::new()).unwrap();
+        let mut tasks = Tasks::new(CancellationToken::new());
+        let context = agent.start(attester, attested, &mut tasks).unwrap();
         Self { server, context, directory, key_manager, tasks }
     }
 
@@ -245,6 +247,79 @@ async fn an_entry_that_is_not_signed_for_holds_up_no_other() {
     assert_eq!((update.entries.len(), update.is_pending()), (3, false));
     running.server.behaviour().refused.clear();
     running.until_signed(3).await;
+}
+
+#[tokio::test]
+async fn who_is_not_signed_for_by_a_server_in_trouble_is_waited_for() {
+    let server = StandIn::start().await;
+    server.behaviour().entries = vec![wire("a", &["uid:1"])];
+    server.behaviour().is_troubled = true;
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(SystemClock)).await;
+    called(&running.server, "BatchNewX509SVID", 2).await;
+
+    let mut subscription = running.context.subscriptions.join(set(&["uid:1"]));
+    assert!(subscription.current().is_pending());
+    running.server.behaviour().is_troubled = false;
+
+    assert_eq!(paths(&*subscription.settled(&SystemClock, PATIENCE).await), ["/a"]);
+}
+
+#[tokio::test]
+async fn an_svid_that_has_expired_is_served_to_nobody() {
+    let server = StandIn::start().await;
+    server.behaviour().entries = vec![wire("a", &["uid:1"])];
+    server.behaviour().svid_life = 300;
+    let (running, clock) = manual(server).await;
+    running.until_signed(1).await;
+    let mut subscription = running.context.subscriptions.join(set(&["uid:1"]));
+    assert_eq!(paths(&subscription.current()), ["/a"]);
+
+    running.server.behaviour().is_away = true;
+    clock.advance(Duration::from_secs(299));
+    assert_eq!(paths(&subscription.current()), ["/a"]);
+    tokio::select! {
+        _ = running.until(|state| state.entries.svid_count() == 0) => {}
+        () = moving(&clock) => unreachable!(),
+    }
+
+    let update = subscription.current();
+    assert_eq!((paths(&update).len(), update.is_pending()), (0, true));
+    // The server's clock did not move.
+    running.server.behaviour().svid_life = 3600;
+    running.server.behaviour().is_away = false;
+    tokio::select! {
+        _ = running.until_signed(1) => {}
+        () = moving(&clock) => unreachable!(),
+    }
+}
+
+#[tokio::test]
+async fn health_is_told_from_the_start() {
+    let server = StandIn::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut agent = build(&server, &directory, Arc::new(SystemClock)).await;
+    let health = HealthConfig { enabled: true, bind_port: "0".to_owned(), ..agent.config.health.clone() };
+    agent.listener = listener(&health).await.unwrap();
+    let address = agent.listener.as_ref().unwrap().address();
+    server.behaviour().is_away = true;
+    let shutdown = Shutdown::new();
+
+    let ask = async |path: &str| {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    let asking = async {
+        let answers = (ask("/live").await, ask("/ready").await);
+        shutdown.trigger();
+        answers
+    };
+    let (ended, answers) = tokio::join!(agent.run(&shutdown), asking);
+
+    ended.unwrap();
+    assert_eq!(answers, ("200".to_owned(), "500".to_owned()));
 }
 
 #[tokio::test]
@@ -577,7 +652,8 @@ async fn a_server_from_another_authority_ends_an_agent_that_may_not_bootstrap_an
     let attester = attester(&agent);
 
     let attested = attester.until_attested(&Shutdown::new()).await.unwrap().unwrap();
-    let (tasks, _) = agent.start(attester, attested, CancellationToken::new()).unwrap();
+    let mut tasks = Tasks::new(CancellationToken::new());
+    agent.start(attester, attested, &mut tasks).unwrap();
     let ended = tokio::select! {
         ended = tasks.join() => ended,
         () = moving(&clock) => unreachable!(),

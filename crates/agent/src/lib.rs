@@ -33,12 +33,13 @@ mod words;
 use std::sync::Arc;
 use std::time::Instant;
 
-use config::{AgentConfig, PluginBlock, PluginData};
+use config::{AgentConfig, HealthConfig, PluginBlock, PluginData};
 use plugin::catalog::{self, AgentPlugins, CatalogError, Data, Declaration};
 use plugin::{AgentNodeAttestor, Host};
 use runtime::BoxError;
 use runtime::clock::Clock;
-use runtime::health::Health;
+use runtime::health::{Health, HealthListener, HealthPaths};
+use runtime::listen::ListenError;
 use runtime::log::Log;
 use runtime::reconcile::Poke;
 use runtime::shutdown::Shutdown;
@@ -72,6 +73,7 @@ pub struct Agent {
     health: Health,
     plugins: AgentPlugins,
     store: Store,
+    listener: Option<HealthListener>,
     version: &'static str,
     started_at: Instant,
 }
@@ -85,6 +87,12 @@ pub enum StartError {
     /// A plugin cannot be loaded.
     #[error(transparent)]
     Plugins(#[from] CatalogError),
+    /// The port of the health checks is none.
+    #[error("health_checks.bind_port is no port: {0:?}")]
+    HealthPort(String),
+    /// The health checks cannot be served.
+    #[error("cannot serve health checks")]
+    Health(#[from] ListenError),
     /// The configuration asks for what is not built.
     #[error("{0} is not part of this version")]
     NotBuilt(&'static str),
@@ -106,8 +114,11 @@ impl Agent {
         let declarations: Vec<Declaration> = config.plugins.iter().map(declaration).collect();
         let plugins =
             catalog::load_agent(&declarations, plugins::tables::AGENT, &config.trust_domain, &host).await?;
+        let listener = listener(&config.health).await?;
         let (config, health) = (Arc::new(config), Health::new());
-        Ok(Self { config, log, clock, health, plugins, store, version: VERSION, started_at })
+        // From now on, not started: live, and not ready.
+        let _not_started = health.check(CHECK);
+        Ok(Self { config, log, clock, health, plugins, store, listener, version: VERSION, started_at })
     }
 
     /// Tells servers another version of the program than this crate's.
@@ -122,7 +133,16 @@ impl Agent {
     ///
     /// # Errors
     /// The first part that cannot go on.
-    pub async fn run(self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
+    pub async fn run(mut self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
+        let mut tasks = Tasks::new(shutdown.token().clone());
+        if let Some(listener) = self.listener.take() {
+            let (health, token) = (self.health.clone(), shutdown.token().clone());
+            info!(address = %listener.address(), subsystem_name = "health", "Serving health checks");
+            tasks.spawn("health checks", async move {
+                listener.serve(health, token).await;
+                Ok::<(), BoxError>(())
+            });
+        }
         let attester = Arc::new(Attester {
             config: Arc::clone(&self.config),
             clock: Arc::clone(&self.clock),
@@ -133,11 +153,10 @@ impl Agent {
         let span = info_span!("attestor", subsystem_name = "attestor");
         let attested = attester.until_attested(shutdown).instrument(span).await;
         let attested = attested.map_err(|error| failed("node attestation", error))?;
-        let Some(attested) = attested else { return Ok(()) };
-        let token = shutdown.token().clone();
-        let started = self.start(attester, attested, token.clone());
-        let (mut tasks, context) = started.map_err(|error| failed("agent", error))?;
-        tasks.spawn("endpoints", serve(context, token));
+        let Some(attested) = attested else { return tasks.join().await };
+        let started = self.start(attester, attested, &mut tasks);
+        let context = started.map_err(|error| failed("agent", error))?;
+        tasks.spawn("endpoints", serve(context, shutdown.token().clone()));
         let ended = tasks.join().await;
         if ended.is_ok() {
             info!("Agent stopped");
@@ -150,8 +169,8 @@ impl Agent {
         self,
         attester: Arc<Attester>,
         attested: Attested,
-        token: CancellationToken,
-    ) -> Result<(Tasks, Arc<Context>), BoxError> {
+        tasks: &mut Tasks,
+    ) -> Result<Arc<Context>, BoxError> {
         let config = Arc::clone(&self.config);
         let Attested { identity, key, bundle } = attested;
         let certificate = OwnCertificate::empty();
@@ -188,7 +207,7 @@ impl Agent {
             clock: Arc::clone(&self.clock),
             denials: denials.clone(),
             store: self.store,
-            health: self.health.check("agent"),
+            health: self.health.check(CHECK),
             interval: config.experimental.sync_interval,
             protocol: if config.experimental.use_sync_authorized_entries {
                 Protocol::Pages
@@ -221,7 +240,7 @@ impl Agent {
             started_at: self.started_at,
         });
 
-        let mut tasks = Tasks::new(token.clone());
+        let token = tasks.token().clone();
         let published = move |state: &AgentState| {
             jwt_svids.purge(&state.bundles.own);
             subscriptions.refresh(state);
@@ -232,7 +251,7 @@ impl Agent {
         tasks.spawn("own SVID", own_svid.run(token.clone()).instrument(manager.clone()));
         tasks.spawn("sync", sync.run(token.clone()).instrument(manager.clone()));
         tasks.spawn("issuing", issuing.run(token).instrument(manager));
-        Ok((tasks, context))
+        Ok(context)
     }
 }
 
@@ -246,9 +265,22 @@ async fn serve(context: Arc<Context>, token: CancellationToken) -> Result<(), Bo
             change = changed.changed() => change?,
         }
     }
-    context.health.check("agent").started();
+    context.health.check(CHECK).started();
     api::serve(context, token).await
 }
+
+/// The port of the health checks, if they are wanted.
+async fn listener(config: &HealthConfig) -> Result<Option<HealthListener>, StartError> {
+    if !config.enabled {
+        return Ok(None);
+    }
+    let port = config.bind_port.parse().map_err(|_| StartError::HealthPort(config.bind_port.clone()))?;
+    let paths = HealthPaths { live: config.live_path.clone(), ready: config.ready_path.clone() };
+    Ok(Some(HealthListener::bind(&config.bind_address, port, paths).await?))
+}
+
+/// The health check of everything but the APIs.
+const CHECK: &str = "agent";
 
 /// The version of this crate, for those who do not say another.
 const VERSION: &str = env!("CARGO_PKG_VERSION");

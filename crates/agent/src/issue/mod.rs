@@ -22,7 +22,7 @@ use runtime::clock::{Clock, within};
 use runtime::reconcile::Poke;
 use runtime::snapshot::Snapshot;
 use spiffe::key::{KeyError, KeyKind, PrivateKey};
-use spiffe::x509::{Attribute, CsrTemplate, Name};
+use spiffe::x509::{Attribute, CsrTemplate, Name, SvidError};
 use spiffe::{EntryId, SpiffeId, UnixSecs};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
@@ -34,7 +34,7 @@ use crate::rotation::RotationRule;
 use crate::state::{AgentState, Change, Held, Inbox, RefusedSvid, Stopped, X509Svid};
 use crate::subscribe::Subscriptions;
 use crate::words;
-use plan::{Circumstances, Waiting, plan};
+use plan::{Circumstances, Waiting, is_ahead, plan};
 
 /// The most signatures the server gives at once.
 const LARGEST_BATCH: usize = 500;
@@ -89,6 +89,8 @@ struct Memory {
     backoff: Backoff,
     entries: HashMap<EntryId, (Waiting, Backoff)>,
     tainted_from: SystemTime,
+    /// Nothing is signed before.
+    paused_until: SystemTime,
 }
 
 /// A request for a signature, and the key it is for.
@@ -118,6 +120,7 @@ impl Issuing {
             backoff: Backoff::new(FIRST_RETRY).with_cap(LONGEST_RETRY),
             entries: HashMap::new(),
             tainted_from: SystemTime::UNIX_EPOCH,
+            paused_until: SystemTime::UNIX_EPOCH,
         };
         loop {
             changed.mark_unchanged();
@@ -139,22 +142,27 @@ impl Issuing {
             );
             drop(state);
             if !plan.evict.is_empty() {
-                debug!(count = plan.evict.len(), "Dropping X509-SVIDs that nobody uses");
+                debug!(count = plan.evict.len(), "Dropping X509-SVIDs that nobody uses or that expired");
                 let at = UnixSecs::from(now);
                 self.inbox.apply(Change::Evicted { ids: plan.evict, at }).await?;
             }
-            if plan.tainted > 0 {
+            if plan.tainted > 0 && !is_ahead(memory.paused_until, now) {
                 memory.tainted_from = now + TAINTED_PAUSE;
             }
+            let mut next = plan.next;
             if !plan.sign.is_empty() {
-                match self.sign(plan.sign, &mut memory).await {
-                    Ok(issued) => self.inbox.apply(Change::Issued(issued)).await?,
-                    Err(wait) => self.clock.sleep(wait).await,
+                if !is_ahead(memory.paused_until, now) {
+                    match self.sign(plan.sign, &mut memory).await {
+                        Ok(issued) => self.inbox.apply(Change::Issued(issued)).await?,
+                        Err(wait) => memory.paused_until = self.clock.now() + wait,
+                    }
+                    continue;
                 }
-                continue;
+                let paused_until = memory.paused_until;
+                next = Some(next.map_or(paused_until, |next| next.min(paused_until)));
             }
             let wake = async {
-                match plan.next {
+                match next {
                     Some(next) => self.clock.sleep(next.duration_since(now).unwrap_or_default()).await,
                     None => std::future::pending().await,
                 }
@@ -290,6 +298,9 @@ impl Issuing {
                         "Failed to mint X509 SVID"
                     );
                     memory.hold_back(&held, now);
+                    if !refusal.is_final() {
+                        continue;
+                    }
                     None
                 }
             };
@@ -322,6 +333,23 @@ enum Refusal {
     Status { code: i32, message: String },
     #[error("the server signed something else")]
     Unusable(#[source] RefusedSvid),
+}
+
+impl Refusal {
+    /// Whether asking again is of no use while the entry is as it is. Otherwise workloads should wait.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Missing => false,
+            Self::Status { code, .. } => {
+                matches!(
+                    Code::from_i32(*code),
+                    Code::NotFound | Code::PermissionDenied | Code::InvalidArgument
+                )
+            }
+            // The bundle may be older than the authority that signed.
+            Self::Unusable(refused) => !matches!(refused, RefusedSvid::Invalid(SvidError::Path(_))),
+        }
+    }
 }
 
 fn signed(answer: Answer) -> Result<types::X509svid, Refusal> {

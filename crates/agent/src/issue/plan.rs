@@ -6,9 +6,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use spiffe::EntryId;
+use spiffe::{EntryId, UnixSecs};
 
 use crate::state::{AgentState, Held};
 
@@ -59,12 +59,21 @@ enum Urgency {
     Spare,
 }
 
+/// Whether a wait is not over. One that is longer than any comes from a clock that was set back since.
+pub(super) fn is_ahead(until: SystemTime, now: SystemTime) -> bool {
+    until.duration_since(now).is_ok_and(|wait| !wait.is_zero() && wait <= LONGEST_WAIT)
+}
+
+/// Longer than any wait after a failure.
+const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
+
 /// What is to be done now.
 pub(super) fn plan(state: &AgentState, around: &Circumstances<'_>) -> Plan {
     let mut plan = Plan::default();
     let mut urgent: Vec<(Urgency, &Arc<Held>)> = Vec::new();
     let mut unused: Vec<&Arc<Held>> = Vec::new();
     let mut held_count = 0_usize;
+    let now = UnixSecs::from(around.now);
     let mut look_again = |at: SystemTime| plan.next = Some(plan.next.map_or(at, |next| next.min(at)));
 
     for held in state.entries.iter().filter(|held| !held.entry.store_svid) {
@@ -77,6 +86,11 @@ pub(super) fn plan(state: &AgentState, around: &Circumstances<'_>) -> Plan {
                 if !is_used && !is_fetched_ahead && around.now >= svid.renew_at {
                     plan.evict.push(entry.id.clone());
                     continue;
+                }
+                if svid.expires_at <= now {
+                    plan.evict.push(entry.id.clone());
+                } else {
+                    look_again(svid.expires_at.to_system_time());
                 }
                 held_count += 1;
                 if !is_used {
@@ -98,7 +112,9 @@ pub(super) fn plan(state: &AgentState, around: &Circumstances<'_>) -> Plan {
             None => continue,
         };
         match around.waiting.get(&entry.id) {
-            Some(waiting) if waiting.revision == entry.revision_number && around.now < waiting.until => {
+            Some(waiting)
+                if waiting.revision == entry.revision_number && is_ahead(waiting.until, around.now) =>
+            {
                 look_again(waiting.until);
             }
             Some(_) | None => urgent.push((urgency, held)),
@@ -115,7 +131,7 @@ pub(super) fn plan(state: &AgentState, around: &Circumstances<'_>) -> Plan {
         match urgency {
             Urgency::Wanted => room = room.saturating_sub(1),
             Urgency::Due(_) => {}
-            Urgency::Tainted if around.now < tainted_from => {
+            Urgency::Tainted if is_ahead(tainted_from, around.now) => {
                 look_again(tainted_from);
                 continue;
             }
@@ -130,16 +146,17 @@ pub(super) fn plan(state: &AgentState, around: &Circumstances<'_>) -> Plan {
     let excess = held_count.saturating_sub(around.most);
     if excess > 0 {
         unused.sort_by_key(|held| held.last_used());
-        plan.evict.extend(unused.iter().take(excess).map(|held| held.entry.id.clone()));
-        let gone: HashSet<&EntryId> = plan.evict.iter().collect();
+        let excessive: Vec<EntryId> = unused.iter().take(excess).map(|held| held.entry.id.clone()).collect();
+        let gone: HashSet<&EntryId> = excessive.iter().collect();
         plan.sign.retain(|held| !gone.contains(&held.entry.id));
+        plan.evict.extend(excessive);
     }
     plan
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use spiffe::entry::AdditionalAttributes;
     use spiffe::{Entry, UnixSecs};
@@ -238,6 +255,14 @@ mod tests {
         assert_eq!(ids(&held_back.sign), ["e0002"]);
         assert_eq!(held_back.next, Some(until));
         assert_eq!(ids(&revised.sign), ["e0001", "e0002"]);
+    }
+
+    #[test]
+    fn a_wait_is_over_when_the_clock_is_set_back() {
+        assert!(is_ahead(at(NOW + 240), at(NOW)));
+        assert!(!is_ahead(at(NOW), at(NOW)));
+        assert!(!is_ahead(at(NOW), at(NOW + 1)));
+        assert!(!is_ahead(at(NOW), at(NOW - 86_400)));
     }
 
     #[test]

@@ -32,7 +32,8 @@ pub enum Change {
     },
     /// What came of a batch of signing requests.
     Issued(Vec<(EntryId, Option<X509Svid>)>),
-    /// X.509-SVIDs that nobody uses, to make room; not those that somebody asked for since.
+    /// X.509-SVIDs that nobody uses, to make room, but not those that somebody asked for since; and
+    /// those that have expired.
     Evicted {
         /// The entries.
         ids: Vec<EntryId>,
@@ -149,7 +150,10 @@ impl AgentState {
             Change::Evicted { ids, at } => {
                 let mut by_id = self.entries.by_id.clone();
                 for id in ids {
-                    if let Some(held) = by_id.get_mut(&id).filter(|held| held.last_used() < at) {
+                    let goes = |held: &Held| {
+                        held.last_used() < at || held.svid.as_ref().is_some_and(|svid| svid.expires_at <= at)
+                    };
+                    if let Some(held) = by_id.get_mut(&id).filter(|held| goes(held)) {
                         Arc::make_mut(held).svid = None;
                     }
                 }
