@@ -77,7 +77,11 @@ pub(crate) fn start_log(config: &LogConfig, notes: &[Note]) -> Result<Log, Strin
     };
     let log = Log::install(&options).map_err(|error| error.to_string())?;
     if let Some(change) = umask {
-        tracing::warn!("Current umask {:#o} is too permissive; setting umask {:#o}", change.from, change.to);
+        tracing::warn!(
+            "Current umask {:04o} is too permissive; setting umask {:04o}",
+            change.from,
+            change.to
+        );
     }
     notes.iter().for_each(write);
     Ok(log)
