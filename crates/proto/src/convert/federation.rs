@@ -3,6 +3,7 @@
 use spiffe::{Bundle, IdError, SpiffeId, TrustDomain};
 
 use super::bundle::{self, BundleError};
+use super::url::Url;
 use crate::spire::types;
 use types::federation_relationship::BundleEndpointProfile;
 
@@ -37,15 +38,23 @@ pub enum RelationshipError {
     /// Its trust domain is none.
     #[error("failed to parse trust domain: {0}")]
     TrustDomain(IdError),
-    /// Its URL holds control characters.
-    #[error("failed to parse bundle endpoint URL: parse \"{}\": net/url: invalid control character in URL", .0.escape_debug())]
-    Url(String),
+    /// Its URL is none.
+    #[error("failed to parse bundle endpoint URL: parse \"{}\": {why}", url.escape_debug())]
+    Url {
+        /// The text.
+        url: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Its URL is of another scheme.
     #[error("bundle endpoint URL must use the https scheme")]
     Scheme,
     /// Its URL has no host.
     #[error("bundle endpoint URL must specify the host")]
     NoHost,
+    /// Its URL names a port that cannot be.
+    #[error("bundle endpoint URL has a port out of range")]
+    Port,
     /// Its URL names a user.
     #[error("bundle endpoint URL must not contain user info")]
     UserInfo,
@@ -84,7 +93,7 @@ pub fn requested(
     let trust_domain = TrustDomain::parse(&wire.trust_domain).map_err(RelationshipError::TrustDomain)?;
     trust_domain.check_length().map_err(RelationshipError::TrustDomain)?;
     let bundle_endpoint_url = if counts(|mask| mask.bundle_endpoint_url) {
-        Some(checked_url(&wire.bundle_endpoint_url)?.to_owned())
+        Some(checked_url(&wire.bundle_endpoint_url)?)
     } else {
         None
     };
@@ -152,27 +161,22 @@ fn own_bundle(wire: &types::Bundle, relationship: &TrustDomain) -> Result<Bundle
     Ok(bundle)
 }
 
-fn checked_url(url: &str) -> Result<&str, RelationshipError> {
-    if url.bytes().any(|byte| byte.is_ascii_control()) {
-        return Err(RelationshipError::Url(url.to_owned()));
+/// The URL as SPIRE writes it again.
+fn checked_url(text: &str) -> Result<String, RelationshipError> {
+    let url = Url::parse(text).map_err(|why| RelationshipError::Url { url: text.to_owned(), why })?;
+    if url.scheme != "https" {
+        return Err(RelationshipError::Scheme);
     }
-    let rest = match url.split_once(':') {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => rest,
-        _ => return Err(RelationshipError::Scheme),
-    };
-    let authority = rest.strip_prefix("//").unwrap_or_default();
-    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
-    let (user, host) = match authority.rsplit_once('@') {
-        Some((user, host)) => (Some(user), host),
-        None => (None, authority),
-    };
-    if host.is_empty() {
+    if !url.has_host() {
         return Err(RelationshipError::NoHost);
     }
-    if user.is_some() {
+    if url.has_user {
         return Err(RelationshipError::UserInfo);
     }
-    Ok(url)
+    if !url.has_possible_port() {
+        return Err(RelationshipError::Port);
+    }
+    Ok(url.text())
 }
 
 #[cfg(test)]
@@ -203,6 +207,7 @@ mod tests {
 
         assert_eq!(url("http://other.org"), "bundle endpoint URL must use the https scheme");
         assert_eq!(url(""), "bundle endpoint URL must use the https scheme");
+        assert_eq!(url("https://other.org:65536/"), "bundle endpoint URL has a port out of range");
         assert_eq!(url("https:///bundle"), "bundle endpoint URL must specify the host");
         assert_eq!(url("https:other.org"), "bundle endpoint URL must specify the host");
         assert_eq!(url("https://a:b@other.org"), "bundle endpoint URL must not contain user info");

@@ -9,3 +9,4 @@ pub mod federation;
 pub mod id;
 pub mod selector;
 pub mod status;
+mod url;
