@@ -5,6 +5,9 @@
 extern crate finial_server as server;
 
 mod agents;
+mod bundles;
 mod callers;
+mod entries;
+mod signing;
 mod start;
 mod support;
