@@ -10,14 +10,15 @@ use proto::raw::Encoded;
 use proto::spire::server::bundle as wire;
 use proto::spire::types;
 use spiffe::bundle::JwtAuthorityError;
-use spiffe::{Bundle, JwtAuthority, TrustDomain};
+use spiffe::{Bundle, JwtAuthority, TrustDomain, UnixSecs};
 use store::{BundleMask, DeleteMode};
 use tonic::{Code, Request, Response, Status};
 
 use super::batch::written;
-use super::status::{self, failed, invalid, refused_as};
+use super::encoded_elsewhere;
+use super::status::{self, failed, invalid, limited, refused_as};
 use super::trustdomain::page;
-use super::{encoded_elsewhere, not_built};
+use crate::caller::Caller;
 use crate::context::Context;
 use crate::keep::KnownBundle;
 
@@ -81,17 +82,21 @@ impl Bundles {
         if !request.wit_authorities.is_empty() {
             return Err(invalid("failed to convert WIT authority", "WIT authorities cannot be appended"));
         }
-        // Tokens name keys by their ids: another key under an id that is in use would break either.
-        if let Some(own) = self.0.own_bundle() {
-            let known = &own.bundle.jwt_authorities;
-            let is_other = |key: &&JwtAuthority| {
-                known.iter().any(|known| known.key_id == key.key_id && known.public_key != key.public_key)
-            };
-            if let Some(key) = jwt_authorities.iter().find(is_other) {
-                return Err(refused(JwtAuthorityError::Ambiguous(key.key_id.clone())));
-            }
-        }
+        self.check_unused(&jwt_authorities).map_err(refused)?;
         Ok(Bundle { jwt_authorities, x509_authorities, ..Bundle::empty(self.0.trust_domain().clone()) })
+    }
+
+    /// Tokens name keys by their ids: another key under an id that is in use would break either.
+    fn check_unused(&self, keys: &[JwtAuthority]) -> Result<(), JwtAuthorityError> {
+        let Some(own) = self.0.own_bundle() else { return Ok(()) };
+        let known = &own.bundle.jwt_authorities;
+        let is_other = |key: &&JwtAuthority| {
+            known.iter().any(|known| known.key_id == key.key_id && known.public_key != key.public_key)
+        };
+        match keys.iter().find(is_other) {
+            Some(key) => Err(JwtAuthorityError::Ambiguous(key.key_id.clone())),
+            None => Ok(()),
+        }
     }
 }
 
@@ -127,9 +132,28 @@ impl wire::bundle_server::Bundle for Bundles {
 
     async fn publish_jwt_authority(
         &self,
-        _request: Request<wire::PublishJwtAuthorityRequest>,
+        request: Request<wire::PublishJwtAuthorityRequest>,
     ) -> Result<Response<wire::PublishJwtAuthorityResponse>, Status> {
-        Err(not_built())
+        let caller = Caller::of(&request)?;
+        let admitted = self.0.limits.admit(&caller, 1).await;
+        admitted
+            .map_err(|refusal| limited("rejecting request due to key publishing rate limiting", &refusal))?;
+        let key = request.into_inner().jwt_authority;
+        let key = key.ok_or_else(|| Status::invalid_argument("missing JWT authority"))?;
+        let refused = |why: &dyn std::fmt::Display| invalid("invalid JWT authority", why);
+        let jwt_authorities = requested_jwt(&[key]).map_err(|why| refused(&why))?;
+        let now = self.0.now();
+        if jwt_authorities.iter().any(|key| key.expires_at != UnixSecs(0) && key.expires_at < now) {
+            return Err(refused(&"key has expired"));
+        }
+        self.check_unused(&jwt_authorities).map_err(|why| refused(&why))?;
+        let more = Bundle { jwt_authorities, ..Bundle::empty(self.0.trust_domain().clone()) };
+        let appended = self.0.store.append_bundle(more).await;
+        let appended = appended.map_err(|why| failed("failed to publish JWT key", why))?;
+        let bundle = self.0.applied(appended).await;
+        Ok(Response::new(wire::PublishJwtAuthorityResponse {
+            jwt_authorities: bundle.jwt_authorities.iter().map(Into::into).collect(),
+        }))
     }
 
     async fn publish_wit_authority(

@@ -3,6 +3,8 @@
 //! What agents ask for is signed from the snapshot: the entry says what goes into the SVID, the request
 //! only brings the key. Nothing is read from the datastore and nothing is written to it.
 
+mod wit;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -16,7 +18,6 @@ use spiffe::x509::{Csr, CsrError};
 use spiffe::{DnsName, Entry, EntryId, SpiffeId};
 use tonic::{Request, Response, Status};
 
-use super::not_built;
 use super::status::{self, failed_because, invalid, limited};
 use crate::caller::Caller;
 use crate::context::Context;
@@ -47,13 +48,33 @@ impl Svids {
     }
 
     async fn sign_x509(&self, request: X509Request) -> Result<types::X509svid, Status> {
+        let svid = self.signed(request, "failed to sign X509-SVID").await?;
+        Ok(types::X509svid {
+            cert_chain: chain(&svid),
+            id: Some((&svid.id).into()),
+            expires_at: svid.not_after.0,
+            hint: String::new(),
+        })
+    }
+
+    async fn signed(&self, request: X509Request, what: &str) -> Result<X509Svid, Status> {
         let prepared = self.0.issuer.prepare_x509(request, self.0.now());
         let signed = match prepared {
             Ok(prepared) => prepared.sign().await,
             Err(why) => Err(why),
         };
-        let svid = signed.map_err(|why| failed_because("failed to sign X509-SVID", &why))?;
-        Ok(rendered(&svid))
+        signed.map_err(|why| failed_because(what, &why))
+    }
+
+    /// Lets a batch of so many signatures in.
+    async fn admit_batch(&self, caller: &Caller, count: usize) -> Result<(), Status> {
+        if count == 0 {
+            return Err(Status::invalid_argument("missing parameters"));
+        }
+        let admitted = self.0.limits.admit(caller, count).await;
+        admitted.map_err(|refusal| {
+            limited("rejecting request due to certificate signing rate limiting", &refusal)
+        })
     }
 
     /// One item of a batch.
@@ -164,12 +185,13 @@ impl wire::svid_server::Svid for Svids {
 
     async fn mint_witsvid(
         &self,
-        _request: Request<wire::MintWitsvidRequest>,
+        request: Request<wire::MintWitsvidRequest>,
     ) -> Result<Response<wire::MintWitsvidResponse>, Status> {
-        if self.0.config.experimental.wit_svid {
-            return Err(not_built());
+        if !self.0.config.experimental.wit_svid {
+            return Err(Status::unimplemented("WIT functionality is disabled"));
         }
-        Err(Status::unimplemented("WIT functionality is disabled"))
+        let svid = self.mint_wit(request.into_inner()).await?;
+        Ok(Response::new(wire::MintWitsvidResponse { svid: Some(svid) }))
     }
 
     async fn batch_new_x509svid(
@@ -178,20 +200,12 @@ impl wire::svid_server::Svid for Svids {
     ) -> Result<Response<wire::BatchNewX509svidResponse>, Status> {
         let caller = Caller::of(&request)?;
         let params = request.into_inner().params;
-        if params.is_empty() {
-            return Err(Status::invalid_argument("missing parameters"));
-        }
-        let admitted = self.0.limits.admit(&caller, params.len()).await;
-        admitted.map_err(|refusal| {
-            limited("rejecting request due to certificate signing rate limiting", &refusal)
-        })?;
+        self.admit_batch(&caller, params.len()).await?;
         let entries = self.authorised(&caller, params.iter().map(|params| params.entry_id.as_str())).await?;
 
         let mut results = Vec::with_capacity(params.len());
         for (done, params) in params.iter().enumerate() {
-            if done % IN_ONE_GO == IN_ONE_GO - 1 {
-                tokio::task::yield_now().await;
-            }
+            yield_after(done).await;
             let (status, svid) = status::item(self.new_x509(params, &entries).await);
             results.push(wire::batch_new_x509svid_response::Result { status, svid });
         }
@@ -225,16 +239,50 @@ impl wire::svid_server::Svid for Svids {
 
     async fn batch_new_witsvid(
         &self,
-        _request: Request<wire::BatchNewWitsvidRequest>,
+        request: Request<wire::BatchNewWitsvidRequest>,
     ) -> Result<Response<wire::BatchNewWitsvidResponse>, Status> {
-        Err(not_built())
+        let caller = Caller::of(&request)?;
+        let params = request.into_inner().params;
+        self.admit_batch(&caller, params.len()).await?;
+        let entries = self.authorised(&caller, params.iter().map(|params| params.entry_id.as_str())).await?;
+
+        let mut results = Vec::with_capacity(params.len());
+        for (done, params) in params.iter().enumerate() {
+            yield_after(done).await;
+            let entry = entries.get(&EntryId::new(&params.entry_id)).map(Arc::as_ref);
+            // Items that went well have no status, in SPIRE as here.
+            let (status, svid) = status::item(self.new_wit(params, entry).await);
+            let status = status.filter(|_| svid.is_none());
+            results.push(wire::batch_new_witsvid_response::Result { status, svid });
+        }
+        Ok(Response::new(wire::BatchNewWitsvidResponse { results }))
     }
 
     async fn new_downstream_x509ca(
         &self,
-        _request: Request<wire::NewDownstreamX509caRequest>,
+        request: Request<wire::NewDownstreamX509caRequest>,
     ) -> Result<Response<wire::NewDownstreamX509caResponse>, Status> {
-        Err(not_built())
+        let caller = Caller::of(&request)?;
+        let wire::NewDownstreamX509caRequest { csr, preferred_ttl } = request.into_inner();
+        let admitted = self.0.limits.admit(&caller, 1).await;
+        admitted.map_err(|refusal| {
+            limited("rejecting request due to downstream CA signing rate limit", &refusal)
+        })?;
+        let csr = checked_csr(&csr, "invalid CSR signature")?;
+        // Only the key counts: what the request says of names and extensions is not looked at.
+        let request =
+            X509Request::DownstreamCa { public_key: csr.public_key, ttl: checked_ttl(preferred_ttl)? };
+        let authority = self.signed(request, "failed to sign downstream X.509 CA").await?;
+        let own = self.0.own_bundle().ok_or_else(|| Status::not_found("bundle not found"))?;
+        Ok(Response::new(wire::NewDownstreamX509caResponse {
+            ca_cert_chain: chain(&authority),
+            x509_authorities: own
+                .bundle
+                .x509_authorities
+                .iter()
+                .map(|authority| Bytes::copy_from_slice(&authority.der))
+                .collect(),
+        }))
     }
 }
 
@@ -269,12 +317,14 @@ fn checked_ttl(ttl: i32) -> Result<i64, Status> {
     Ok(i64::from(ttl))
 }
 
-fn rendered(svid: &X509Svid) -> types::X509svid {
-    types::X509svid {
-        cert_chain: svid.chain.iter().map(|der| Bytes::copy_from_slice(der.as_bytes())).collect(),
-        id: Some((&svid.id).into()),
-        expires_at: svid.not_after.0,
-        hint: String::new(),
+fn chain(svid: &X509Svid) -> Vec<Bytes> {
+    svid.chain.iter().map(|der| Bytes::copy_from_slice(der.as_bytes())).collect()
+}
+
+/// Gives others their turn, now and then.
+async fn yield_after(done: usize) {
+    if done % IN_ONE_GO == IN_ONE_GO - 1 {
+        tokio::task::yield_now().await;
     }
 }
 
