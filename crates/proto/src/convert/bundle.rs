@@ -109,10 +109,7 @@ pub fn requested(wire: Option<&types::Bundle>) -> Result<Bundle, BundleError> {
 }
 
 /// The X.509 authorities of a request, untainted.
-///
-/// # Errors
-/// One of them is no CA certificate.
-pub fn requested_x509(wire: &[types::X509Certificate]) -> Result<Vec<X509Authority>, AnchorError> {
+fn requested_x509(wire: &[types::X509Certificate]) -> Result<Vec<X509Authority>, AnchorError> {
     wire.iter().map(|authority| X509Authority::parse(&authority.asn1)).collect()
 }
 
@@ -121,9 +118,33 @@ pub fn requested_x509(wire: &[types::X509Certificate]) -> Result<Vec<X509Authori
 /// # Errors
 /// One of them has no id, a used one, or no key that verifies tokens.
 pub fn requested_jwt(wire: &[types::JwtKey]) -> Result<Vec<JwtAuthority>, JwtAuthorityError> {
-    let parse =
-        |key: &types::JwtKey| JwtAuthority::parse(&key.key_id, &key.public_key, UnixSecs(key.expires_at));
-    let authorities: Vec<_> = wire.iter().map(parse).collect::<Result<_, _>>()?;
+    jwt_authorities(wire, JwtAuthority::parse)
+}
+
+/// The X.509 authorities that a request adds to the own bundle: any certificates.
+///
+/// # Errors
+/// One of them is none.
+pub fn appended_x509(wire: &[types::X509Certificate]) -> Result<Vec<X509Authority>, AnchorError> {
+    wire.iter().map(|authority| X509Authority::parse_any(&authority.asn1)).collect()
+}
+
+/// The JWT authorities that a request adds to the own bundle: any keys.
+///
+/// # Errors
+/// One of them has no id, a used one, or is no key.
+pub fn appended_jwt(wire: &[types::JwtKey]) -> Result<Vec<JwtAuthority>, JwtAuthorityError> {
+    jwt_authorities(wire, JwtAuthority::parse_any)
+}
+
+fn jwt_authorities(
+    wire: &[types::JwtKey],
+    parse: fn(&str, &[u8], UnixSecs) -> Result<JwtAuthority, JwtAuthorityError>,
+) -> Result<Vec<JwtAuthority>, JwtAuthorityError> {
+    let authorities: Vec<_> = wire
+        .iter()
+        .map(|key| parse(&key.key_id, &key.public_key, UnixSecs(key.expires_at)))
+        .collect::<Result<_, _>>()?;
     JwtAuthority::check_distinct(&authorities)?;
     Ok(authorities)
 }

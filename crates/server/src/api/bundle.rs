@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use proto::convert::bundle::{requested, requested_jwt, requested_x509};
+use proto::convert::bundle::{appended_jwt, appended_x509, requested, requested_jwt};
 use proto::raw::Encoded;
 use proto::spire::server::bundle as wire;
 use proto::spire::types;
@@ -76,8 +76,8 @@ impl Bundles {
             return Err(Status::invalid_argument("no authorities to append"));
         }
         let refused = |why| invalid("failed to convert JWT authority", why);
-        let jwt_authorities = requested_jwt(&request.jwt_authorities).map_err(refused)?;
-        let x509_authorities = requested_x509(&request.x509_authorities)
+        let jwt_authorities = appended_jwt(&request.jwt_authorities).map_err(refused)?;
+        let x509_authorities = appended_x509(&request.x509_authorities)
             .map_err(|why| invalid("failed to convert X.509 authority", why))?;
         if !request.wit_authorities.is_empty() {
             return Err(invalid("failed to convert WIT authority", "WIT authorities cannot be appended"));

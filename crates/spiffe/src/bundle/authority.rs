@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{JwtAuthority, X509Authority};
 use crate::UnixSecs;
-use crate::key::{KeyError, PublicKey, UnusableKey};
+use crate::key::{KeyError, PublicKey, PublicKeyKind, UnusableKey};
 use crate::x509::{AnchorError, Certificate};
 
 /// Why something is no JWT authority.
@@ -37,6 +37,20 @@ impl X509Authority {
     pub fn parse(der: &[u8]) -> Result<Self, AnchorError> {
         Ok(Self { der: Certificate::parse_anchor(der)?.to_shared(), tainted: false })
     }
+
+    /// The authority of one certificate in DER, whatever it could anchor: for the own bundle, whose
+    /// owner may move anything there that other servers of the trust domain use.
+    ///
+    /// # Errors
+    /// [`AnchorError`] if it is not one certificate.
+    pub fn parse_any(der: &[u8]) -> Result<Self, AnchorError> {
+        let mut all = Certificate::parse_all(der)?.into_iter();
+        match (all.next(), all.next()) {
+            (Some(certificate), None) => Ok(Self { der: certificate.to_shared(), tainted: false }),
+            (None, _) => Err(AnchorError::Empty),
+            (Some(_), Some(_)) => Err(AnchorError::Several),
+        }
+    }
 }
 
 impl JwtAuthority {
@@ -46,6 +60,27 @@ impl JwtAuthority {
     /// Any of [`JwtAuthorityError`] but [`JwtAuthorityError::Ambiguous`].
     pub fn parse(key_id: &str, public_key: &[u8], expires_at: UnixSecs) -> Result<Self, JwtAuthorityError> {
         PublicKey::from_spki(public_key)?.check_usable()?;
+        Self::of_parts(key_id, public_key, expires_at)
+    }
+
+    /// As [`Self::parse`], with keys too that verify nothing here, as long as they are keys: for the
+    /// own bundle, see [`X509Authority::parse_any`].
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_any(
+        key_id: &str,
+        public_key: &[u8],
+        expires_at: UnixSecs,
+    ) -> Result<Self, JwtAuthorityError> {
+        let key = PublicKey::from_spki(public_key)?;
+        if !matches!(key.kind(), PublicKeyKind::Rsa(_) | PublicKeyKind::Ed25519) {
+            key.check_usable()?;
+        }
+        Self::of_parts(key_id, public_key, expires_at)
+    }
+
+    fn of_parts(key_id: &str, public_key: &[u8], expires_at: UnixSecs) -> Result<Self, JwtAuthorityError> {
         if key_id.is_empty() {
             return Err(JwtAuthorityError::NoKeyId);
         }
