@@ -78,6 +78,7 @@ fn generate(out: &Path, set: FileDescriptorSet) -> Result<(), Box<dyn Error>> {
     let mut prost = tonic_prost_build::Config::new();
     prost.enable_type_names().type_name_domain(["."], "type.googleapis.com").btree_map(["."]);
     tonic_prost_build::configure()
+        .codec_path("crate::codec::Codec")
         .out_dir(out)
         .bytes(".")
         .skip_debug(SECRET)

@@ -18,12 +18,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use http_body::{Body as _, Frame};
-use prost::Message;
+use prost::{Message, Name};
 use tonic::body::Body;
 use tonic::codegen::tokio_stream::{self, Stream};
 use tonic::metadata::{GRPC_CONTENT_TYPE, MetadataMap};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstDecoder;
+
+use crate::codec::decoded;
 
 /// The longest message that is received, as in SPIRE.
 pub const RECEIVE_LIMIT: usize = 4 << 20;
@@ -132,7 +134,7 @@ pub type Replies = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
 /// Answers a unary method.
 pub async fn unary<M, F, A>(request: http::Request<Body>, answer: F) -> http::Response<Body>
 where
-    M: Message + Default + Send + 'static,
+    M: Message + Default + Name + Send + 'static,
     F: FnOnce(Request<M>) -> A + Send,
     A: Future<Output = Result<Response<Encoded>, Status>> + Send,
 {
@@ -146,7 +148,7 @@ where
 /// Answers a method with a stream of replies.
 pub async fn server_streaming<M, F, A>(request: http::Request<Body>, answer: F) -> http::Response<Body>
 where
-    M: Message + Default + Send + 'static,
+    M: Message + Default + Name + Send + 'static,
     F: FnOnce(Request<M>) -> A + Send,
     A: Future<Output = Result<Response<Replies>, Status>> + Send,
 {
@@ -169,10 +171,10 @@ where
 }
 
 /// The one message of a request. What a client sends behind it is not waited for.
-async fn received<M: Message + Default>(request: http::Request<Body>) -> Result<Request<M>, Status> {
+async fn received<M: Message + Default + Name>(request: http::Request<Body>) -> Result<Request<M>, Status> {
     let (parts, body) = request.into_parts();
     let bytes = first_message(body, parts.headers.get("grpc-encoding")).await?;
-    let message = M::decode(bytes)
+    let message = decoded::<M>(&bytes)
         .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
     Ok(Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, message))
 }

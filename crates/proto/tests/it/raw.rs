@@ -113,7 +113,7 @@ fn request(frames: &[&[u8]]) -> http::Request<Body> {
 /// Calls, and gives the message and the status of the reply.
 async fn called<M, F, A>(frames: &[&[u8]], answer: F) -> (Bytes, Status)
 where
-    M: Message + Default + Send + 'static,
+    M: Message + Default + prost::Name + Send + 'static,
     F: FnOnce(Request<M>) -> A + Send,
     A: Future<Output = Result<Response<Encoded>, Status>> + Send,
 {
