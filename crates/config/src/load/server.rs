@@ -592,11 +592,6 @@ fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
         "remove it; the default policy is in force",
     );
     missing.when(experimental.require_pq_kem, "server.experimental.require_pq_kem", "remove it");
-    missing.when(
-        config.experimental.wit_svid,
-        "server.experimental.feature_flags = [\"wit-svid\"]",
-        "remove the flag",
-    );
     missing.telemetry(&file.telemetry);
     let lifetimes = [
         ("ca_ttl", config.ca.ttl),

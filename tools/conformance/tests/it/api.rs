@@ -14,25 +14,72 @@ fn check(name: &str) {
     outcome.hold(&folder, name);
 }
 
-macro_rules! groups {
-    ($($test:ident: $file:literal,)*) => {
-        $(#[test] fn $test() { check($file); })*
-    };
+#[test]
+fn api_agent() {
+    check("agent");
 }
 
-groups! {
-    api_agent: "agent",
-    api_authority: "authority",
-    api_authz: "authz",
-    api_authz_expired: "authz-expired",
-    api_bundle: "bundle",
-    api_entry: "entry",
-    api_entrylist: "entrylist",
-    api_federation: "federation",
-    api_issue: "issue",
-    api_mint: "mint",
-    api_ownbundle: "ownbundle",
-    api_server: "server",
-    api_sync: "sync",
-    api_wire: "wire",
+#[test]
+fn api_authority() {
+    check("authority");
+}
+
+#[test]
+fn api_authz() {
+    check("authz");
+}
+
+#[test]
+fn api_authz_expired() {
+    check("authz-expired");
+}
+
+#[test]
+fn api_bundle() {
+    check("bundle");
+}
+
+#[test]
+fn api_entry() {
+    check("entry");
+}
+
+#[test]
+fn api_entrylist() {
+    check("entrylist");
+}
+
+#[test]
+fn api_federation() {
+    check("federation");
+}
+
+#[test]
+fn api_issue() {
+    check("issue");
+}
+
+#[test]
+fn api_mint() {
+    check("mint");
+}
+
+#[test]
+fn api_ownbundle() {
+    check("ownbundle");
+}
+
+#[test]
+fn api_server() {
+    check("server");
+}
+
+#[test]
+fn api_sync() {
+    check("sync");
+}
+
+#[test]
+fn api_wire() {
+    check("wire");
 }
