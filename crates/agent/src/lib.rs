@@ -143,6 +143,7 @@ impl Agent {
                 Ok::<(), BoxError>(())
             });
         }
+        tasks.spawn("log rotation", self.log.clone().reopen_on_signal(shutdown.token().clone()));
         let attester = Arc::new(Attester {
             config: Arc::clone(&self.config),
             clock: Arc::clone(&self.clock),
