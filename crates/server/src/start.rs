@@ -17,7 +17,7 @@ use plugin::Host;
 use plugin::catalog::{self, CatalogError, Data, Declaration};
 use runtime::clock::Clock;
 use runtime::health::{Health, HealthListener, HealthPaths};
-use runtime::listen::{Callers, ListenError, TlsListener, UnixListener, UnixOptions};
+use runtime::listen::{Callers, ListenError, Network, NoNetwork, TlsListener, UnixListener, UnixOptions};
 use runtime::log::Log;
 use runtime::snapshot::Publisher;
 use spiffe::{IdError, TrustDomain};
@@ -84,6 +84,9 @@ pub enum StartError {
     /// TLS cannot be set up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The networks whose proxies are believed cannot be read.
+    #[error("cannot read proxy_protocol_trusted_cidrs: {0}")]
+    Proxies(#[from] NoNetwork),
     /// The port for health checks is no port.
     #[error("health_checks.bind_port {0:?} is not a port")]
     HealthPort(String),
@@ -160,7 +163,7 @@ pub(crate) async fn build(
     let renewal =
         Renewal::start(issuer.clone(), config.ca.x509_key, Arc::clone(&clock), keeper.bundles()).await?;
     let source = tls::source(&config, keeper.bundles(), renewal.presented(), &clock)?;
-    let port = TlsListener::bind(config.bind, source)?;
+    let port = TlsListener::bind(config.bind, source)?.with_trusted_proxies(trusted_proxies(&config)?);
     let socket = UnixListener::bind(&config.socket_path, SOCKET)?;
     let address: SocketAddr = port.address();
 
@@ -195,6 +198,16 @@ pub(crate) async fn build(
     })
 }
 
+/// The networks from which a proxy may tell whom a connection is from.
+fn trusted_proxies(config: &ServerConfig) -> Result<Vec<Network>, NoNetwork> {
+    let trusted = &config.proxy_protocol_trusted;
+    if !trusted.is_empty() {
+        let trusted_cidrs = format!("[{}]", trusted.join(" "));
+        tracing::info!(subsystem_name = "endpoints", trusted_cidrs, "PROXY protocol enabled on TCP listener");
+    }
+    trusted.iter().map(|network| network.parse()).collect()
+}
+
 /// Keys that ask for what is to come must not be passed over: the operator relies on them.
 fn refuse_what_is_not_built(config: &ServerConfig) -> Result<(), StartError> {
     let telemetry = &config.telemetry;
@@ -203,7 +216,6 @@ fn refuse_what_is_not_built(config: &ServerConfig) -> Result<(), StartError> {
         (!config.federation.federates_with.is_empty(), "federation.federates_with"),
         (config.experimental.policy.is_some(), "experimental.auth_opa_policy_engine"),
         (config.experimental.require_pq_kem, "experimental.require_pq_kem"),
-        (!config.proxy_protocol_trusted.is_empty(), "proxy_protocol_trusted_cidrs"),
         (config.audit_log, "audit_log_enabled"),
         (config.profiling.enabled, "profiling_enabled"),
         (telemetry.prometheus.is_some(), "telemetry.Prometheus"),

@@ -4,7 +4,12 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::workload::Workload;
 
@@ -109,6 +114,33 @@ pub fn tcp_dawdlers(address: SocketAddr, count: usize, bytes: &[u8]) -> Vec<TcpS
     std::iter::repeat_with(one).take(count).collect()
 }
 
+/// Whether a server answers a TLS client on this port whose connection begins with `header`.
+///
+/// # Panics
+/// If nobody listens there.
+#[must_use]
+pub fn answers_tls(address: SocketAddr, header: &[u8]) -> bool {
+    let mut stream = TcpStream::connect(address).expect("somebody listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    let mut first = [0];
+    let sent = stream.write_all(&[header, &client_hello()].concat());
+    let received = sent.and_then(|()| stream.read_exact(&mut first));
+    received.is_ok() && first == [HANDSHAKE]
+}
+
+fn client_hello() -> Vec<u8> {
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("protocol versions")
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = ServerName::try_from("server.test").expect("a name");
+    let mut client = ClientConnection::new(Arc::new(config), name).expect("a client");
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).expect("room for a hello");
+    hello
+}
+
 /// Has an agent validate a token of `size` bytes: the code and the message of the refusal.
 ///
 /// # Panics
@@ -125,5 +157,10 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let [.., l0, l1, l2] = payload.len().to_be_bytes();
     [&[l0, l1, l2, kind, flags], &stream.to_be_bytes()[..], payload].concat()
 }
+
+/// The kind of record that a handshake is made of.
+const HANDSHAKE: u8 = 22;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 const MOMENT: Duration = Duration::from_millis(300);

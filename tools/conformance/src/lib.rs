@@ -38,7 +38,7 @@ pub use api::ApiGroup;
 pub use documents::Documents;
 pub use exchanges::Exchanges;
 pub use foreign::{Foreign, skip};
-pub use frames::{PREFACE, assault, attacks, dawdlers, oversized, tcp_dawdlers};
+pub use frames::{PREFACE, answers_tls, assault, attacks, dawdlers, oversized, tcp_dawdlers};
 pub use kill::Kills;
 pub use live::Live;
 pub use oracle::{Crossing, Server};

@@ -582,11 +582,6 @@ fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
     missing.when(server.audit_log_enabled, "server.audit_log_enabled", "remove it or set it to false");
     missing.when(server.profiling_enabled, "server.profiling_enabled", "remove it or set it to false");
     missing.when(
-        !server.proxy_protocol_trusted_cidrs.is_empty(),
-        "server.proxy_protocol_trusted_cidrs",
-        "remove it and let clients connect directly",
-    );
-    missing.when(
         experimental.auth_opa_policy_engine.is_some(),
         "server.experimental.auth_opa_policy_engine",
         "remove it; the default policy is in force",
