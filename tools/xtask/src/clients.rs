@@ -25,6 +25,13 @@ pub(crate) fn environment() -> Vec<(&'static str, PathBuf)> {
     made.into_iter().filter_map(told).collect()
 }
 
+/// Prints that environment as a shell sets it, for running single tests by hand.
+pub(crate) fn print() {
+    for (name, path) in environment() {
+        println!("export {name}={}", path.display());
+    }
+}
+
 /// A Python interpreter that has py-spiffe and grpcio.
 fn python() -> Result<PathBuf> {
     let requirements = sources().join("python/requirements.txt");
@@ -81,4 +88,37 @@ fn made(home: &Path, make: impl FnOnce() -> Result<()>) -> Result<()> {
     fs::create_dir_all(home).with_context(|| format!("cannot make {}", home.display()))?;
     make()?;
     fs::write(&done, "").with_context(|| format!("cannot write {}", done.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+
+    #[test]
+    fn what_was_made_is_kept_and_half_of_it_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("a/b");
+
+        made(&home, || bail!("no network")).unwrap_err();
+        fs::write(home.join("half"), "").unwrap();
+        made(&home, || Ok(fs::write(home.join("whole"), "")?)).unwrap();
+        made(&home, || bail!("it is there already")).unwrap();
+
+        assert!(home.join("whole").exists() && !home.join("half").exists());
+    }
+
+    #[test]
+    fn another_source_has_another_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("requirements.txt");
+        let place = |text: &str| {
+            fs::write(&file, text).unwrap();
+            cache("python", &[&file]).unwrap()
+        };
+
+        assert_eq!(place("spiffe==1"), place("spiffe==1"));
+        assert_ne!(place("spiffe==1"), place("spiffe==2"));
+    }
 }

@@ -23,6 +23,7 @@ const HELP: &str = "cargo xtask <task>
   tidy               layer arrows, licences and bans, the parity ledger, house style
   parity             what is done of SPIRE's surface, from the committed tables
   descriptors OUT    write the FileDescriptorSet of all protos
+  clients            make the foreign clients of the conformance suites ready, and say where they are
   bless [CRATE]      rewrite golden files from what the product says now
 
 By hand, before a release:
@@ -54,6 +55,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         }
         "oracle" => oracle::run(rest)?,
         "soak" => test::soak(rest.first().map(String::as_str))?,
+        "clients" => clients::print(),
         "bless" => test::bless(rest.first().map(String::as_str))?,
         "fuzz" => test::fuzz(rest.first().map(String::as_str))?,
         "features" => test::features()?,
