@@ -280,17 +280,12 @@ impl Plane {
     /// # Panics
     /// If it is not within 30 s.
     pub fn await_healthy(&self, program: &str) {
-        let socket = if program == "server" { "{sock}" } else { "{asock}" };
         let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let (code, stdout, stderr) = self.run(program, &["healthcheck", "-socketPath", socket]);
-            if code == 0 {
-                return;
-            }
+        while let Err(why) = self.health(program) {
             assert!(
                 Instant::now() < deadline,
-                "{program} does not become healthy: {stdout}{stderr}\n{}",
-                fs::read_to_string(self.dir().join(format!("{program}.log"))).unwrap_or_default()
+                "{program} does not become healthy: {why}\n{}",
+                self.log(program)
             );
             pause();
         }
@@ -316,16 +311,43 @@ impl Plane {
         }
     }
 
+    /// Whether `program` says that it is healthy; otherwise what it says.
+    fn health(&self, program: &str) -> Result<(), String> {
+        let socket = if program == "server" { "{sock}" } else { "{asock}" };
+        let (code, stdout, stderr) = self.run(program, &["healthcheck", "-socketPath", socket]);
+        if code == 0 { Ok(()) } else { Err(format!("{stdout}{stderr}")) }
+    }
+
+    fn log(&self, program: &str) -> String {
+        fs::read_to_string(self.dir().join(format!("{program}.log"))).unwrap_or_default()
+    }
+
+    /// Starts `program` on its configuration and waits until it is healthy or has ended.
+    fn start_healthy(&self, program: &str) -> Running {
+        let config = format!("{{dir}}/{program}.conf");
+        let mut running = self.spawn(program, &["run", "-config", &config]);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while let Err(why) = self.health(program) {
+            let is_hopeless = Instant::now() > deadline || !running.is_running();
+            assert!(
+                !is_hopeless,
+                "{program} does not become healthy: {why}\n{:?}\n{}",
+                running.printed(),
+                self.log(program)
+            );
+            pause();
+        }
+        running
+    }
+
     /// Starts (or starts again) the server on its configuration and waits until it is healthy.
     pub fn start_server_again(&mut self) {
-        self.server = Some(self.spawn("server", &["run", "-config", "{dir}/server.conf"]));
-        self.await_healthy("server");
+        self.server = Some(self.start_healthy("server"));
     }
 
     /// Starts (or starts again) the agent on its configuration and waits until it is healthy.
     pub fn start_agent_again(&mut self) {
-        self.agent = Some(self.spawn("agent", &["run", "-config", "{dir}/agent.conf"]));
-        self.await_healthy("agent");
+        self.agent = Some(self.start_healthy("agent"));
     }
 
     /// Writes the server's configuration without starting it.
