@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 use serde_json::json;
 use tokio::runtime::Runtime;
+use tokio::sync::Barrier;
 
 use crate::plane::{Plane, PlaneConfig, Product};
 use crate::wire::{Caller, Messages};
 
 const CREATE: &str = "/spire.api.server.entry.v1.Entry/BatchCreateEntry";
+const COUNT: &str = "/spire.api.server.entry.v1.Entry/CountEntries";
 const LIST: &str = "/spire.api.server.entry.v1.Entry/ListEntries";
 const BUNDLE: &str = "/spire.api.server.bundle.v1.Bundle/GetBundle";
 
@@ -63,8 +65,8 @@ impl Kills {
         let mut acknowledged: BTreeSet<String> = BTreeSet::new();
         for round in 0..rounds {
             // Sooner and later into the storm, never the same.
-            let patience = Duration::from_millis(80 + (round * 97) % 400);
-            let written = runtime.block_on(self.storm(&mut plane, round, patience))?;
+            let enough = usize::try_from(32 + (round * 37) % 192).unwrap_or(usize::MAX);
+            let written = runtime.block_on(self.storm(&mut plane, round, enough))?;
             plane.server().ok_or("no server")?.wait(Duration::from_secs(30));
             plane.start_server_again();
             check_rows(&plane, &written).map_err(|why| format!("round {round}: {why}"))?;
@@ -81,15 +83,21 @@ impl Kills {
         Ok(acknowledged.len())
     }
 
-    /// Writes from all sides, kills after `patience`, and hands back what was acknowledged.
-    async fn storm(&self, plane: &mut Plane, round: u64, patience: Duration) -> Result<Vec<String>, String> {
-        let acknowledged = Arc::new(Mutex::new(Vec::new()));
+    /// Writes from all sides, kills once `enough` writes are acknowledged and more are under way, and
+    /// hands back what was acknowledged.
+    async fn storm(&self, plane: &mut Plane, round: u64, enough: usize) -> Result<Vec<String>, String> {
+        let acknowledged: Arc<Mutex<Vec<String>>> = Arc::default();
+        let connected = Arc::new(Barrier::new(WRITERS + 1));
         let mut writers = tokio::task::JoinSet::new();
         for writer in 0..WRITERS {
             let caller = Caller::local(&self.messages, plane.word("sock"));
             let acknowledged = Arc::clone(&acknowledged);
+            let connected = Arc::clone(&connected);
             let trust_domain = plane.word("td").to_owned();
             writers.spawn(async move {
+                let reached = caller.ask(COUNT, json!({})).await;
+                connected.wait().await;
+                reached?;
                 for number in 0.. {
                     let id = format!("r{round}-w{writer}-n{number}");
                     let entry = json!({
@@ -110,7 +118,14 @@ impl Kills {
                 Ok(())
             });
         }
-        tokio::time::sleep(patience).await;
+        connected.wait().await;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while acknowledged.lock().unwrap_or_else(PoisonError::into_inner).len() < enough {
+            if Instant::now() > deadline {
+                return Err(format!("{enough} writes are not acknowledged in 20 s"));
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         plane.server().ok_or("no server")?.signal("KILL");
         while let Some(ended) = writers.join_next().await {
             ended.map_err(|error| error.to_string())??;
