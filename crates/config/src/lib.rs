@@ -6,8 +6,10 @@
 mod agent;
 mod go;
 pub mod hcl;
+mod helper;
 mod load;
 mod note;
+mod oidc;
 pub mod plugins;
 mod raw;
 mod server;
@@ -18,8 +20,10 @@ pub use agent::{
     AgentConfig, AgentExperimental, Bootstrap, Broker, BrokerConfig, BundleFormat, JoinTokenText,
     Rebootstrap, SdsConfig, WorkloadRateLimits,
 };
+pub use helper::{FileModes, HelperConfig, JwtFile};
 pub use load::{AgentFlags, ServerFlags};
 pub use note::{ConfigError, Loaded, Note, NoteLevel, Unbuilt};
+pub use oidc::{OidcConfig, OidcListener, OidcSource};
 pub use server::{
     BundleEndpointConfig, CaConfig, EndpointProfile, FederatesWith, FederationConfig, PolicyConfig,
     PruneAgents, ServerConfig, ServerExperimental, ServerRateLimits,

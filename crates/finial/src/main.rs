@@ -24,6 +24,7 @@ const USAGE: &str = "Usage: finial <program> [<args>]
   server     the identity server, as spire-server
   agent      the node agent, as spire-agent
   dev        a throw-away trust domain in one process, to try things out
+  check      says whether a configuration file is good
 
 finial <program> -help lists a program's commands.
 ";
@@ -49,6 +50,7 @@ fn finial(args: &[String]) -> ExitCode {
         "server" => cli::run(&server("finial server", own_version()), rest),
         "agent" => cli::run(&agent("finial agent", own_version()), rest),
         "dev" => dev::run(rest),
+        "check" => cli::run(&check(), rest),
         "-h" | "-help" | "--help" => {
             eprint!("{USAGE}");
             ExitCode::SUCCESS
@@ -70,6 +72,10 @@ fn server(name: &'static str, version: String) -> Program {
 
 fn agent(name: &'static str, version: String) -> Program {
     Program { name, version, commands: cli::agent_commands() }
+}
+
+fn check() -> Program {
+    Program { name: "finial check", version: own_version(), commands: cli::check_commands() }
 }
 
 /// What scripts that parse SPIRE's version see, and what an agent tells its server.

@@ -489,10 +489,8 @@ fn check_broker(raw: &raw::Broker, workload_socket: Option<&Path>) -> Result<Bro
         None
     } else {
         let shown = quote(&raw.bind_address);
-        let refused = |why: String| format!("invalid experimental.broker.bind_address {shown}: {why}");
-        let (host, port) = url::host_and_port(&raw.bind_address).map_err(refused)?;
-        let port = port.parse().map_err(|_| refused(format!("lookup tcp/{port}: unknown port")))?;
-        Some(shared::resolve(host, port).map_err(refused)?)
+        let resolved = super::resolve_text(&raw.bind_address);
+        Some(resolved.map_err(|why| format!("invalid experimental.broker.bind_address {shown}: {why}"))?)
     };
     for (at, entry) in raw.brokers.iter().enumerate() {
         if entry.id.is_empty() {

@@ -9,6 +9,7 @@ mod plugins;
 mod server;
 mod shared;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -17,6 +18,7 @@ pub use self::agent::AgentFlags;
 pub use self::server::ServerFlags;
 use crate::go::{quote, system_text};
 use crate::hcl::{self, Body};
+use crate::url;
 
 /// A file that was read.
 struct File<T> {
@@ -61,6 +63,13 @@ fn absolute(path: &Path) -> PathBuf {
         }
     }
     clean
+}
+
+/// Resolves `host:port`; no host is all of them.
+pub(crate) fn resolve_text(text: &str) -> Result<SocketAddr, String> {
+    let (host, port) = url::host_and_port(text)?;
+    let port = port.parse().map_err(|_| format!("lookup tcp/{port}: unknown port"))?;
+    shared::resolve(host, port)
 }
 
 /// Takes `value` where nothing is set yet.

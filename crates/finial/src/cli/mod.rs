@@ -4,6 +4,7 @@
 //! name; `flags` reads its flags; the modules `server` and `agent` hold the commands themselves.
 
 mod agent;
+mod check;
 mod duration;
 pub(crate) mod flags;
 mod json;
@@ -14,6 +15,7 @@ mod server;
 mod tree;
 
 pub(crate) use agent::commands as agent_commands;
+pub(crate) use check::commands as check_commands;
 use config::{ConfigError, Unbuilt};
 use flags::{Flag, Flags};
 pub(crate) use server::commands as server_commands;

@@ -7,6 +7,8 @@ mod cli;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
+mod config;
+#[cfg(test)]
 mod dev;
 #[cfg(test)]
 mod documents;
