@@ -57,6 +57,10 @@ fn until_stopped<F>(program: impl FnOnce(Shutdown, Arc<dyn Clock>) -> F) -> Resu
 where
     F: Future<Output = Result<(), Reason>>,
 {
+    if let Some(change) = process::restrict_umask() {
+        let (from, to) = (change.from, change.to);
+        tracing::warn!("Current umask {from:04o} is too permissive; setting umask {to:04o}");
+    }
     process::raise_file_limit()?;
     process::forbid_core_dumps()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -69,20 +73,12 @@ where
 
 /// Starts the log of the program and writes what loading the configuration had to say.
 pub(crate) fn start_log(config: &LogConfig, notes: &[Note]) -> Result<Log, String> {
-    let umask = process::restrict_umask();
     let options = Options {
         level: Level::parse(&config.level).map_err(|error| format!("could not start logger: {error}"))?,
         format: Format::parse(&config.format).map_err(|error| format!("could not start logger: {error}"))?,
         output: config.file.clone().map_or(Output::Stdout, Output::File),
     };
     let log = Log::install(&options).map_err(|error| error.to_string())?;
-    if let Some(change) = umask {
-        tracing::warn!(
-            "Current umask {:04o} is too permissive; setting umask {:04o}",
-            change.from,
-            change.to
-        );
-    }
     notes.iter().for_each(write);
     Ok(log)
 }

@@ -147,8 +147,10 @@ impl Flags {
 
     /// The chosen output.
     pub(crate) fn output(&self) -> Output {
-        let chosen = if self.is_given("format") && !self.is_given("output") { "format" } else { "output" };
-        if self.text(chosen).eq_ignore_ascii_case("json") { Output::Json } else { Output::Pretty }
+        let mut given =
+            self.specs.iter().filter(|spec| spec.kind == Kind::Output && self.is_given(spec.name));
+        let is_json = given.any(|spec| self.text(spec.name).eq_ignore_ascii_case("json"));
+        if is_json { Output::Json } else { Output::Pretty }
     }
 
     fn take(&mut self, spec: Flag, value: String) -> Result<(), String> {
@@ -172,7 +174,8 @@ impl Flags {
                     return Err(refused(format!("bad formatter flag: unknown format option: {value:?}")));
                 }
                 let is_json = |text: &str| text.eq_ignore_ascii_case("json");
-                let before = ["output", "format"].iter().find_map(|name| self.given.get(name)?.last());
+                let outputs = self.specs.iter().filter(|spec| spec.kind == Kind::Output);
+                let before = outputs.filter_map(|spec| self.given.get(spec.name)?.last()).next();
                 if let Some(before) = before.filter(|before| is_json(before) != is_json(&value)) {
                     let before = if is_json(before) { "json" } else { "pretty" };
                     return Err(refused(format!("the output format has already been set to {before:?}")));

@@ -180,9 +180,8 @@ fn purge(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
     let limit = limit.format(form).map_err(|error| error.to_string())?.replace("+0000 UTC", "+0000 +00");
     with_server(flags, |dialed| async move {
         let filter = Filter { by_can_reattest: Some(true), by_expires_before: limit, ..Filter::default() };
-        let agents = list(&dialed, filter)
-            .await
-            .map_err(|status| dialed.error("failed to list attested agents: ", &status))?;
+        let agents =
+            list(&dialed, filter).await.map_err(|status| dialed.error("failed to list agents: ", &status))?;
         let mut purged = Vec::new();
         for agent in agents {
             let shown = print::id_text(agent.id.as_ref());

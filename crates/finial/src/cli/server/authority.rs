@@ -75,12 +75,11 @@ macro_rules! change {
 
 /// A command that shows the three states.
 macro_rules! show {
-    ($action:ident, $family:expr, $call:ident, $request:expr, $reply:literal) => {
+    ($action:ident, $family:expr, $prefix:literal, $call:ident, $request:expr, $reply:literal) => {
         fn $action(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
             with_server(flags, |dialed| async move {
-                let prefix = format!("could not get {} authorities: ", $family.name);
                 let reply = client!(LocalAuthorityClient<_>, dialed).$call($request).await;
-                let reply = reply.map_err(|status| dialed.error(&prefix, &status))?.into_inner();
+                let reply = reply.map_err(|status| dialed.error($prefix, &status))?.into_inner();
                 printer.out = match flags.output() {
                     Output::Json => json::line(&json::tree(
                         concat!("spire.api.server.localauthority.v1.", $reply),
@@ -101,6 +100,7 @@ macro_rules! show {
 show!(
     x509_show,
     X509,
+    "could not get X.509 authorities: ",
     get_x509_authority_state,
     api::GetX509AuthorityStateRequest {},
     "GetX509AuthorityStateResponse"
@@ -108,6 +108,8 @@ show!(
 show!(
     jwt_show,
     JWT,
+    // SPIRE's command has none.
+    "",
     get_jwt_authority_state,
     api::GetJwtAuthorityStateRequest {},
     "GetJWTAuthorityStateResponse"
