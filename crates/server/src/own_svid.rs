@@ -92,10 +92,13 @@ impl Renewal {
     /// # Errors
     /// None: what failed is tried again at the next tick.
     pub(crate) async fn run(self, token: CancellationToken) -> Result<(), RenewalError> {
+        let mut bundles = self.bundles.changed();
         loop {
             tokio::select! {
                 biased;
                 () = token.cancelled() => return Ok(()),
+                // An authority was tainted or revoked, maybe: clients will not believe it for long.
+                changed = bundles.changed() => if changed.is_err() { return Ok(()) },
                 () = self.clock.sleep(TICK) => {}
             }
             if let Err(error) = self.renew_if_due().await {
@@ -122,7 +125,7 @@ impl Renewal {
         Ok(())
     }
 
-    /// Whether the authority that signed it is compromised, and another one signs by now.
+    /// Whether the authority that signed it is compromised or gone, and another one signs by now.
     fn is_tainted(&self, svid: &OwnSvid) -> bool {
         let active = self.issuer.active();
         let signs_again = active
@@ -134,10 +137,12 @@ impl Renewal {
         }
         let bundles = self.bundles.load();
         let Some(known) = bundles.get(&self.trust_domain) else { return false };
-        known.bundle.x509_authorities.iter().filter(|authority| authority.tainted).any(|authority| {
-            Certificate::parse(&authority.der)
-                .is_ok_and(|certificate| certificate.subject_key_id() == Some(&svid.signed_by[..]))
-        })
+        let stands = known.bundle.x509_authorities.iter().any(|authority| {
+            !authority.tainted
+                && Certificate::parse(&authority.der)
+                    .is_ok_and(|certificate| certificate.subject_key_id() == Some(&svid.signed_by[..]))
+        });
+        !stands
     }
 }
 
