@@ -11,8 +11,8 @@ mod algorithm;
 mod claims;
 mod quote;
 
-use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::{DecodeError, Engine as _};
 use serde_json::{Map, Value};
 
 use crate::key::PublicKey;
@@ -171,23 +171,32 @@ impl<'a> Parts<'a> {
         if token.len() > MAX_TOKEN {
             return Err(JwtError::Malformed(format!("token is longer than {MAX_TOKEN} bytes")));
         }
-        let form = || JwtError::Malformed("compact JWS format must have three parts".to_owned());
+        let form =
+            || JwtError::Malformed("go-jose/go-jose: compact JWS format must have three parts".to_owned());
         let (signed, signature) = token.rsplit_once('.').ok_or_else(form)?;
         let (header, payload) = signed.split_once('.').ok_or_else(form)?;
         if payload.contains('.') {
             return Err(form());
         }
-        let decoded = |name: &str, text: &str| {
-            let why = |error| JwtError::Malformed(format!("{name} is not base64url: {error}"));
-            URL_SAFE_NO_PAD.decode(text).map_err(why)
-        };
         Ok(Self {
             signed,
-            header: decoded("header", header)?,
-            payload: decoded("payload", payload)?,
-            signature: decoded("signature", signature)?,
+            header: decoded(header)?,
+            payload: decoded(payload)?,
+            signature: decoded(signature)?,
         })
     }
+}
+
+/// One part. What is wrong with it is told as Go tells it: by the place of the first wrong byte.
+fn decoded(text: &str) -> Result<Vec<u8>, JwtError> {
+    URL_SAFE_NO_PAD.decode(text).map_err(|error| {
+        let at = match error {
+            DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol { offset: at, .. } => at,
+            // One character is left over: it stands for no whole byte.
+            DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => text.len().saturating_sub(1),
+        };
+        JwtError::Malformed(format!("illegal base64 data at input byte {at}"))
+    })
 }
 
 /// What of the header matters.
