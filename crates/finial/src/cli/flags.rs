@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Texts,
     /// A duration in Go's syntax.
     Duration,
+    /// The same; what is wrong with it is told in full.
+    Timeout,
     /// `pretty`, `prettyprint` or `json`.
     Output,
 }
@@ -167,6 +169,9 @@ impl Flags {
             Kind::Duration if parse_duration(&value).is_none() => {
                 return Err(format!("invalid value {value:?} for flag -{name}: parse error"));
             }
+            Kind::Timeout if parse_duration(&value).is_none() => {
+                return Err(format!("invalid value {value:?} for flag -{name}: {}", bad_duration(&value)));
+            }
             Kind::Output => {
                 let refused = |why: String| format!("invalid value {value:?} for flag -{name}: {why}");
                 let known = ["pretty", "prettyprint", "json"];
@@ -181,7 +186,7 @@ impl Flags {
                     return Err(refused(format!("the output format has already been set to {before:?}")));
                 }
             }
-            Kind::Bool | Kind::Text | Kind::Texts | Kind::Duration => {}
+            Kind::Bool | Kind::Text | Kind::Texts | Kind::Duration | Kind::Timeout => {}
         }
         self.given.entry(name).or_default().push(value);
         Ok(())
@@ -198,7 +203,7 @@ pub(crate) fn usage(command: &str, specs: &[Flag]) -> String {
             Kind::Bool => "",
             Kind::Int => " int",
             Kind::Text => " string",
-            Kind::Texts | Kind::Output => " value",
+            Kind::Texts | Kind::Output | Kind::Timeout => " value",
             Kind::Duration => " duration",
         };
         let default = match (spec.kind, spec.default) {
@@ -219,6 +224,27 @@ pub(crate) fn parse_bool(text: &str) -> Option<bool> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
         _ => None,
     }
+}
+
+/// What Go's `time.ParseDuration` says of a text that is none: the first number without a unit, or with
+/// one that is unknown, else the text.
+fn bad_duration(text: &str) -> String {
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
+    while let Some(unit_at) = rest.find(|c| !is_number(c)).filter(|at| *at > 0) {
+        let (number, behind) = rest.split_at(unit_at);
+        let (unit, behind) = behind.split_at(behind.find(is_number).unwrap_or(behind.len()));
+        if number.contains(|c: char| c.is_ascii_digit())
+            && !["ns", "us", "µs", "μs", "ms", "s", "m", "h"].contains(&unit)
+        {
+            return format!("time: unknown unit {unit:?} in duration {text:?}");
+        }
+        rest = behind;
+    }
+    if rest.contains(|c: char| c.is_ascii_digit()) && rest.chars().all(is_number) {
+        return format!("time: missing unit in duration {text:?}");
+    }
+    format!("time: invalid duration {text:?}")
 }
 
 /// Go's `strconv.ParseInt` with base 0.
@@ -246,6 +272,21 @@ fn parse_int(text: &str) -> Result<i64, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_duration_is_told_as_go_tells_it() {
+        let cases = [
+            ("soon", "time: invalid duration \"soon\""),
+            ("", "time: invalid duration \"\""),
+            ("5", "time: missing unit in duration \"5\""),
+            ("1h5", "time: missing unit in duration \"1h5\""),
+            ("5x", "time: unknown unit \"x\" in duration \"5x\""),
+            (".s", "time: invalid duration \".s\""),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(bad_duration(text), expected);
+        }
+    }
 
     const SPECS: [Flag; 5] = [
         flag("verbose", Kind::Bool, ""),

@@ -88,13 +88,29 @@ fn write_value(value: &Value, text: &mut String) {
             text.push(']');
         }
         Value::String(string) => text.push_str(&quoted(string)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => text.push_str(&value.to_string()),
+        Value::Number(number) => text.push_str(&number_text(number)),
+        Value::Null | Value::Bool(_) => text.push_str(&value.to_string()),
+    }
+}
+
+/// A number as Go's encoder writes it: a whole float without a fraction.
+fn number_text(number: &serde_json::Number) -> String {
+    match number.as_f64() {
+        Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 1e21 => format!("{float:.0}"),
+        _ => number.to_string(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_floats_have_no_fraction() {
+        let value = serde_json::json!([1795783629.0, 1.5, -2.0, 7, 1e21]);
+
+        assert_eq!(line(&value), "[1795783629,1.5,-2,7,1e+21]\n");
+    }
 
     #[test]
     fn keys_are_sorted_and_html_is_escaped() {

@@ -154,6 +154,11 @@ impl Dialed {
         rpc_error(status)
     }
 
+    /// Whether the call failed because there is no connection.
+    pub(crate) fn is_unreached(&self, status: &Status) -> bool {
+        io_cause(status).is_some()
+    }
+
     /// Like [`Self::failed`], as a failure with a prefix.
     pub(crate) fn error(&self, prefix: &str, status: &Status) -> Failure {
         Failure::Error(format!("{prefix}{}", self.failed(status)))

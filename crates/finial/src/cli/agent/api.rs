@@ -4,7 +4,7 @@ mod jwt;
 mod x509;
 
 use tonic::metadata::MetadataValue;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::public_flags;
 use crate::cli::flags::{Flag, Flags, Kind, Output, flag, flag_or};
@@ -20,7 +20,7 @@ pub(super) fn commands() -> Vec<Command> {
         on_flag_error: FlagError::Twice(""),
         action,
     };
-    let timeout = flag_or("timeout", Kind::Duration, "5s", "Time to wait for a response");
+    let timeout = flag_or("timeout", Kind::Timeout, "5s", "Time to wait for a response");
     let x509_flags = [
         flag("silent", Kind::Bool, "Suppress stdout"),
         flag(
@@ -69,8 +69,16 @@ fn request<T>(flags: &Flags, message: T) -> Request<T> {
     request
 }
 
+/// A failed call. That the command's own time limit ended it is told as SPIRE's commands tell it.
 fn failed(dialed: &Dialed, status: &Status) -> Failure {
-    Failure::Bare(dialed.failed(status))
+    Failure::Bare(text(dialed, status))
+}
+
+fn text(dialed: &Dialed, status: &Status) -> String {
+    if status.code() == Code::Cancelled && status.message() == "Timeout expired" {
+        return rpc::rpc_error(&Status::deadline_exceeded("context deadline exceeded"));
+    }
+    dialed.failed(status)
 }
 
 fn is_json(flags: &Flags) -> bool {

@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -62,7 +63,7 @@ fn mint_x509(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
         let svid = svid.ok_or("server response missing SVID")?;
         let reply = client!(BundleClient<_>, dialed).get_bundle(GetBundleRequest { output_mask: None }).await;
         let bundle = reply.map_err(|status| dialed.error("unable to get bundle: ", &status))?.into_inner();
-        if is_capped(ttl, svid.expires_at) {
+        if is_capped(flags, svid.expires_at) {
             printer.err.push_str(&capped("X509-SVID", svid.expires_at));
         }
         let roots: Vec<&[u8]> = bundle.x509_authorities.iter().map(|root| root.asn1.as_ref()).collect();
@@ -121,7 +122,7 @@ fn mint_jwt(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
         let reply = client!(SvidClient<_>, dialed).mint_jwtsvid(request).await;
         let reply = reply.map_err(|status| dialed.error("unable to mint SVID: ", &status))?.into_inner();
         let svid = reply.svid.as_ref().ok_or("server response missing SVID")?;
-        if is_capped(ttl, svid.expires_at) {
+        if is_capped(flags, svid.expires_at) {
             printer.err.push_str(&capped("JWT-SVID", svid.expires_at));
         }
         let path = flags.text("write");
@@ -155,9 +156,11 @@ fn seconds(flags: &Flags) -> Result<i32, String> {
         .map_err(|_| format!("invalid value for TTL: overflow converting int({seconds}) to int32"))
 }
 
-/// Whether the server gave less than was asked for.
-fn is_capped(ttl: i32, expires_at: i64) -> bool {
-    ttl > 0 && expires_at < now().saturating_add(i64::from(ttl))
+/// Whether the server gave less than was asked for. Also a fraction of a second is less, as for SPIRE's
+/// command: what was asked for counts from now, and what was given from the second before.
+fn is_capped(flags: &Flags, expires_at: i64) -> bool {
+    let left = spiffe::UnixSecs(expires_at).to_system_time().duration_since(now()).unwrap_or_default();
+    left < flags.duration("ttl")
 }
 
 fn capped(what: &str, expires_at: i64) -> String {
@@ -180,6 +183,6 @@ fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), String> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a command looks at the clock once")]
-fn now() -> i64 {
-    spiffe::UnixSecs::from(std::time::SystemTime::now()).0
+fn now() -> SystemTime {
+    SystemTime::now()
 }

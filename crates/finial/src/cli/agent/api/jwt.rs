@@ -5,19 +5,24 @@ use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::workload::{JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, ValidateJwtsvidRequest};
 use tonic::Code;
 
-use super::{dial, failed, is_json, request};
+use super::{dial, failed, is_json, request, text};
 use crate::cli::flags::Flags;
 use crate::cli::rpc::{self, client};
 use crate::cli::{Failure, Printer, json};
 
 pub(super) fn fetch(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
-    let dialed = dial_checked(flags)?;
+    let dialed = dial_checked(flags, flags.is_given("audience"))?;
     let audience: Vec<String> = flags.text("audience").split(',').map(str::to_owned).collect();
     rpc::block_on(async {
         let dialed = dialed()?;
         let mut client = client!(SpiffeWorkloadApiClient<_>, dialed);
         let bundles = client.fetch_jwt_bundles(request(flags, JwtBundlesRequest {})).await;
-        let bundles = bundles.map_err(|status| failed(&dialed, &status))?.into_inner().message().await;
+        let bundles = bundles.map_err(|status| {
+            // The words before it stand there only if the call did not even begin.
+            let before = if dialed.is_unreached(&status) { "failed to receive JWT bundles: " } else { "" };
+            Failure::Bare(format!("{before}{}", text(&dialed, &status)))
+        })?;
+        let bundles = bundles.into_inner().message().await;
         let bundles: JwtBundlesResponse =
             bundles.map_err(|status| failed(&dialed, &status))?.unwrap_or_default();
         let wanted = JwtsvidRequest { audience, spiffe_id: flags.text("spiffeID").to_owned() };
@@ -45,16 +50,19 @@ pub(super) fn fetch(flags: &Flags, printer: &mut Printer) -> Result<(), Failure>
 }
 
 /// Checks the flags in the order SPIRE does: the socket before the audience.
-fn dial_checked(flags: &Flags) -> Result<impl FnOnce() -> Result<rpc::Dialed, Failure> + '_, Failure> {
+fn dial_checked(
+    flags: &Flags,
+    has_audience: bool,
+) -> Result<impl FnOnce() -> Result<rpc::Dialed, Failure> + '_, Failure> {
     rpc::agent_socket(flags).map_err(Failure::Bare)?;
-    if flags.text("audience").is_empty() {
+    if !has_audience {
         return Err(Failure::Bare("audience must be specified".to_owned()));
     }
     Ok(|| dial(flags))
 }
 
 pub(super) fn validate(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
-    let dialed = dial_checked(flags)?;
+    let dialed = dial_checked(flags, !flags.text("audience").is_empty())?;
     if flags.text("svid").is_empty() {
         return Err(Failure::Bare("svid must be specified".to_owned()));
     }
@@ -70,7 +78,7 @@ pub(super) fn validate(flags: &Flags, printer: &mut Printer) -> Result<(), Failu
             Failure::Bare(if status.code() == Code::InvalidArgument {
                 format!("SVID is not valid: {}", status.message())
             } else {
-                format!("unable to validate JWT SVID: {}", dialed.failed(&status))
+                format!("unable to validate JWT SVID: {}", text(&dialed, &status))
             })
         })?;
         let reply = reply.into_inner();
