@@ -1,10 +1,9 @@
 //! What one answer of the Workload API costs the agent: CPU of the thread that serves, over a real
 //! socket, with the `unix` attestor. The client runs on another thread and is not counted.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark may fail loudly")]
+#![expect(clippy::unwrap_used, reason = "a benchmark may fail loudly")]
 
 extern crate finial_agent as agent;
 
-#[expect(dead_code, reason = "tests use more of it")]
 #[path = "../tests/it/authority.rs"]
 mod authority;
 #[path = "../tests/it/config.rs"]
@@ -46,7 +45,7 @@ impl Served {
         thread::spawn(move || {
             runtime().block_on(async {
                 let name = fs::read_link("/proc/thread-self").unwrap();
-                let unix = &plugins::tables::AGENT.workload_attestors[0];
+                let unix = plugins::tables::AGENT.workload_attestors.first().unwrap();
                 let config = PluginConfig {
                     name: unix.name.to_owned(),
                     trust_domain: TrustDomain::parse("example.org").unwrap(),

@@ -29,8 +29,11 @@ pub(super) struct DebugApi {
 }
 
 impl DebugApi {
+    /// The first answer is made now.
     pub(super) fn new(context: Arc<Context>) -> Self {
-        Self { context, last: Mutex::default() }
+        let api = Self { context, last: Mutex::default() };
+        api.info();
+        api
     }
 
     /// Answers `GetInfo`.

@@ -262,19 +262,13 @@ impl Request {
 }
 
 impl JwtSvidError {
-    /// Whether asking once more may help. What the transport says of itself may always pass.
+    /// Whether asking once more may help. What the transport says of itself may always pass; what the
+    /// server decided will not be decided otherwise a second later, and who waits should know.
     fn may_pass(&self) -> bool {
         match self {
             Self::Call(status) => {
                 std::error::Error::source(&**status).is_some()
-                    || !matches!(
-                        status.code(),
-                        Code::Unknown
-                            | Code::Cancelled
-                            | Code::DeadlineExceeded
-                            | Code::InvalidArgument
-                            | Code::Unimplemented
-                    )
+                    || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted | Code::Aborted)
             }
             Self::Dial(_) | Self::Timeout | Self::Incomplete(_) | Self::BadId(_) | Self::OtherId { .. } => {
                 false

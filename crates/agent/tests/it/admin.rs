@@ -50,6 +50,7 @@ async fn debug_shows_the_chain_also_when_its_authority_is_gone() {
     let mut bundle = world.own.bundle();
     bundle.x509_authorities.clear();
     world.sync_with(&[], bundle, &[]).await;
+    world.clock.advance(Duration::from_secs(5));
 
     let info = DebugClient::new(world.admin()).get_info(GetInfoRequest {}).await.unwrap().into_inner();
 

@@ -57,13 +57,19 @@ async fn a_token_is_made_once_whatever_the_order_of_its_audience() {
 async fn what_the_server_says_is_passed_on() {
     let world = World::start().await;
     world.sync(&[own_entry("a", "/a")], &[]).await;
-    world.signer.refuse(Status::invalid_argument("no such audience"));
 
-    let refused = refusal(world.client().jwt_svids(&audience(&["x"]), None).await);
+    for (status, code) in [
+        (Status::invalid_argument("no such audience"), "InvalidArgument"),
+        (Status::internal("no such audience"), "Internal"),
+    ] {
+        world.signer.refuse(status);
+        let refused = refusal(world.client().jwt_svids(&audience(&["x"]), None).await);
 
-    let text = "could not fetch JWT-SVID: failed to fetch JWT SVID: \
-                rpc error: code = InvalidArgument desc = no such audience";
-    assert_eq!(refused, (Code::Unavailable, text.to_owned()));
+        let text = format!(
+            "could not fetch JWT-SVID: failed to fetch JWT SVID: rpc error: code = {code} desc = no such audience"
+        );
+        assert_eq!(refused, (Code::Unavailable, text));
+    }
 }
 
 #[tokio::test]
