@@ -187,4 +187,4 @@ const PUBLIC: UnixOptions =
 
 /// Who may open the socket may do what it offers.
 const ADMIN: UnixOptions =
-    UnixOptions { directory_mode: 0o755, socket_mode: 0o770, callers: Callers::Required };
+    UnixOptions { directory_mode: 0o750, socket_mode: 0o770, callers: Callers::Required };

@@ -58,7 +58,7 @@ impl UnixListener {
     pub fn bind(path: &Path, options: UnixOptions) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Socket { path: path.to_owned(), source };
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            DirBuilder::new().recursive(true).mode(options.directory_mode).create(folder).map_err(failed)?;
+            make_folders(folder, options.directory_mode).map_err(failed)?;
         }
         remove_stale(path)?;
         let socket = tokio::net::UnixListener::bind(path).map_err(|source| {
@@ -114,6 +114,22 @@ impl Arrival {
     }
 }
 
+/// Makes the folders that are missing, with exactly this mode: the umask would take away from it what
+/// callers who run as somebody else need.
+fn make_folders(folder: &Path, mode: u32) -> io::Result<()> {
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
+    for path in missing.into_iter().rev() {
+        match DirBuilder::new().mode(mode).create(path) {
+            Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode))?,
+            // Somebody was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
     let failed = |source| ListenError::Socket { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
@@ -131,5 +147,24 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_get_their_mode_whatever_the_umask() {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = directory.path().join("a/b");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let before = mode(directory.path());
+
+        make_folders(&folder, 0o777).unwrap();
+        make_folders(&folder, 0o700).unwrap();
+
+        assert_eq!((mode(&folder), mode(folder.parent().unwrap())), (0o777, 0o777));
+        assert_eq!(mode(directory.path()), before);
     }
 }

@@ -65,13 +65,10 @@ scenarios! {
     cli_run_server: "core/run-server",
     cli_sockets: "core/sockets",
     cli_token: "core/token",
-    cli_agent_api: "agent/api",
     cli_agent_config: "agent/config-agent",
     cli_agent_config_flags: "agent/config-agent-flags",
-    cli_agent_debug: "agent/debug",
     cli_agent_healthcheck: "agent/healthcheck",
     cli_agent_instance: "agent/instance",
-    cli_agent_logger: "agent/logger",
     cli_agent_more: "agent/more",
     cli_agent_more_admin: "agent/more-admin",
     cli_agent_run: "agent/run",
@@ -88,4 +85,19 @@ scenarios! {
     cli_server_upstreamauthority: "server/upstreamauthority",
     cli_server_wit: "server/wit",
     cli_server_wit_off: "server/wit-off",
+}
+
+#[test]
+fn cli_agent_api() {
+    check("agent/api");
+}
+
+#[test]
+fn cli_agent_debug() {
+    check("agent/debug");
+}
+
+#[test]
+fn cli_agent_logger() {
+    check("agent/logger");
 }
