@@ -77,6 +77,7 @@ pub(crate) fn start_log(config: &LogConfig, notes: &[Note]) -> Result<Log, Strin
         level: Level::parse(&config.level).map_err(|error| format!("could not start logger: {error}"))?,
         format: Format::parse(&config.format).map_err(|error| format!("could not start logger: {error}"))?,
         output: config.file.clone().map_or(Output::Stdout, Output::File),
+        source_location: config.source_location,
     };
     let log = Log::install(&options).map_err(|error| error.to_string())?;
     notes.iter().for_each(write);

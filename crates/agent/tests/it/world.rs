@@ -89,6 +89,7 @@ impl World {
             level: Level::Debug,
             format: Format::Default,
             output: Output::File(directory.path().join("log")),
+            source_location: false,
         };
         let (_subscriber, log) = Log::new(&options).unwrap();
         let context = Arc::new(Context {

@@ -100,6 +100,7 @@ impl Plane {
             level: Level::Info,
             format: Format::Text,
             output: Output::File(paths.log.clone()),
+            source_location: false,
         })?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let user = User::calling();

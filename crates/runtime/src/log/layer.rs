@@ -12,6 +12,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
+use super::Options;
 use super::format::{Format, Line, Value};
 use super::level::{Level, LogLevel};
 use super::output::Sink;
@@ -21,11 +22,12 @@ pub(super) struct Logrus {
     level: LogLevel,
     format: Format,
     sink: Arc<Sink>,
+    source_location: bool,
 }
 
 impl Logrus {
-    pub(super) const fn new(level: LogLevel, format: Format, sink: Arc<Sink>) -> Self {
-        Self { level, format, sink }
+    pub(super) const fn new(level: LogLevel, options: &Options, sink: Arc<Sink>) -> Self {
+        Self { level, format: options.format, sink, source_location: options.source_location }
     }
 
     /// Spans are followed at any level: their fields belong to graver events inside them.
@@ -66,6 +68,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Logrus {
             }
         }
         event.record(&mut fields);
+        if self.source_location {
+            fields.add_source(event.metadata());
+        }
         let line = Line {
             time: SystemClock.now(),
             level: Level::from(*event.metadata().level()),
@@ -83,6 +88,15 @@ struct Fields {
 }
 
 impl Fields {
+    /// Where in the program the event comes from, by the names that logrus has for it.
+    fn add_source(&mut self, metadata: &Metadata<'_>) {
+        let path = metadata.file().unwrap_or_default();
+        let file = path.rsplit('/').next().unwrap_or_default();
+        let line = metadata.line().unwrap_or_default();
+        self.values.insert("file", Value::Text(format!("{file}:{line}")));
+        self.values.insert("func", Value::Text(metadata.target().to_owned()));
+    }
+
     fn put(&mut self, field: &Field, value: Value) {
         let name = field.name();
         let name = name.strip_prefix("r#").unwrap_or(name);

@@ -31,12 +31,14 @@ pub struct Options {
     pub format: Format,
     /// Where lines go.
     pub output: Output,
+    /// Lines say where in the program they come from.
+    pub source_location: bool,
 }
 
 impl Default for Options {
     /// As SPIRE logs when it is told nothing.
     fn default() -> Self {
-        Self { level: Level::Info, format: Format::Default, output: Output::Stdout }
+        Self { level: Level::Info, format: Format::Default, output: Output::Stdout, source_location: false }
     }
 }
 
@@ -96,7 +98,7 @@ impl Log {
             Output::Stdout | Output::Stderr => LogError::Open { path: "output".into(), source },
         })?;
         let log = Self { level: LogLevel::new(options.level), sink: Arc::new(sink) };
-        let layer = layer::Logrus::new(log.level.clone(), options.format, Arc::clone(&log.sink));
+        let layer = layer::Logrus::new(log.level.clone(), options, Arc::clone(&log.sink));
         Ok((tracing_subscriber::registry().with(layer), log))
     }
 
@@ -256,8 +258,22 @@ mod tests {
         (text.lines().map(str::to_owned).collect(), log)
     }
 
+    #[test]
+    fn lines_say_where_they_come_from_when_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let options = Options { source_location: true, ..to_file(&path, Format::Json, Level::Info) };
+        let (subscriber, _log) = Log::new(&options).unwrap();
+
+        tracing::subscriber::with_default(subscriber, || info!("here"));
+
+        let line = std::fs::read_to_string(&path).unwrap();
+        assert!(line.contains("\"file\":\"mod.rs:"), "{line}");
+        assert!(line.contains("\"func\":\"finial_runtime::log"), "{line}");
+    }
+
     fn to_file(path: &Path, format: Format, level: Level) -> Options {
-        Options { level, format, output: Output::File(path.to_owned()) }
+        Options { level, format, output: Output::File(path.to_owned()), source_location: false }
     }
 
     fn times_out(lines: &[String]) -> Vec<String> {
