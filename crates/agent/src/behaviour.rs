@@ -625,6 +625,36 @@ async fn the_agents_svid_is_renewed_at_half_its_life_with_keys_in_turn() {
 }
 
 #[tokio::test]
+async fn an_agent_outlives_its_own_svid_and_attests_anew_when_the_server_is_back() {
+    let server = StandIn::start().await;
+    server.behaviour().reattestable = true;
+    server.behaviour().entries = vec![wire("a", &["uid:1"])];
+    server.behaviour().svid_life = 100_000;
+    let (running, clock) = manual(server).await;
+    let before = running.until_signed(1).await;
+
+    running.server.behaviour().is_away = true;
+    clock.advance(Duration::from_secs(3700));
+    assert!(UnixSecs::from(clock.now()) > before.agent.expires_at());
+    let tried = running.server.calls("AttestAgent");
+    tokio::select! {
+        () = called(&running.server, "AttestAgent", tried + 2) => {}
+        () = moving(&clock) => unreachable!(),
+    }
+    let mut subscription = running.context.subscriptions.join(set(&["uid:1"]));
+    assert_eq!(paths(&subscription.current()), ["/a"]);
+
+    // The server's clock did not move.
+    running.server.behaviour().agent_life = 100_000;
+    running.server.behaviour().is_away = false;
+    tokio::select! {
+        _ = running.until(|state| state.agent.chain != before.agent.chain) => {}
+        () = moving(&clock) => unreachable!(),
+    }
+    assert_eq!(running.server.calls("RenewAgent"), 0);
+}
+
+#[tokio::test]
 async fn an_svid_that_cannot_be_stored_is_not_used() {
     let (running, clock) = manual(StandIn::start().await).await;
     let first = running.context.state.load();
