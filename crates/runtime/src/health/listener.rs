@@ -52,7 +52,9 @@ impl HealthListener {
     /// The name is unknown, or what the system says: mostly that the port is in use.
     pub async fn bind(host: &str, port: u16, paths: HealthPaths) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Host { host: host.to_owned(), port, source };
-        let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(failed)?.collect();
+        // An address of IPv6 may be written as in a URL.
+        let name = host.trim_matches(['[', ']']);
+        let found: Vec<SocketAddr> = tokio::net::lookup_host((name, port)).await.map_err(failed)?.collect();
         // Where a name has addresses of both kinds, Go binds that of IPv4.
         let address = found.iter().find(|address| address.is_ipv4()).or_else(|| found.first());
         let address = *address.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;

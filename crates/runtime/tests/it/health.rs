@@ -59,7 +59,7 @@ async fn reports_are_given_as_spire_gives_them() {
 
 #[tokio::test]
 async fn a_slow_client_is_closed_and_holds_up_nobody() {
-    let listener = HealthListener::bind("127.0.0.1", 0, paths()).await.unwrap();
+    let listener = HealthListener::bind("[127.0.0.1]", 0, paths()).await.unwrap();
     let listener = listener.with_header_timeout(Duration::from_millis(50));
     let address = listener.address();
     let stop = CancellationToken::new();
