@@ -97,6 +97,8 @@ async fn rust_spiffe() {
     ids.sort();
     assert_eq!(ids, [&first, &second]);
     assert!(!context.bundle_set().get(&domain).unwrap().authorities().is_empty());
+    let bundles = client.fetch_x509_bundles().await.unwrap();
+    assert_eq!(bundles.get(&domain), context.bundle_set().get(&domain));
 
     let source = X509Source::builder().endpoint(&address).build().await.unwrap();
     let svid: std::sync::Arc<X509Svid> = source.svid().unwrap();
