@@ -38,53 +38,204 @@ fn check(name: &str) {
     assert!(verdict.failed.len() <= limits[1], "{} steps fail, {} may", verdict.failed.len(), limits[1]);
 }
 
-macro_rules! scenarios {
-    ($($test:ident: $file:literal,)*) => {
-        $(#[test] fn $test() { check($file); })*
-    };
+#[test]
+fn cli_agents() {
+    check("core/agents");
 }
 
-scenarios! {
-    cli_agents: "core/agents",
-    cli_api_fetch: "core/api-fetch",
-    cli_bundle: "core/bundle",
-    cli_config_flags: "core/config-flags",
-    cli_config_hcl: "core/config-hcl",
-    cli_config_server: "core/config-server",
-    cli_config_server_plugins: "core/config-server-plugins",
-    cli_entry_create: "core/entry-create",
-    cli_entry_data: "core/entry-data",
-    cli_entry_show: "core/entry-show",
-    cli_entry_update_delete: "core/entry-update-delete",
-    cli_global: "core/global",
-    cli_instance: "core/instance",
-    cli_mint: "core/mint",
-    cli_mint_nojwt: "core/mint-nojwt",
-    cli_mint_settings: "core/mint-settings",
-    cli_more: "core/more",
-    cli_run_server: "core/run-server",
-    cli_sockets: "core/sockets",
-    cli_token: "core/token",
-    cli_agent_config: "agent/config-agent",
-    cli_agent_config_flags: "agent/config-agent-flags",
-    cli_agent_healthcheck: "agent/healthcheck",
-    cli_agent_instance: "agent/instance",
-    cli_agent_more: "agent/more",
-    cli_agent_more_admin: "agent/more-admin",
-    cli_agent_run: "agent/run",
-    cli_server_agents_admin: "server/agents-admin",
-    cli_server_bundle_set_delete: "server/bundle-set-delete",
-    cli_server_federation: "server/federation",
-    cli_server_federation_refresh: "server/federation-refresh",
-    cli_server_instance: "server/instance",
-    cli_server_localauthority_jwt: "server/localauthority-jwt",
-    cli_server_localauthority_x509: "server/localauthority-x509",
-    cli_server_logger: "server/logger",
-    cli_server_more: "server/more",
-    cli_server_upstream_none: "server/upstream-none",
-    cli_server_upstreamauthority: "server/upstreamauthority",
-    cli_server_wit: "server/wit",
-    cli_server_wit_off: "server/wit-off",
+#[test]
+fn cli_api_fetch() {
+    check("core/api-fetch");
+}
+
+#[test]
+fn cli_bundle() {
+    check("core/bundle");
+}
+
+#[test]
+fn cli_config_flags() {
+    check("core/config-flags");
+}
+
+#[test]
+fn cli_config_hcl() {
+    check("core/config-hcl");
+}
+
+#[test]
+fn cli_config_server() {
+    check("core/config-server");
+}
+
+#[test]
+fn cli_config_server_plugins() {
+    check("core/config-server-plugins");
+}
+
+#[test]
+fn cli_entry_create() {
+    check("core/entry-create");
+}
+
+#[test]
+fn cli_entry_data() {
+    check("core/entry-data");
+}
+
+#[test]
+fn cli_entry_show() {
+    check("core/entry-show");
+}
+
+#[test]
+fn cli_entry_update_delete() {
+    check("core/entry-update-delete");
+}
+
+#[test]
+fn cli_global() {
+    check("core/global");
+}
+
+#[test]
+fn cli_instance() {
+    check("core/instance");
+}
+
+#[test]
+fn cli_mint() {
+    check("core/mint");
+}
+
+#[test]
+fn cli_mint_nojwt() {
+    check("core/mint-nojwt");
+}
+
+#[test]
+fn cli_mint_settings() {
+    check("core/mint-settings");
+}
+
+#[test]
+fn cli_more() {
+    check("core/more");
+}
+
+#[test]
+fn cli_run_server() {
+    check("core/run-server");
+}
+
+#[test]
+fn cli_sockets() {
+    check("core/sockets");
+}
+
+#[test]
+fn cli_token() {
+    check("core/token");
+}
+
+#[test]
+fn cli_agent_config() {
+    check("agent/config-agent");
+}
+
+#[test]
+fn cli_agent_config_flags() {
+    check("agent/config-agent-flags");
+}
+
+#[test]
+fn cli_agent_healthcheck() {
+    check("agent/healthcheck");
+}
+
+#[test]
+fn cli_agent_instance() {
+    check("agent/instance");
+}
+
+#[test]
+fn cli_agent_more() {
+    check("agent/more");
+}
+
+#[test]
+fn cli_agent_more_admin() {
+    check("agent/more-admin");
+}
+
+#[test]
+fn cli_agent_run() {
+    check("agent/run");
+}
+
+#[test]
+fn cli_server_agents_admin() {
+    check("server/agents-admin");
+}
+
+#[test]
+fn cli_server_bundle_set_delete() {
+    check("server/bundle-set-delete");
+}
+
+#[test]
+fn cli_server_federation() {
+    check("server/federation");
+}
+
+#[test]
+fn cli_server_federation_refresh() {
+    check("server/federation-refresh");
+}
+
+#[test]
+fn cli_server_instance() {
+    check("server/instance");
+}
+
+#[test]
+fn cli_server_localauthority_jwt() {
+    check("server/localauthority-jwt");
+}
+
+#[test]
+fn cli_server_localauthority_x509() {
+    check("server/localauthority-x509");
+}
+
+#[test]
+fn cli_server_logger() {
+    check("server/logger");
+}
+
+#[test]
+fn cli_server_more() {
+    check("server/more");
+}
+
+#[test]
+fn cli_server_upstream_none() {
+    check("server/upstream-none");
+}
+
+#[test]
+fn cli_server_upstreamauthority() {
+    check("server/upstreamauthority");
+}
+
+#[test]
+fn cli_server_wit() {
+    check("server/wit");
+}
+
+#[test]
+fn cli_server_wit_off() {
+    check("server/wit-off");
 }
 
 #[test]
