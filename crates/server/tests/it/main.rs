@@ -7,6 +7,7 @@ extern crate finial_server as server;
 mod agents;
 mod bundles;
 mod callers;
+mod downstream;
 mod entries;
 mod signing;
 mod start;
