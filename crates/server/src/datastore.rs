@@ -38,7 +38,7 @@ pub enum DatastoreError {
     #[error("failed to configure plugin \"sql\": rpc error: code = InvalidArgument desc = {0}")]
     Settings(String),
     /// The database cannot be opened.
-    #[error("failed to configure plugin \"sql\": {0}")]
+    #[error("failed to configure plugin \"sql\"")]
     Open(#[from] StoreError),
     /// Opening it panicked.
     #[error("failed to configure plugin \"sql\": opening the database did not come to its end")]

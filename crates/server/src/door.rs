@@ -1,8 +1,5 @@
 //! The door that every call comes through: it finds the method, judges the caller, and hands the call
 //! to its service.
-//!
-//! Errors of the gRPC library are told in the words of the one that SPIRE uses, as clients and scripts
-//! know those.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -64,7 +61,24 @@ impl Door {
         let deadline = listen::deadline(request.headers())
             .and_then(|patience| self.context.clock.instant().checked_add(patience));
         request.extensions_mut().insert(Caller { peer, role, rule, deadline });
-        in_known_words(self.services.answer(request).await)
+        let answer = in_known_words(self.services.answer(request).await);
+        if let Some(status) = Status::from_header_map(answer.headers()) {
+            show(rule.method, &status);
+        }
+        answer
+    }
+}
+
+/// Logs a call that failed at once; a fault of the server is the operator's business.
+fn show(method: &str, status: &Status) {
+    if status.code() == Code::Ok {
+        return;
+    }
+    let (code, text) = (tracing::field::debug(status.code()), status.message());
+    if matches!(status.code(), Code::Internal | Code::Unknown | Code::DataLoss) {
+        tracing::error!(subsystem_name = "api", method, code, error = text, "Call failed");
+    } else {
+        tracing::debug!(subsystem_name = "api", method, code, error = text, "Call refused");
     }
 }
 
@@ -87,43 +101,12 @@ fn unimplemented(text: String) -> Response<Body> {
     Status::unimplemented(text).into_http()
 }
 
-/// An answer that is nothing but an error of the library, in the words of SPIRE's.
+/// The answer to a unary call without a message, as clients of SPIRE know it.
 fn in_known_words(response: Response<Body>) -> Response<Body> {
-    let Some(status) = Status::from_header_map(response.headers()) else { return response };
-    known_words(&status).map_or(response, Status::into_http)
-}
-
-fn known_words(status: &Status) -> Option<Status> {
-    if status.code() == Code::Internal && status.message() == "Missing request message." {
-        return Some(Status::unknown("EOF"));
+    let is_empty_call =
+        |status: &Status| status.code() == Code::Internal && status.message() == "Missing request message.";
+    if Status::from_header_map(response.headers()).as_ref().is_some_and(is_empty_call) {
+        return Status::unknown("EOF").into_http();
     }
-    if status.code() != Code::OutOfRange {
-        return None;
-    }
-    let (found, limit) = status.message().strip_prefix(TOO_LARGE)?.split_once(TOO_LARGE_LIMIT)?;
-    let limit = limit.strip_suffix(" bytes")?;
-    let text = format!("grpc: received message larger than max ({found} vs. {limit})");
-    Some(Status::resource_exhausted(text))
-}
-
-const TOO_LARGE: &str = "Error, decoded message length too large: found ";
-const TOO_LARGE_LIMIT: &str = " bytes, the limit is: ";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_of_the_library_are_told_in_the_words_of_spires() {
-        let told = |status: &Status| known_words(status).map(|status| status.message().to_owned());
-
-        assert_eq!(told(&Status::internal("Missing request message.")).as_deref(), Some("EOF"));
-        let large = "Error, decoded message length too large: found 5000000 bytes, \
-                     the limit is: 4194304 bytes";
-        assert_eq!(
-            told(&Status::out_of_range(large)).as_deref(),
-            Some("grpc: received message larger than max (5000000 vs. 4194304)")
-        );
-        assert_eq!(told(&Status::internal("failed to list agents")), None);
-    }
+    response
 }

@@ -23,6 +23,7 @@ mod own_svid;
 mod prune;
 mod start;
 mod tls;
+mod wellbeing;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -102,6 +103,7 @@ impl Server {
         tasks.spawn("keeper", keeper.run(drained.clone()));
         tasks.spawn("CA rotation", driver.run(commands, shutdown.token().clone()));
         tasks.spawn("SVID rotation", renewal.run(shutdown.token().clone()));
+        tasks.spawn("health checks", wellbeing::watch(Arc::clone(&context), shutdown.token().clone()));
         prune::spawn(&mut tasks, &context);
         if context.config.log.file.is_some() {
             let log = context.log.clone();

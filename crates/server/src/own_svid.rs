@@ -45,16 +45,16 @@ pub(crate) struct Renewal {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RenewalError {
     /// No key was made.
-    #[error("cannot make key: {0}")]
+    #[error("cannot make key")]
     Key(#[from] KeyError),
     /// Nor was the making finished.
-    #[error("cannot make key: {0}")]
+    #[error("cannot make key")]
     Interrupted(#[from] Interrupted),
     /// The CA did not sign.
-    #[error("cannot sign server SVID: {0}")]
+    #[error("cannot sign server SVID")]
     Issue(#[from] IssueError),
     /// TLS cannot use it.
-    #[error("cannot present server SVID: {0}")]
+    #[error("cannot present server SVID")]
     Tls(#[from] rustls::Error),
 }
 
@@ -102,7 +102,11 @@ impl Renewal {
                 () = self.clock.sleep(TICK) => {}
             }
             if let Err(error) = self.renew_if_due().await {
-                tracing::error!(subsystem_name = "svid_rotator", %error, "Could not rotate server SVID");
+                tracing::error!(
+                    subsystem_name = "svid_rotator",
+                    error = runtime::chain(&error),
+                    "Could not rotate server SVID"
+                );
             }
         }
     }

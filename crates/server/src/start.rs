@@ -33,7 +33,7 @@ use crate::limits::Limits;
 use crate::own_svid::{Renewal, RenewalError};
 use crate::tls;
 
-/// Why the server does not start: one line for the operator.
+/// Why the server does not start; with its causes one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A key of the configuration asks for what is not built.
@@ -43,7 +43,7 @@ pub enum StartError {
         key: &'static str,
     },
     /// The data folder cannot be made.
-    #[error("cannot create data directory {}: {source}", path.display())]
+    #[error("cannot create data directory {}", path.display())]
     DataDirectory {
         /// Its path.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum StartError {
     #[error(transparent)]
     Plugins(#[from] CatalogError),
     /// The datastore cannot be read.
-    #[error("cannot load entries, agents and bundles: {0}")]
+    #[error("cannot load entries, agents and bundles")]
     Load(#[source] StoreError),
     /// The database belongs to another trust domain.
     #[error(
@@ -73,7 +73,7 @@ pub enum StartError {
         configured: TrustDomain,
     },
     /// The trust domain cannot have a server.
-    #[error("trust domain is unusable: {0}")]
+    #[error("trust domain is unusable")]
     TrustDomain(#[from] IdError),
     /// There are no authorities.
     #[error("cannot start certificate authority: {0}")]
@@ -82,10 +82,10 @@ pub enum StartError {
     #[error("cannot make server SVID: {0}")]
     OwnSvid(String),
     /// TLS cannot be set up.
-    #[error("cannot set up TLS: {0}")]
+    #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
-    /// The networks whose proxies are believed cannot be read.
-    #[error("cannot read proxy_protocol_trusted_cidrs: {0}")]
+    /// A network of trusted proxies is none.
+    #[error("invalid proxy_protocol_trusted_cidrs")]
     Proxies(#[from] NoNetwork),
     /// The port for health checks is no port.
     #[error("health_checks.bind_port {0:?} is not a port")]
@@ -97,13 +97,13 @@ pub enum StartError {
 
 impl From<DriverError> for StartError {
     fn from(error: DriverError) -> Self {
-        Self::Authorities(error.to_string())
+        Self::Authorities(runtime::chain(&error))
     }
 }
 
 impl From<RenewalError> for StartError {
     fn from(error: RenewalError) -> Self {
-        Self::OwnSvid(error.to_string())
+        Self::OwnSvid(runtime::chain(&error))
     }
 }
 
@@ -153,7 +153,7 @@ pub(crate) async fn build(
             jwt: (!config.disable_jwt_svids).then_some(config.ca.jwt_key),
             wit: config.experimental.wit_svid.then_some(config.ca.wit_key),
         },
-        check: health.check("server.ca"),
+        check: health.check("server.ca.rotator"),
     };
     let mut driver = Driver::load(parts).await?;
     driver.rotate().await?;

@@ -8,7 +8,7 @@ use proto::spire::server::localauthority as wire;
 use proto::spire::server::localauthority::AuthorityState;
 use tonic::{Code, Request, Response, Status};
 
-use super::status::{failed, invalid};
+use super::status::{failed, failed_because, invalid};
 use crate::ca_driver::{Answer, Order, Refusal};
 use crate::context::Context;
 
@@ -259,7 +259,7 @@ fn status(family: Family, order: &Order, refusal: &Refusal) -> Status {
             "unsupported local authority status: PREPARED",
         ),
         Refusal::Driver(_) | Refusal::Store(_) => {
-            failed(&format!("failed to {verb} {name} authority"), refusal)
+            failed_because(&format!("failed to {verb} {name} authority"), refusal)
         }
         Refusal::Stopping => Status::new(Code::Unavailable, "server is stopping"),
     }

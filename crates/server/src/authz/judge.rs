@@ -44,10 +44,10 @@ pub(crate) enum Denied {
     },
     /// The agent's row cannot be read.
     #[error("unable to look up agent information: {0}")]
-    LookUp(#[source] StoreError),
+    LookUp(StoreError),
     /// The agent's new SVID cannot be made the active one.
     #[error("unable to activate the new agent SVID: {0}")]
-    Activate(#[source] StoreError),
+    Activate(StoreError),
 }
 
 impl Denied {

@@ -85,16 +85,16 @@ struct Tokens {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DriverError {
     /// The key manager failed.
-    #[error("key manager failed: {0}")]
+    #[error("key manager failed")]
     Keys(#[from] PluginError),
     /// The datastore failed.
-    #[error("cannot read or write authorities: {0}")]
+    #[error("cannot read or write authorities")]
     Store(#[from] StoreError),
     /// The journal cannot be read, or names no such authority.
-    #[error("CA journal is unusable: {0}")]
+    #[error("CA journal is unusable")]
     Journal(#[from] JournalError),
     /// An entry of the journal holds something that is no authority.
-    #[error("authority {id:?} of the CA journal cannot be used: {source}")]
+    #[error("authority {id:?} of the CA journal cannot be used")]
     Authority {
         /// The entry.
         id: String,
@@ -103,13 +103,13 @@ pub(crate) enum DriverError {
         source: AuthorityError,
     },
     /// The key made cannot be that of an authority.
-    #[error("new key cannot be an authority's: {0}")]
+    #[error("new key cannot be an authority's")]
     NewKey(#[from] AuthorityError),
     /// The new CA certificate was not signed.
-    #[error("cannot make CA certificate: {0}")]
+    #[error("cannot make CA certificate")]
     Issue(#[from] IssueError),
     /// The slots are not as they should be.
-    #[error("cannot activate authority: {0}")]
+    #[error("cannot activate authority")]
     Slots(#[from] SlotError),
 }
 
@@ -127,18 +127,30 @@ impl Driver {
     pub(crate) async fn rotate(&mut self) -> Result<(), DriverError> {
         let x509 = self.rotate_x509().await;
         if let Err(error) = &x509 {
-            tracing::error!(subsystem_name = "ca_manager", %error, "Unable to rotate X509 CA");
+            tracing::error!(
+                subsystem_name = "ca_manager",
+                error = runtime::chain(error),
+                "Unable to rotate X509 CA"
+            );
             if self.x509.active().is_err() {
                 return x509;
             }
         }
         let jwt = self.rotate_tokens(Family::Jwt).await;
         if let Err(error) = &jwt {
-            tracing::error!(subsystem_name = "ca_manager", %error, "Unable to rotate JWT key");
+            tracing::error!(
+                subsystem_name = "ca_manager",
+                error = runtime::chain(error),
+                "Unable to rotate JWT key"
+            );
         }
         let wit = self.rotate_tokens(Family::Wit).await;
         if let Err(error) = &wit {
-            tracing::error!(subsystem_name = "ca_manager", %error, "Unable to rotate WIT key");
+            tracing::error!(
+                subsystem_name = "ca_manager",
+                error = runtime::chain(error),
+                "Unable to rotate WIT key"
+            );
         }
         self.record.save_if_needed(&self.parts.store).await;
         x509.and(jwt).and(wit)
@@ -169,9 +181,9 @@ impl Driver {
             match self.rotate().await {
                 Ok(()) => self.parts.check.cleared(TROUBLE),
                 Err(error) if self.is_signing() => {
-                    self.parts.check.degraded(TROUBLE, error.to_string());
+                    self.parts.check.degraded(TROUBLE, runtime::chain(&error));
                 }
-                Err(error) => self.parts.check.failing(TROUBLE, error.to_string()),
+                Err(error) => self.parts.check.failing(TROUBLE, runtime::chain(&error)),
             }
         }
     }

@@ -71,3 +71,18 @@ async fn the_log_level_is_shown_and_changed() {
     assert_eq!((shown.current_level(), shown.launch_level()), (LogLevel::Warn, LogLevel::Info));
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_call_without_a_message_ends_as_with_spire() {
+    let place = Place::new();
+    let server = place.start().await;
+    let mut grpc = tonic::client::Grpc::new(server.local().channel());
+    grpc.ready().await.unwrap();
+
+    let path = http::uri::PathAndQuery::from_static("/spire.api.server.debug.v1.Debug/GetInfo");
+    let nothing = tonic::Request::new(futures::stream::empty());
+    let answer = grpc.streaming(nothing, path, crate::matrix::Raw).await;
+
+    expect_status(answer.map(drop), Code::Unknown, "EOF");
+    server.stop().await;
+}

@@ -5,10 +5,12 @@
 extern crate finial_server as server;
 
 mod agents;
+mod authorities;
 mod bundles;
 mod callers;
 mod downstream;
 mod entries;
+mod matrix;
 mod signing;
 mod start;
 mod support;

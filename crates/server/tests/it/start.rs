@@ -21,7 +21,7 @@ async fn chain(server: &Running) -> Vec<Cert> {
 }
 
 async fn refused(place: &Place) -> String {
-    place.build(Arc::new(SystemClock)).await.err().unwrap().to_string()
+    runtime::chain(&place.build(Arc::new(SystemClock)).await.err().unwrap())
 }
 
 #[tokio::test]

@@ -1,0 +1,163 @@
+//! Every method by every kind of caller: who gets in is what the table says, cell by cell.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes};
+use client::ServerClients;
+use http::uri::PathAndQuery;
+use proto::spire::server::{agent, entry, svid};
+use proto::spire::types;
+use spiffe::SpiffeId;
+use spiffe::key::{KeyKind, PrivateKey};
+use spiffe::tls::OwnCertificate;
+use spiffe::x509::{CertDer, CsrTemplate, Name};
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::{Code, Request, Status};
+
+use crate::support::{Place, Running};
+
+const TABLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/wire/authz.tsv"));
+
+/// Callers and the column of the table that they are.
+const CALLERS: [(&str, &str); 7] = [
+    ("anonymous", "any"),
+    ("agent", "agent"),
+    ("banned", "any"),
+    ("workload", "any"),
+    ("downstream", "downstream"),
+    ("admin", "admin"),
+    ("local", "local"),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn m01_every_method_lets_in_whom_the_table_names_and_nobody_else() {
+    let place = Place::new();
+    let server = place.start().await;
+    let callers = callers(&server).await;
+    let mut cells = 0;
+
+    for line in TABLE.lines().skip(1).filter(|line| !line.is_empty()) {
+        let columns: Vec<&str> = line.split('\t').collect();
+        let (method, allowed, listeners) = (columns[0], columns[1], columns[2]);
+        for (name, column) in CALLERS {
+            let answer = call(&callers[name], method).await;
+            let is_served = name == "local" || listeners != "uds";
+            let is_allowed = allowed == "any" || allowed.split(',').any(|allowed| allowed == column);
+            judge(method, name, answer, is_served, is_allowed);
+            cells += 1;
+        }
+    }
+
+    assert_eq!(cells, 65 * CALLERS.len());
+    server.stop().await;
+}
+
+fn judge(method: &str, caller: &str, answer: Result<(), Status>, is_served: bool, is_allowed: bool) {
+    let denied = format!("authorization denied for method {method}");
+    let status = answer.err().unwrap_or_else(|| Status::ok(""));
+    let told = (status.code(), status.message());
+    if !is_served {
+        let service = method.split('/').nth(1).unwrap();
+        assert_eq!(told, (Code::Unimplemented, format!("unknown service {service}").as_str()), "{caller}");
+    } else if is_allowed {
+        assert_ne!(told.1, denied, "{caller} is kept out");
+        assert!(!told.1.starts_with("unknown "), "{caller}: {told:?}");
+    } else {
+        assert_eq!(told, (Code::PermissionDenied, denied.as_str()), "{caller} gets in");
+    }
+}
+
+async fn callers(server: &Running) -> BTreeMap<&'static str, ServerClients> {
+    let agent = server.agent("agent").await;
+    let banned = server.agent("banned").await;
+    let ban = agent::BanAgentRequest { id: Some(banned.id.clone()) };
+    server.local().agent().ban_agent(ban).await.unwrap();
+    let entry = |kind: &str| types::Entry {
+        parent_id: Some(id("/host")),
+        spiffe_id: Some(id(&format!("/{kind}"))),
+        selectors: vec![types::Selector { r#type: "unix".to_owned(), value: format!("user:{kind}") }],
+        admin: kind == "admin",
+        downstream: kind == "downstream",
+        ..types::Entry::default()
+    };
+    let create = entry::BatchCreateEntryRequest {
+        entries: vec![entry("workload"), entry("downstream"), entry("admin")],
+        output_mask: None,
+    };
+    server.local().entry().batch_create_entry(create).await.unwrap();
+    let mut callers = BTreeMap::from([
+        ("anonymous", server.anonymous()),
+        ("agent", server.remote(agent.own)),
+        ("banned", server.remote(banned.own)),
+        ("local", server.local()),
+    ]);
+    for kind in ["workload", "downstream", "admin"] {
+        callers.insert(kind, server.remote(minted(server, kind).await));
+    }
+    callers
+}
+
+/// An SVID that an operator minted.
+async fn minted(server: &Running, kind: &str) -> Arc<OwnCertificate> {
+    let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+    let id = SpiffeId::parse(&format!("spiffe://example.org/{kind}")).unwrap();
+    let csr = CsrTemplate { subject: Name::new(&[]), id: Some(id), dns_names: Vec::new() };
+    let mint = svid::MintX509svidRequest { csr: csr.sign(&key).unwrap().into(), ttl: 0 };
+    let svid = server.local().svid().mint_x509svid(mint).await.unwrap().into_inner().svid.unwrap();
+    let chain: Vec<_> = svid.cert_chain.iter().map(|der| CertDer::new(der)).collect();
+    let own = OwnCertificate::empty();
+    own.set(&chain, &key).unwrap();
+    own
+}
+
+fn id(path: &str) -> types::Spiffeid {
+    types::Spiffeid { trust_domain: "example.org".to_owned(), path: path.to_owned() }
+}
+
+/// Calls any method with an empty message.
+async fn call(clients: &ServerClients, method: &str) -> Result<(), Status> {
+    let mut grpc = tonic::client::Grpc::new(clients.channel());
+    grpc.ready().await.unwrap();
+    let path = PathAndQuery::try_from(method).unwrap();
+    let answer = grpc.server_streaming(Request::new(Bytes::new()), path, Raw).await?;
+    answer.into_inner().message().await.map(drop)
+}
+
+/// Messages as they are.
+#[derive(Clone, Copy)]
+pub(crate) struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(message);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
