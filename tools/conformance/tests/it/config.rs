@@ -182,3 +182,90 @@ fn check_text(case: &TextCase, folder: &Path) -> Result<(), String> {
         _ => Ok(()),
     }
 }
+
+/// A server's file that every flag's own check comes before the refusal of.
+const SERVER: &str = r#"server { trust_domain = "example.org" data_dir = "d" bogus = 1 }
+plugins { KeyManager "memory" {} }
+"#;
+/// The same for an agent.
+const AGENT: &str = r#"agent { server_address = "a" server_port = 1 trust_domain = "example.org" bogus = 1 insecure_bootstrap = true }
+plugins { KeyManager "memory" {} }
+"#;
+/// What both end with when nothing else is wrong.
+const END: &str = "unknown configuration detected";
+
+/// `run` and `validate` take the same flags, and each wins over the file.
+#[test]
+fn flags_of_run_and_validate_win_over_the_file() {
+    let without = |text: &str, key: &str| text.replace(key, "");
+    let key_type = SERVER.replace("bogus", "ca_key_type = \"$KT\" bogus");
+    let no_bootstrap = without(AGENT, "insecure_bootstrap = true");
+    let beside = AGENT.replace("bogus", "socket_path = \"s/a\" admin_socket_path = \"s/b\" bogus");
+    let token = AGENT.replace("bogus", "join_token_file = \"t\" bogus");
+    let beside_text = "admin socket cannot be in the same directory";
+    let undefined = "flag provided but not defined: -namedPipeName";
+
+    for (text, flags, said) in [
+        (SERVER, "-bindAddress=no.host!", "could not resolve bind address \"no.host!:8081\""),
+        (SERVER, "-serverPort=70000", "address 70000: invalid port"),
+        (&without(SERVER, "data_dir = \"d\""), "-dataDir=x", END),
+        (&without(SERVER, "trust_domain = \"example.org\""), "-trustDomain=a.test", END),
+        (SERVER, "-trustDomain=A", "could not parse trust_domain \"A\""),
+        (SERVER, "-logFile=no/x", "open no/x: no such file or directory"),
+        (SERVER, "-logFormat=x", "unknown logger format: \"x\""),
+        (SERVER, "-logLevel=x", "not a valid logrus Level: \"x\""),
+        (SERVER, "-logSourceLocation", END),
+        (SERVER, "-socketPath=x", END),
+        (&key_type, "-expandEnv", "key type \"bad\" is unknown"),
+        (SERVER, "-config=absent", "could not find config file"),
+        (SERVER, "-namedPipeName=x", undefined),
+    ] {
+        check_flags("server", text, flags, said);
+    }
+    for (text, flags, said) in [
+        (AGENT, "-config=absent", "could not find config file"),
+        (AGENT, "-dataDir=x", END),
+        (&token, "-joinToken=x", "only one of join_token or join_token_file"),
+        (AGENT, "-joinTokenFile=absent", "unable to read join token file \"absent\""),
+        (AGENT, "-logFile=no/x", "open no/x: no such file or directory"),
+        (AGENT, "-logFormat=x", "unknown logger format: \"x\""),
+        (AGENT, "-logLevel=x", "not a valid logrus Level: \"x\""),
+        (AGENT, "-logSourceLocation", "func="),
+        (&without(AGENT, "server_address = \"a\""), "-serverAddress=x", END),
+        (&without(AGENT, "server_port = 1"), "-serverPort=1", END),
+        (&without(AGENT, "trust_domain = \"example.org\""), "-trustDomain=a.test", END),
+        (&beside, "-disableWorkloadAPI", beside_text),
+        (&beside, "-disableSDSAPI", beside_text),
+        (&beside, "-disableSDSAPI -disableWorkloadAPI", END),
+        (AGENT, "-trustBundle=x", "only one of insecure_bootstrap or trust_bundle_path"),
+        (&no_bootstrap, "-trustBundleUrl=http://x", "trust bundle URL must start with https://"),
+        (AGENT, "-trustBundleFormat=der", "invalid value for trust_bundle_format"),
+        (AGENT, "-allowUnauthenticatedVerifiers", END),
+        (&no_bootstrap, "-insecureBootstrap", END),
+        (AGENT, "-rebootstrapMode=x", "unknown rebootstrap mode specified: x"),
+        (AGENT, "-rebootstrapDelay=x", "error parsing rebootstrap delay duration"),
+        (&AGENT.replace("example.org", "$KT"), "-expandEnv", END),
+        (AGENT, "-socketPath=x", END),
+        (AGENT, "-namedPipeName=x", undefined),
+    ] {
+        check_flags("agent", text, flags, said);
+    }
+}
+
+fn check_flags(program: &str, text: &str, flags: &str, expected: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("x.conf"), text).unwrap();
+    for command in ["run", "validate"] {
+        let output = finial()
+            .args([program, command, "-config", "x.conf"])
+            .args(flags.split(' '))
+            .env("KT", "bad")
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let said = said(&output);
+
+        assert_eq!(output.status.code(), Some(1), "{program} {command} {flags}: {said}");
+        assert!(said.contains(expected), "{program} {command} {flags}: {said}");
+    }
+}
