@@ -27,7 +27,7 @@ pub(super) enum Algorithm {
 impl Algorithm {
     /// All names, in the order in which refusals list them.
     pub(super) const NAMES: &[&str] =
-        &["RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512"];
+        &["ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"];
 
     pub(super) fn parse(name: &str) -> Option<Self> {
         Some(match name {
