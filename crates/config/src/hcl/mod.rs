@@ -2,7 +2,7 @@
 //!
 //! This is the language of SPIRE's configuration files, read as the library `hashicorp/hcl` of major
 //! version 1 reads it: same trees, same weak typing, same refusals at the same places. It is not HCL 2:
-//! there are no expressions, and `${..}` in a string is text. [`parse`] gives a [`Body`] with places,
+//! there are no expressions, and `${..}` in a string is text. [`parse()`] gives a [`Body`] with places,
 //! [`from_str`] decodes a text into any type that serde knows, [`Value`] into none in particular.
 //!
 //! Reading is bounded: texts of more than [`MAX_SIZE`] bytes and values nested more than [`MAX_DEPTH`]
@@ -60,7 +60,7 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, HclError> {
     from_body(&parse(text.as_bytes())?)
 }
 
-/// Decodes what [`parse`] gave.
+/// Decodes what [`parse()`] gave.
 ///
 /// # Errors
 ///
@@ -69,7 +69,7 @@ pub fn from_body<T: DeserializeOwned>(body: &Body) -> Result<T, HclError> {
     from_view(view::View::body(body))
 }
 
-/// Decodes a part of what [`parse`] gave.
+/// Decodes a part of what [`parse()`] gave.
 pub(crate) fn from_view<T: DeserializeOwned>(view: view::View<'_>) -> Result<T, HclError> {
     T::deserialize(de::TreeDeserializer::new(vec![view], "root".to_owned()))
 }

@@ -1,7 +1,7 @@
 //! Listeners: TLS over TCP and Unix sockets, and what serves gRPC on them.
 //!
 //! [`TlsListener`] and [`UnixListener`] are bound at start, so that a port in use fails the start;
-//! [`serve`] accepts on one until told to stop, then drains it. Every call carries its [`Peer`] among
+//! [`serve()`] accepts on one until told to stop, then drains it. Every call carries its [`Peer`] among
 //! the extensions of the request. The connections are served by hyper and not by tonic's own loop,
 //! because that one has neither a limit on how long a connection may take to open nor a way to end
 //! those which do not drain, and its connections would all be as old when they are closed.
