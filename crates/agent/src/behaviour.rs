@@ -10,6 +10,7 @@ use proto::spire::types;
 use proto::spire::types::permission_denied_details::Reason;
 use runtime::clock::{ManualClock, SystemClock};
 use runtime::log::{Log, Options};
+use spiffe::key::KeyKind;
 use spiffe::{Selector, SelectorSet, UnixSecs};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -77,6 +78,10 @@ fn attester(agent: &Agent) -> Arc<Attester> {
 impl Running {
     async fn start(server: StandIn, directory: TempDir, clock: Arc<dyn Clock>) -> Self {
         let agent = build(&server, &directory, clock).await;
+        Self::run(server, directory, agent).await
+    }
+
+    async fn run(server: StandIn, directory: TempDir, agent: Agent) -> Self {
         let key_manager = Arc::clone(&agent.plugins.key_manager);
         let attester = attester(&agent);
         let attested = attester.until_attested(&Shutdown::new()).await.unwrap().unwrap();
@@ -338,6 +343,23 @@ async fn a_batch_too_large_is_halved_until_it_passes() {
     let batches = running.server.behaviour().batches.clone();
     assert_eq!(batches.iter().sum::<usize>(), 40);
     assert!(batches.iter().all(|size| *size <= 12), "{batches:?}");
+}
+
+#[tokio::test]
+async fn keys_that_take_long_are_made_in_small_batches() {
+    let server = StandIn::start().await;
+    server.behaviour().entries = (0..35).map(|n| wire(&format!("e{n:02}"), &["uid:1"])).collect();
+    let directory = tempfile::tempdir().unwrap();
+    let mut agent = build(&server, &directory, Arc::new(SystemClock)).await;
+    agent.config = Arc::new(AgentConfig { workload_key: KeyKind::Rsa2048, ..(*agent.config).clone() });
+
+    let running = Running::run(server, directory, agent).await;
+    let state = running.until_signed(35).await;
+
+    assert_eq!(running.server.behaviour().batches, [32, 3]);
+    let svid = held(&state, "e07").svid.clone().unwrap();
+    let key = spiffe::key::PrivateKey::from_der(svid.secret_pkcs8()).unwrap();
+    assert_eq!(key.kind(), Some(KeyKind::Rsa2048));
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use proto::spire::server::svid::batch_new_x509svid_response::Result as Answer;
 use proto::spire::server::svid::{BatchNewX509svidRequest, NewX509svidParams};
 use proto::spire::types;
@@ -38,6 +39,8 @@ use plan::{Circumstances, Waiting, is_ahead, plan};
 
 /// The most signatures the server gives at once.
 const LARGEST_BATCH: usize = 500;
+/// The same where making keys takes long: those who wait are served while the others' are made.
+const LARGEST_SLOW_BATCH: usize = 32;
 /// How long a batch may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The first wait after a failure.
@@ -116,7 +119,7 @@ impl Issuing {
     async fn forever(mut self) -> Result<(), Stopped> {
         let mut changed = self.state.changed();
         let mut memory = Memory {
-            batch: LARGEST_BATCH,
+            batch: self.largest_batch(),
             backoff: Backoff::new(FIRST_RETRY).with_cap(LONGEST_RETRY),
             entries: HashMap::new(),
             tainted_from: SystemTime::UNIX_EPOCH,
@@ -185,7 +188,7 @@ impl Issuing {
         let lone = batch.first().filter(|_| size == 1).map(Arc::clone);
         match self.call(batch).await {
             Ok((requests, answers)) => {
-                memory.batch = (memory.batch * 2).min(LARGEST_BATCH);
+                memory.batch = (memory.batch * 2).min(self.largest_batch());
                 memory.backoff.reset();
                 Ok(self.judge(requests, answers, memory))
             }
@@ -241,23 +244,35 @@ impl Issuing {
     }
 
     async fn requests(&self, batch: Vec<Arc<Held>>) -> Result<Vec<Request>, BatchError> {
-        let is_slow = matches!(self.key_kind, KeyKind::Rsa2048 | KeyKind::Rsa4096);
-        let blocking = Blocking::per_processor();
+        let kind = self.key_kind;
+        if self.makes_keys_slowly() {
+            let blocking = Blocking::per_processor();
+            let making = batch.into_iter().map(|held| {
+                let (id, blocking) = (held.entry.spiffe_id.clone(), blocking.clone());
+                async move {
+                    let (key, csr) = blocking.run(move || request(id, kind)).await??;
+                    Ok(Request { held, key, csr: csr.into() })
+                }
+            });
+            return try_join_all(making).await;
+        }
         let mut requests = Vec::with_capacity(batch.len());
         for (index, held) in batch.into_iter().enumerate() {
-            let id = held.entry.spiffe_id.clone();
-            let kind = self.key_kind;
-            let (key, csr) = if is_slow {
-                blocking.run(move || request(id, kind)).await??
-            } else {
-                if index % KEYS_PER_TURN == KEYS_PER_TURN - 1 {
-                    tokio::task::yield_now().await;
-                }
-                request(id, kind)?
-            };
+            if index % KEYS_PER_TURN == KEYS_PER_TURN - 1 {
+                tokio::task::yield_now().await;
+            }
+            let (key, csr) = request(held.entry.spiffe_id.clone(), kind)?;
             requests.push(Request { held, key, csr: csr.into() });
         }
         Ok(requests)
+    }
+
+    const fn makes_keys_slowly(&self) -> bool {
+        matches!(self.key_kind, KeyKind::Rsa2048 | KeyKind::Rsa4096)
+    }
+
+    const fn largest_batch(&self) -> usize {
+        if self.makes_keys_slowly() { LARGEST_SLOW_BATCH } else { LARGEST_BATCH }
     }
 
     /// Judges each answer. An entry without a usable one waits.
