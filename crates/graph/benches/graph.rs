@@ -10,7 +10,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use graph::{AgentRecord, Change, ChangeBatch, EntryGraph, View};
 use proto::raw::Encoded;
-use spiffe::{Entry, EntryId, Selector, SpiffeId, TrustDomain, UnixSecs};
+use spiffe::{Entry, EntryId, Selector, SelectorSet, SpiffeId, Texts, TrustDomain, UnixSecs};
 
 const ENTRIES: i64 = 1_000_000;
 /// Entries below each agent.
@@ -35,6 +35,7 @@ fn agent_path(number: i64) -> String {
 }
 
 fn entry(
+    texts: &mut Texts,
     row: i64,
     parent: &str,
     spiffe_id: &str,
@@ -42,20 +43,20 @@ fn entry(
     revision: i64,
 ) -> Arc<Entry> {
     let selectors: Arc<[Selector]> =
-        selectors.iter().map(|(kind, value)| Selector::new(kind, value)).collect();
+        selectors.iter().map(|(kind, value)| texts.selector(kind, value)).collect();
     Arc::new(Entry {
         id: entry_id(row),
         spiffe_id: id(spiffe_id),
-        parent_id: id(parent),
-        selector_set: selectors.iter().cloned().collect(),
+        parent_id: texts.id(&format!("spiffe://example.org{parent}")).unwrap(),
+        selector_set: SelectorSet::of(&selectors),
         selectors,
         x509_svid_ttl: 3600,
         jwt_svid_ttl: 300,
-        federates_with: Arc::new([]),
+        federates_with: Arc::default(),
         admin: false,
         downstream: false,
         expires_at: UnixSecs(0),
-        dns_names: Arc::new([]),
+        dns_names: Arc::default(),
         revision_number: revision,
         store_svid: false,
         hint: String::new(),
@@ -71,21 +72,21 @@ fn entry_id(row: i64) -> EntryId {
 }
 
 /// The entry of a row: alias entries of pools first, then those of agents and pools in turn.
-fn row(row: i64, revision: i64) -> Arc<Entry> {
+fn row(texts: &mut Texts, row: i64, revision: i64) -> Arc<Entry> {
     let pools = pools();
     let identity = |kind: &str| format!("/ns/{kind}-{}/sa/service-{row}", row % 97);
     let of_workload = [("k8s", format!("ns:team-{}", row % 97)), ("k8s", format!("sa:service-{row}"))];
     if row < pools {
         let selectors = [("k8s_psat", "cluster:blue".to_owned()), ("k8s_psat", format!("agent_pool:{row}"))];
-        entry(row, "/spire/server", &format!("/pool/{row}"), &selectors, revision)
+        entry(texts, row, "/spire/server", &format!("/pool/{row}"), &selectors, revision)
     } else if row < pools + MANY {
-        entry(row, "/spire/agent/many", &identity("many"), &of_workload, revision)
+        entry(texts, row, "/spire/agent/many", &identity("many"), &of_workload, revision)
     } else if row % 5 < 2 {
         let owner = row / 5 / (OWN / 2);
-        entry(row, &agent_path(owner), &identity("own"), &of_workload, revision)
+        entry(texts, row, &agent_path(owner), &identity("own"), &of_workload, revision)
     } else {
         let pool = row / 5 / (POOLED / 3);
-        entry(row, &format!("/pool/{pool}"), &identity("pool"), &of_workload, revision)
+        entry(texts, row, &format!("/pool/{pool}"), &identity("pool"), &of_workload, revision)
     }
 }
 
@@ -94,7 +95,8 @@ const fn pools() -> i64 {
 }
 
 fn rows() -> Vec<(i64, Arc<Entry>)> {
-    (0..ENTRIES).map(|number| (number, row(number, 0))).collect()
+    let mut texts = Texts::default();
+    (0..ENTRIES).map(|number| (number, row(&mut texts, number, 0))).collect()
 }
 
 fn agents() -> Vec<Arc<AgentRecord>> {
@@ -125,7 +127,7 @@ fn changes() -> ChangeBatch {
     let first = pools() + MANY;
     (0..100)
         .map(|number| first + (number * 7_919_777) % (ENTRIES - first))
-        .map(|row_id| Change::EntrySet { row_id, entry: row(row_id, 1) })
+        .map(|row_id| Change::EntrySet { row_id, entry: row(&mut Texts::default(), row_id, 1) })
         .collect()
 }
 
@@ -136,7 +138,10 @@ fn turnover() -> ChangeBatch {
         .flat_map(|number| {
             let gone = first + (number * 6_700_417) % (ENTRIES - first);
             let row_id = ENTRIES + number;
-            [Change::EntryDeleted { row_id: gone }, Change::EntrySet { row_id, entry: row(row_id, 0) }]
+            [
+                Change::EntryDeleted { row_id: gone },
+                Change::EntrySet { row_id, entry: row(&mut Texts::default(), row_id, 0) },
+            ]
         })
         .collect()
 }
@@ -175,7 +180,7 @@ fn all(criterion: &mut Criterion) {
     group.bench_function("50 picked", |bencher| bencher.iter(|| graph.pick(&agent, &ids)));
     let (first, path) = (view.entries().next().unwrap(), agent_path(500));
     let row_id = graph.row_of(&first.id).unwrap();
-    let change = Change::EntrySet { row_id, entry: row(row_id, 1) };
+    let change = Change::EntrySet { row_id, entry: row(&mut Texts::default(), row_id, 1) };
     let (next, _) = graph.apply(&vec![change].into());
     let next = next.view(&id(&path));
     assert_eq!(next.delta(&view).set.len(), 1);

@@ -341,12 +341,9 @@ impl Version {
     }
 
     fn load(&mut self, entries: Vec<(i64, Arc<Entry>)>) {
-        let (mut by_id, mut by_spiffe_id, mut by_parent) = (
-            Vec::with_capacity(entries.len()),
-            Vec::with_capacity(entries.len()),
-            Vec::with_capacity(entries.len()),
-        );
-        let mut by_federated = Vec::new();
+        let [mut by_id, mut by_spiffe_id, mut by_parent] =
+            [(); 3].map(|()| Vec::with_capacity(entries.len()));
+        let (mut by_federated, mut aliases) = (Vec::new(), Vec::new());
         let mut buckets: HashMap<Arc<str>, Vec<Slot>> = HashMap::new();
         for (row, entry) in &entries {
             by_id.push((self.hashes.of(entry.id.as_str()), *row));
@@ -354,35 +351,47 @@ impl Version {
             by_parent.push((self.hashes.of(entry.parent_id.as_str()), *row));
             by_federated
                 .extend(entry.federates_with.iter().map(|other| (self.hashes.of(other.as_str()), *row)));
-            if !self.is_visible(entry) {
-                continue;
-            }
-            let slot = Slot { row: *row, entry: Arc::clone(entry), digest: Token::of(entry) };
-            match buckets.get_mut(entry.parent_id.path()) {
-                Some(slots) => slots.push(slot),
-                None => _ = buckets.insert(entry.parent_id.path().into(), vec![slot]),
-            }
-        }
-        let mut placed: Vec<(Place, Arc<Bucket>)> = Vec::with_capacity(buckets.len());
-        for (path, slots) in &buckets {
-            let mut bucket = Bucket::of_sorted(Arc::clone(path), slots.clone());
-            for slot in slots {
-                if let Some((child, _)) = buckets.get_key_value(slot.entry.spiffe_id.path()) {
-                    bucket.adopt(child, slot.row);
+            if self.is_visible(entry) {
+                let slot = Slot { row: *row, entry: Arc::clone(entry), digest: Token::of(entry) };
+                match buckets.get_mut(entry.parent_id.path()) {
+                    Some(slots) => slots.push(slot),
+                    None => _ = buckets.insert(entry.parent_id.path().into(), vec![slot]),
                 }
+            } else if self.is_alias(entry) {
+                aliases.push((*row, entry));
             }
-            placed.push((Place { hash: self.hashes.of(path), path: Arc::clone(path) }, Arc::new(bucket)));
         }
-        placed.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        self.buckets = Tree::from_sorted(placed);
+        for (row, entry) in aliases {
+            self.file_alias(row, entry);
+        }
+        self.buckets = self.placed(buckets);
         self.by_id = Index::build(by_id);
         self.by_spiffe_id = Index::build(by_spiffe_id);
         self.by_parent = Index::build(by_parent);
         self.by_federated = Index::build(by_federated);
-        for (row, entry) in &entries {
-            self.file_alias(*row, entry);
-        }
         self.entries = Tree::from_sorted(entries);
+    }
+
+    /// Buckets of entries by the path of their parent.
+    fn placed(&self, buckets: HashMap<Arc<str>, Vec<Slot>>) -> Tree<Place, Arc<Bucket>> {
+        let mut children: HashMap<Arc<str>, Vec<(Arc<str>, i64)>> = HashMap::new();
+        for (path, slots) in &buckets {
+            for slot in slots {
+                if let Some((child, _)) = buckets.get_key_value(slot.entry.spiffe_id.path()) {
+                    children.entry(Arc::clone(path)).or_default().push((Arc::clone(child), slot.row));
+                }
+            }
+        }
+        let mut placed: Vec<(Place, Arc<Bucket>)> = Vec::with_capacity(buckets.len());
+        for (path, slots) in buckets {
+            let mut bucket = Bucket::of_sorted(Arc::clone(&path), slots);
+            for (child, row) in children.get(&path).into_iter().flatten() {
+                bucket.adopt(child, *row);
+            }
+            placed.push((Place { hash: self.hashes.of(&path), path }, Arc::new(bucket)));
+        }
+        placed.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        Tree::from_sorted(placed)
     }
 
     fn set_entry(&mut self, row: i64, entry: &Arc<Entry>, noted: &mut Noted) {
@@ -521,9 +530,7 @@ impl Version {
 
     /// Files an alias entry under its rarest selector. Without selectors it matches nobody.
     fn file_alias(&mut self, row: i64, entry: &Entry) {
-        if self.is_alias(entry)
-            && let Some(hash) = self.aliases.rarest(&self.hashes, &entry.selector_set)
-        {
+        if let Some(hash) = self.aliases.rarest(&self.hashes, &entry.selector_set) {
             self.aliases.add(hash, row);
         }
     }

@@ -125,6 +125,11 @@ impl SpiffeId {
         &self.text
     }
 
+    /// The whole text, shared.
+    pub(crate) fn text(&self) -> Arc<str> {
+        Arc::clone(&self.text)
+    }
+
     /// The path with its leading slash; empty for a trust domain's own id.
     #[must_use]
     pub fn path(&self) -> &str {

@@ -18,6 +18,10 @@ impl Selector {
         Self { kind: kind.into(), value: value.into() }
     }
 
+    pub(crate) const fn shared(kind: Arc<str>, value: Arc<str>) -> Self {
+        Self { kind, value }
+    }
+
     /// The type: the name of the attestor plugin.
     #[must_use]
     pub fn kind(&self) -> &str {
@@ -44,10 +48,19 @@ impl fmt::Debug for Selector {
 }
 
 /// A set of selectors: sorted by type then value, each once. Cheap to clone and to share.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SelectorSet(Arc<[Selector]>);
 
 impl SelectorSet {
+    /// The set of a list; one that is in order already is shared.
+    #[must_use]
+    pub fn of(selectors: &Arc<[Selector]>) -> Self {
+        if selectors.is_sorted_by(|a, b| a < b) {
+            return Self(Arc::clone(selectors));
+        }
+        selectors.iter().cloned().collect()
+    }
+
     /// Whether every selector of this set is in `other`. The empty set is a subset of all.
     #[must_use]
     pub fn is_subset(&self, other: &Self) -> bool {
@@ -70,12 +83,6 @@ impl SelectorSet {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-}
-
-impl Default for SelectorSet {
-    fn default() -> Self {
-        Self(Arc::from([]))
     }
 }
 
@@ -103,6 +110,16 @@ mod tests {
 
     fn set(values: &[&str]) -> SelectorSet {
         values.iter().map(|value| Selector::new("t", value)).collect()
+    }
+
+    #[test]
+    fn a_list_in_order_is_its_set() {
+        let list = |values: &[&str]| values.iter().map(|value| Selector::new("t", value)).collect();
+
+        let sorted: Arc<[Selector]> = list(&["a", "b"]);
+        assert!(Arc::ptr_eq(&SelectorSet::of(&sorted).0, &sorted));
+        assert_eq!(SelectorSet::of(&list(&["b", "a", "a"])), set(&["a", "b"]));
+        assert_eq!(SelectorSet::of(&list(&["a", "a"])), set(&["a"]));
     }
 
     #[test]

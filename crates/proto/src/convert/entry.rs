@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use spiffe::entry::AdditionalAttributes;
-use spiffe::{DnsName, DnsNameError, Entry, EntryId, IdError, Selector, SpiffeId, TrustDomain, UnixSecs};
+use spiffe::{
+    DnsName, DnsNameError, Entry, EntryId, IdError, Selector, SelectorSet, SpiffeId, TrustDomain, UnixSecs,
+};
 
 use super::id::{self, RequestIdError};
 use super::selector::{self, SelectorError};
@@ -124,7 +126,7 @@ pub fn answered(wire: &types::Entry, parent: &SpiffeId) -> Result<Entry, EntryEr
         id,
         spiffe_id,
         parent_id,
-        selector_set: selectors.iter().cloned().collect(),
+        selector_set: SelectorSet::of(&selectors),
         selectors,
         x509_svid_ttl: wire.x509_svid_ttl,
         jwt_svid_ttl: wire.jwt_svid_ttl,

@@ -1,12 +1,13 @@
 //! Rows to entries.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use prost::Message;
 use proto::spire::common::registration_entry::AdditionalAttributes as WireAttributes;
 use rusqlite::{Row, params};
 use spiffe::entry::AdditionalAttributes;
-use spiffe::{Entry, EntryId, Selector, SpiffeId, TrustDomain, UnixSecs};
+use spiffe::{Entry, EntryId, IdError, Selector, SelectorSet, SpiffeId, Texts, TrustDomain, UnixSecs};
 
 use super::StoredEntry;
 use crate::dialect::sqlite::{Conn, blob, flag, instant, int, text};
@@ -111,6 +112,7 @@ struct Drafts {
     drafts: Vec<Draft>,
     places: HashMap<i64, usize>,
     last: Option<i64>,
+    texts: Texts,
 }
 
 struct Draft {
@@ -161,7 +163,7 @@ impl Drafts {
     }
 
     fn selector(&mut self, row: &Row<'_>) -> Result<(), StoreError> {
-        let selector = Selector::new(&text(row, 1)?, &text(row, 2)?);
+        let selector = self.texts.selector(&text(row, 1)?, &text(row, 2)?);
         if let Some(draft) = self.owner(row)? {
             draft.selectors.push(selector);
         }
@@ -199,26 +201,26 @@ impl Drafts {
     }
 
     fn finish(self) -> Read {
-        let rows = self.drafts.iter().filter(|draft| !draft.entry_id.is_empty()).count();
-        let entries = self.drafts.into_iter().filter_map(Draft::finish).collect();
-        Read { entries, rows, last: self.last }
+        let Self { drafts, last, mut texts, .. } = self;
+        let rows = drafts.iter().filter(|draft| !draft.entry_id.is_empty()).count();
+        let entries = drafts.into_iter().filter_map(|draft| draft.finish(&mut texts)).collect();
+        Read { entries, rows, last }
     }
 }
 
 impl Draft {
-    fn finish(self) -> Option<StoredEntry> {
+    fn finish(self, texts: &mut Texts) -> Option<StoredEntry> {
         if self.entry_id.is_empty() {
             return None;
         }
-        let parse = |what: &str, id: &str| {
-            SpiffeId::parse(id)
-                .inspect_err(|error| {
-                    tracing::error!(entry = self.entry_id, field = what, %error, "entry row skipped");
-                })
-                .ok()
+        let read = |what: &str, id: Result<SpiffeId, IdError>| {
+            id.inspect_err(|error| {
+                tracing::error!(entry = self.entry_id, field = what, %error, "entry row skipped");
+            })
+            .ok()
         };
-        let spiffe_id = parse("spiffe_id", &self.spiffe_id)?;
-        let parent_id = parse("parent_id", &self.parent_id)?;
+        let spiffe_id = read("spiffe_id", SpiffeId::parse(&self.spiffe_id))?;
+        let parent_id = read("parent_id", texts.id(&self.parent_id))?;
         let attributes = (!self.attributes.is_empty()).then_some(self.attributes.as_slice());
         let attributes = match attributes.map(WireAttributes::decode).transpose() {
             Ok(attributes) => attributes,
@@ -227,19 +229,20 @@ impl Draft {
                 return None;
             }
         };
+        let selectors: Arc<[Selector]> = shared(self.selectors);
         let entry = Entry {
             id: EntryId::new(&self.entry_id),
             spiffe_id,
             parent_id,
-            selector_set: self.selectors.iter().cloned().collect(),
-            selectors: self.selectors.into(),
+            selector_set: SelectorSet::of(&selectors),
+            selectors,
             x509_svid_ttl: clamped(self.x509_svid_ttl),
             jwt_svid_ttl: clamped(self.jwt_svid_ttl),
-            federates_with: self.federates_with.into(),
+            federates_with: shared(self.federates_with),
             admin: self.admin,
             downstream: self.downstream,
             expires_at: UnixSecs(self.expiry),
-            dns_names: self.dns_names.into(),
+            dns_names: shared(self.dns_names),
             revision_number: self.revision_number,
             store_svid: self.store_svid,
             hint: self.hint,
@@ -251,6 +254,11 @@ impl Draft {
         };
         Some(StoredEntry { row_id: self.row_id, entry: entry.into() })
     }
+}
+
+/// As a shared list; all empty ones are the same.
+fn shared<T>(list: Vec<T>) -> Arc<[T]> {
+    if list.is_empty() { Arc::default() } else { list.into() }
 }
 
 fn clamped(seconds: i64) -> i32 {
