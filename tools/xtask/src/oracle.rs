@@ -82,9 +82,10 @@ impl Counts {
     /// a case by itself.
     fn add(&mut self, line: &str) {
         if line.starts_with("test live::") || line.starts_with("test oracle::") {
-            self.run += 1;
-            self.passed += usize::from(line.ends_with("... ok"));
-            self.open += usize::from(line.ends_with("FAILED"));
+            let (passed, open) = (line.ends_with("... ok"), line.ends_with("... FAILED"));
+            self.run += usize::from(passed || open);
+            self.passed += usize::from(passed);
+            self.open += usize::from(open);
             return;
         }
         let Some((_, rest)) = line.split_once(": ") else { return };
@@ -125,6 +126,7 @@ mod tests {
         for line in [
             "entry: 224 cases run, 223 passed, 1 open",
             "core/mint: 20 steps run, 20 passed, 0 open",
+            "test oracle::oracle_database_goes_to_spire_and_back has been running for over 60 seconds",
             "test oracle::oracle_database_goes_to_spire_and_back ... ok",
             "test api::api_entry ... FAILED",
             "entry entry.create.1: call 0: 3 instead of 4",
