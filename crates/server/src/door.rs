@@ -60,25 +60,27 @@ impl Door {
         };
         let deadline = listen::deadline(request.headers())
             .and_then(|patience| self.context.clock.instant().checked_add(patience));
-        request.extensions_mut().insert(Caller { peer, role, rule, deadline });
+        let caller = Caller { peer, role, rule, deadline };
+        request.extensions_mut().insert(caller.clone());
         let answer = in_known_words(self.services.answer(request).await);
         if let Some(status) = Status::from_header_map(answer.headers()) {
-            show(rule.method, &status);
+            show(&caller, &status);
         }
         answer
     }
 }
 
 /// Logs a call that failed at once; a fault of the server is the operator's business.
-fn show(method: &str, status: &Status) {
+fn show(caller: &Caller, status: &Status) {
     if status.code() == Code::Ok {
         return;
     }
+    let (method, authorized_as) = (caller.rule.method, tracing::field::debug(caller.role));
     let (code, text) = (tracing::field::debug(status.code()), status.message());
     if matches!(status.code(), Code::Internal | Code::Unknown | Code::DataLoss) {
-        tracing::error!(subsystem_name = "api", method, code, error = text, "Call failed");
+        tracing::error!(subsystem_name = "api", method, authorized_as, code, error = text, "Call failed");
     } else {
-        tracing::debug!(subsystem_name = "api", method, code, error = text, "Call refused");
+        tracing::debug!(subsystem_name = "api", method, authorized_as, code, error = text, "Call refused");
     }
 }
 

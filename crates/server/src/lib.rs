@@ -8,8 +8,6 @@
 //! to a service (`api`). Invariants: no method answers that has no rule; no call of a known agent reads
 //! the datastore; a write is answered after the snapshots show it; only `ca` signs.
 
-#![expect(dead_code, reason = "services that are being filled in use more of it")]
-
 mod api;
 mod authz;
 mod ca_driver;

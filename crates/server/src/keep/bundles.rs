@@ -44,11 +44,6 @@ impl BundleSet {
         self.0.len()
     }
 
-    /// All, in the order of their trust domains.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<KnownBundle>> {
-        self.0.values()
-    }
-
     /// The set after `change`; `None` if that is not about bundles.
     pub(crate) fn after(&self, change: &Change) -> Option<Self> {
         let mut next = match change {
@@ -155,7 +150,7 @@ mod tests {
     #[test]
     fn a_bundle_is_encoded_once() {
         let set = BundleSet::new([bundle("a.test", 7)]);
-        let known = set.iter().next().unwrap();
+        let known = set.get(&TrustDomain::parse("a.test").unwrap()).unwrap();
 
         let first = known.encoded().as_ptr();
 
