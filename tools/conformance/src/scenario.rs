@@ -129,7 +129,12 @@ impl Scenario {
                 other => panic!("unknown deviation {other:?}"),
             }
         }
-        let mut plane = Plane::start(product, &config, &self.files);
+        // A product that cannot even start on the scenario's configuration fails all of its steps.
+        let started = std::panic::catch_unwind(|| Plane::start(product, &config, &self.files));
+        let Ok(mut plane) = started else {
+            let all = 0..self.steps.len();
+            return Verdict { passed: 0, failed: all.map(|step| (step, "not started".to_owned())).collect() };
+        };
         let mut background = BTreeMap::new();
         let mut binding = Binding::default();
         let mut verdict = Verdict::default();

@@ -148,9 +148,10 @@ fn required_id(flags: &Flags) -> Result<SpiffeId, Failure> {
     }
 }
 
-/// The lifetime asked for in whole seconds, rounded up; 0 is the server's default.
+/// The lifetime asked for in whole seconds, rounded up; 0 is the server's default, and so is a negative
+/// one, as scripts know it from SPIRE (the API refuses those).
 fn seconds(flags: &Flags) -> Result<i32, String> {
-    let nanos = flags.nanos("ttl");
+    let nanos = flags.nanos("ttl").max(0);
     let seconds = nanos / 1_000_000_000 + i64::from(nanos % 1_000_000_000 > 0);
     i32::try_from(seconds)
         .map_err(|_| format!("invalid value for TTL: overflow converting int({seconds}) to int32"))
