@@ -3,6 +3,8 @@
 mod jwt;
 mod x509;
 
+use std::time::Instant;
+
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
 
@@ -67,6 +69,23 @@ fn request<T>(flags: &Flags, message: T) -> Request<T> {
         request.set_timeout(flags.duration("timeout"));
     }
     request
+}
+
+/// What a call answers within the command's time limit. The timer that ends it counts milliseconds, so
+/// for shorter limits the clock has the last word.
+async fn within<T>(flags: &Flags, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let started = now();
+    let answer = call.await?;
+    let limit = flags.duration("timeout");
+    if !limit.is_zero() && started.elapsed() > limit {
+        return Err(Status::deadline_exceeded("context deadline exceeded"));
+    }
+    Ok(answer)
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long a call takes is limited and printed")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// A failed call. That the command's own time limit ended it is told as SPIRE's commands tell it.

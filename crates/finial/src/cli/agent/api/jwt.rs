@@ -5,7 +5,7 @@ use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::workload::{JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, ValidateJwtsvidRequest};
 use tonic::Code;
 
-use super::{dial, failed, is_json, request, text};
+use super::{dial, failed, is_json, request, text, within};
 use crate::cli::flags::Flags;
 use crate::cli::rpc::{self, client};
 use crate::cli::{Failure, Printer, json};
@@ -16,7 +16,7 @@ pub(super) fn fetch(flags: &Flags, printer: &mut Printer) -> Result<(), Failure>
     rpc::block_on(async {
         let dialed = dialed()?;
         let mut client = client!(SpiffeWorkloadApiClient<_>, dialed);
-        let bundles = client.fetch_jwt_bundles(request(flags, JwtBundlesRequest {})).await;
+        let bundles = within(flags, client.fetch_jwt_bundles(request(flags, JwtBundlesRequest {}))).await;
         let bundles = bundles.map_err(|status| {
             // The words before it stand there only if the call did not even begin.
             let before = if dialed.is_unreached(&status) { "failed to receive JWT bundles: " } else { "" };
@@ -26,7 +26,7 @@ pub(super) fn fetch(flags: &Flags, printer: &mut Printer) -> Result<(), Failure>
         let bundles: JwtBundlesResponse =
             bundles.map_err(|status| failed(&dialed, &status))?.unwrap_or_default();
         let wanted = JwtsvidRequest { audience, spiffe_id: flags.text("spiffeID").to_owned() };
-        let svids = client.fetch_jwtsvid(request(flags, wanted)).await;
+        let svids = within(flags, client.fetch_jwtsvid(request(flags, wanted))).await;
         let svids = svids.map_err(|status| failed(&dialed, &status))?.into_inner();
         if is_json(flags) {
             let svids = json::tree("JWTSVIDResponse", &svids)?;
@@ -72,8 +72,8 @@ pub(super) fn validate(flags: &Flags, printer: &mut Printer) -> Result<(), Failu
             audience: flags.text("audience").to_owned(),
             svid: flags.text("svid").to_owned(),
         };
-        let reply =
-            client!(SpiffeWorkloadApiClient<_>, dialed).validate_jwtsvid(request(flags, wanted)).await;
+        let mut client = client!(SpiffeWorkloadApiClient<_>, dialed);
+        let reply = within(flags, client.validate_jwtsvid(request(flags, wanted))).await;
         let reply = reply.map_err(|status| {
             Failure::Bare(if status.code() == Code::InvalidArgument {
                 format!("SVID is not valid: {}", status.message())

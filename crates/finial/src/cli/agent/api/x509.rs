@@ -5,14 +5,13 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::time::Instant;
 
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::workload::{X509svidRequest, X509svidResponse};
 use spiffe::UnixSecs;
 use spiffe::x509::{Certificate, to_pem, verify_svid};
 
-use super::{dial, failed, is_json, request};
+use super::{dial, failed, is_json, now, request, within};
 use crate::cli::duration::{format_duration, format_time};
 use crate::cli::flags::Flags;
 use crate::cli::rpc::{self, client, system_text};
@@ -38,15 +37,12 @@ pub(super) fn fetch(flags: &Flags, printer: &mut Printer) -> Result<(), Failure>
     rpc::block_on(async {
         let dialed = dialed()?;
         let started = now();
-        let reply = client!(SpiffeWorkloadApiClient<_>, dialed)
-            .fetch_x509svid(request(flags, X509svidRequest {}))
-            .await
-            .map_err(|status| failed(&dialed, &status))?
-            .into_inner()
-            .message()
-            .await
-            .map_err(|status| failed(&dialed, &status))?
-            .ok_or_else(|| {
+        let mut client = client!(SpiffeWorkloadApiClient<_>, dialed);
+        let first = async {
+            client.fetch_x509svid(request(flags, X509svidRequest {})).await?.into_inner().message().await
+        };
+        let reply =
+            within(flags, first).await.map_err(|status| failed(&dialed, &status))?.ok_or_else(|| {
                 Failure::Bare("the Workload API closed the stream without an answer".to_owned())
             })?;
         let took = i64::try_from(started.elapsed().as_nanos()).unwrap_or(i64::MAX);
@@ -206,11 +202,6 @@ fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .map_err(|error| Failure::Bare(format!("open {}: {}", path.display(), system_text(&error))))
-}
-
-#[expect(clippy::disallowed_methods, reason = "how long a call took is printed")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a command judges certificates at the moment it runs")]
