@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything CI runs, step by step; and the tasks run by hand.
 //!
-//! Unit and integration tests use the release profile, so that every dependency is compiled once for
-//! them and for the binary that the conformance suites drive.
+//! Unit and integration tests use the release profile, as does the binary that the conformance suites
+//! drive, so that they share what dependencies they can.
 
 use std::fs;
 use std::process::ExitCode;
