@@ -1,11 +1,13 @@
 //! The SPIFFE bundle format (SPIFFE Trust Domain and Bundle, section 4) and plain JWK sets.
 //!
 //! An element with an unknown or missing `use` is ignored (4.2.2); one that is meant for us and cannot
-//! be used fails the document, as it does in SPIRE: half a bundle would silently distrust the rest.
+//! be used fails the document, as it does in SPIRE: half a bundle would silently distrust the rest. What
+//! operators hand in must be readable in whole, as in SPIRE; what endpoints serve may hold elements of
+//! kinds that are still to come (4.2.1), see [`Bundle::from_endpoint`].
 
 use serde_json::{Map, Value};
 
-use super::{Bundle, JwtAuthority, X509Authority};
+use super::{Bundle, JwtAuthority, JwtAuthorityError, X509Authority};
 use crate::jwk::Jwk;
 use crate::key::PublicKey;
 use crate::x509::Certificate;
@@ -35,6 +37,14 @@ pub enum BundleJsonError {
         /// How many it has.
         count: usize,
     },
+    /// An X.509 authority could anchor nothing.
+    #[error("error adding X.509 authority {index}: {why}")]
+    BadX509Authority {
+        /// Its place among those of its kind.
+        index: usize,
+        /// What is wrong.
+        why: String,
+    },
     /// A JWT authority cannot be used.
     #[error("error adding authority {index} of JWKS: {why}")]
     BadJwtAuthority {
@@ -51,6 +61,25 @@ impl Bundle {
     /// # Errors
     /// Any of [`BundleJsonError`].
     pub fn from_spiffe_json(trust_domain: TrustDomain, document: &[u8]) -> Result<Self, BundleJsonError> {
+        Self::read(trust_domain, document, Source::Operator)
+    }
+
+    /// Reads what a bundle endpoint serves for `trust_domain`: elements of an unknown kind or use are
+    /// passed over unread, the others are judged as authorities that clients hand in.
+    ///
+    /// # Errors
+    /// Any of [`BundleJsonError`].
+    pub fn from_endpoint(trust_domain: TrustDomain, document: &[u8]) -> Result<Self, BundleJsonError> {
+        let bundle = Self::read(trust_domain, document, Source::Endpoint)?;
+        for (index, authority) in bundle.x509_authorities.iter().enumerate() {
+            X509Authority::parse(&authority.der)
+                .map_err(|why| BundleJsonError::BadX509Authority { index, why: why.to_string() })?;
+        }
+        Ok(bundle)
+    }
+
+    /// Reads the elements that count.
+    fn read(trust_domain: TrustDomain, document: &[u8], source: Source) -> Result<Self, BundleJsonError> {
         let members = members(document)?;
         let malformed = |why: &str| BundleJsonError::Malformed(why.to_owned());
         let mut bundle = Self::empty(trust_domain);
@@ -65,8 +94,12 @@ impl Bundle {
                 .filter(|hint| (0..=MAX_HINT).contains(hint))
                 .ok_or_else(|| malformed("spiffe_refresh_hint is no number of seconds"))?,
         };
-        for (index, jwk) in jwks(&members)?.iter().enumerate() {
-            bundle.take(index, jwk)?;
+        let counts = match source {
+            Source::Operator => |_: &Value| true,
+            Source::Endpoint => is_for_us,
+        };
+        for (index, jwk) in jwks(&members, counts)?.iter().enumerate() {
+            bundle.take(index, jwk, source)?;
         }
         Ok(bundle)
     }
@@ -78,13 +111,13 @@ impl Bundle {
     /// Any of [`BundleJsonError`].
     pub fn from_jwt_jwks(trust_domain: TrustDomain, document: &[u8]) -> Result<Self, BundleJsonError> {
         let mut bundle = Self::empty(trust_domain);
-        for (index, jwk) in jwks(&members(document)?)?.iter().enumerate() {
+        for (index, jwk) in jwks(&members(document)?, |_: &Value| true)?.iter().enumerate() {
             bundle.jwt_authorities.push(key_authority(index, jwk)?);
         }
         Ok(bundle)
     }
 
-    fn take(&mut self, index: usize, jwk: &Jwk) -> Result<(), BundleJsonError> {
+    fn take(&mut self, index: usize, jwk: &Jwk, source: Source) -> Result<(), BundleJsonError> {
         match jwk.usage.as_str() {
             "x509-svid" => match jwk.certificates.as_slice() {
                 [certificate] => {
@@ -98,14 +131,10 @@ impl Bundle {
                 }
             },
             "jwt-svid" => {
-                let authority = key_authority(index, jwk)?;
-                self.jwt_authorities.retain(|known| known.key_id != authority.key_id);
-                self.jwt_authorities.push(authority);
+                add(&mut self.jwt_authorities, key_authority(index, jwk)?, index, source)?;
             }
             "wit-svid" => {
-                let authority = key_authority(index, jwk)?;
-                self.wit_authorities.retain(|known| known.key_id != authority.key_id);
-                self.wit_authorities.push(authority);
+                add(&mut self.wit_authorities, key_authority(index, jwk)?, index, source)?;
             }
             _ => {}
         }
@@ -131,6 +160,34 @@ impl Bundle {
     pub fn to_jwt_jwks(&self) -> String {
         document(&written("", &self.jwt_authorities).collect::<Vec<_>>(), 0, 0)
     }
+}
+
+/// Where a document comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// Somebody hands it in.
+    Operator,
+    /// It is fetched.
+    Endpoint,
+}
+
+/// Adds a key. An operator's second key of an id takes the place of the first, as in SPIRE; an endpoint
+/// that serves two cannot mean both.
+fn add(
+    authorities: &mut Vec<JwtAuthority>,
+    authority: JwtAuthority,
+    index: usize,
+    source: Source,
+) -> Result<(), BundleJsonError> {
+    let other =
+        |known: &JwtAuthority| known.key_id == authority.key_id && known.public_key != authority.public_key;
+    if source == Source::Endpoint && authorities.iter().any(other) {
+        let why = JwtAuthorityError::Ambiguous(authority.key_id).to_string();
+        return Err(BundleJsonError::BadJwtAuthority { index, why });
+    }
+    authorities.retain(|known| known.key_id != authority.key_id);
+    authorities.push(authority);
+    Ok(())
 }
 
 fn written<'a>(
@@ -171,13 +228,26 @@ fn members(document: &[u8]) -> Result<Map<String, Value>, BundleJsonError> {
     }
 }
 
-/// The keys of a document.
-fn jwks(members: &Map<String, Value>) -> Result<Vec<Jwk>, BundleJsonError> {
+/// Whether an element is of a use and of a kind that are known here.
+fn is_for_us(element: &Value) -> bool {
+    let is_one_of = |name: &str, known: &[&str]| match element.get(name) {
+        None | Some(Value::Null) => false,
+        Some(Value::String(text)) => known.contains(&text.as_str()),
+        // Neither is a name: that is for the reader to refuse.
+        Some(_) => true,
+    };
+    !element.is_object()
+        || (is_one_of("use", &["x509-svid", "jwt-svid", "wit-svid"]) && is_one_of("kty", &["EC", "RSA"]))
+}
+
+/// The keys of a document that count.
+fn jwks(members: &Map<String, Value>, counts: fn(&Value) -> bool) -> Result<Vec<Jwk>, BundleJsonError> {
     let malformed = |why: &dyn std::fmt::Display| BundleJsonError::Malformed(why.to_string());
     match member(members, "keys") {
         None | Some(Value::Null) => Err(BundleJsonError::NoKeys),
         Some(Value::Array(keys)) if keys.len() <= MAX_KEYS => {
-            keys.iter().map(Jwk::read).collect::<Result<_, _>>().map_err(|why| malformed(&why))
+            let read = keys.iter().filter(|key| counts(key)).map(Jwk::read);
+            read.collect::<Result<_, _>>().map_err(|why| malformed(&why))
         }
         Some(_) => Err(malformed(&"keys is no array")),
     }
@@ -283,6 +353,34 @@ fn document(keys: &[Map<String, Value>], sequence: u64, hint: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_still_to_come_is_passed_over_in_what_endpoints_serve() {
+        let trust_domain = TrustDomain::parse("example.org").unwrap();
+        let read = |element: &str| {
+            let document = format!("{{\"keys\":[{element}],\"spiffe_refresh_hint\":60,\"more\":{{}}}}");
+            Bundle::from_endpoint(trust_domain.clone(), document.as_bytes())
+        };
+        let nothing = Ok(Bundle { refresh_hint: 60, ..Bundle::empty(trust_domain.clone()) });
+
+        for unknown in [
+            r#"{"use":"x509-svid","kty":"OKP"}"#,
+            r#"{"use":"x509-svid"}"#,
+            r#"{"use":"X509-SVID","kty":"EC"}"#,
+            r#"{"kty":"EC"}"#,
+            r#"{"use":"later","kty":"EC","x":7}"#,
+        ] {
+            assert_eq!(read(unknown), nothing, "{unknown}");
+        }
+        for broken in [
+            r#"{"use":"x509-svid","kty":"EC"}"#,
+            r#"{"use":7,"kty":"EC"}"#,
+            r#"{"use":"jwt-svid","kty":[]}"#,
+            "7",
+        ] {
+            assert!(matches!(read(broken), Err(BundleJsonError::Malformed(_))), "{broken}");
+        }
+    }
 
     #[test]
     fn what_workloads_get_reads_back() {
