@@ -18,6 +18,7 @@ pub mod log;
 pub mod peer;
 pub mod process;
 pub mod reconcile;
+pub mod served;
 pub mod shutdown;
 pub mod snapshot;
 #[expect(unsafe_code, reason = "the one place")]

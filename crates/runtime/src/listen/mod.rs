@@ -1,4 +1,5 @@
-//! Listeners: TLS over TCP and Unix sockets, and what serves gRPC on them.
+//! Listeners: TLS over TCP and Unix sockets, and what serves gRPC on them; and one for documents over
+//! HTTPS, [`WebListener`].
 //!
 //! [`TlsListener`] and [`UnixListener`] are bound at start, so that a port in use fails the start;
 //! [`serve()`] accepts on one until told to stop, then drains it. Every call carries its [`Peer`] among
@@ -19,6 +20,7 @@ mod proxy;
 mod serve;
 mod tls;
 mod unix;
+mod web;
 
 use std::io::Error as IoError;
 use std::net::SocketAddr;
@@ -31,6 +33,7 @@ pub use proxy::{Network, NoNetwork};
 pub use serve::{Limits, serve};
 pub use tls::{TlsListener, TlsSource};
 pub use unix::{Callers, UnixListener, UnixOptions};
+pub use web::{WebAnswer, WebLimits, WebListener, WebReply};
 
 /// Why nothing listens.
 #[derive(Debug, thiserror::Error)]

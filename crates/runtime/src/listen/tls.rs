@@ -109,7 +109,8 @@ impl Arrival {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Binds a port, to be taken over from a process that has just ended too.
+pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // Connections of the process before us may linger on the port.
     socket.set_reuseaddr(true)?;

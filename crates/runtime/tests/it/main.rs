@@ -8,3 +8,4 @@ mod health;
 mod http;
 mod tls;
 mod unix;
+mod web;
