@@ -1,8 +1,11 @@
 //! Fetching a document over HTTP: one GET, bounded in time and size.
 //!
-//! Over TLS, with a configuration that the caller chooses, or in the clear over a Unix socket; never
-//! in the clear over a network. Redirections are followed where the caller allows it, and only to
-//! `https`. What the document is, and whether a status other than 200 will do, is the caller's affair.
+//! Over TLS, with a configuration that the caller chooses and through the proxy that the environment
+//! names, or in the clear over a Unix socket; never in the clear over a network. Redirections are
+//! followed where the caller allows it, and only to `https`. What the document is, and whether a status
+//! other than 200 will do, is the caller's affair.
+
+mod proxy;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,7 +24,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
 
 /// How to reach the one who has the document.
@@ -222,7 +225,7 @@ async fn connect_tls(host: &str, port: u16, config: &Arc<ClientConfig>) -> io::R
     if config.alpn_protocols != [b"http/1.1"] {
         Arc::make_mut(&mut config).alpn_protocols = vec![b"http/1.1".to_vec()];
     }
-    let socket = TcpStream::connect((host, port)).await?;
+    let socket = proxy::connect(host, port).await?;
     socket.set_nodelay(true)?;
     Ok(Box::new(TlsConnector::from(config).connect(name, socket).await?))
 }
