@@ -17,6 +17,7 @@ use store::{Committed, Store};
 use tonic::Status;
 
 use crate::ca_driver::Commands;
+use crate::federation::Federation;
 use crate::keep::{Applied, BundleSet, KnownBundle};
 use crate::limits::Limits;
 use crate::own_svid::OwnSvid;
@@ -35,6 +36,8 @@ pub(crate) struct Context {
     pub(crate) issuer: Issuer,
     /// Commands the authorities.
     pub(crate) authorities: Commands,
+    /// Refreshes the bundles of other trust domains.
+    pub(crate) federation: Federation,
     /// The server's own SVID.
     pub(crate) own_svid: Snapshot<OwnSvid>,
     /// The node attestors by name.

@@ -15,6 +15,7 @@ mod caller;
 mod context;
 mod datastore;
 mod door;
+mod federation;
 mod keep;
 mod limits;
 mod own_svid;
@@ -44,6 +45,7 @@ use crate::api::Services;
 use crate::ca_driver::{Driver, Inbox};
 use crate::context::Context;
 use crate::door::Door;
+use crate::federation::Endpoint;
 use crate::keep::Keeper;
 use crate::own_svid::Renewal;
 
@@ -57,6 +59,8 @@ pub struct Server {
     port: TlsListener,
     socket: UnixListener,
     listener: Option<HealthListener>,
+    endpoint: Option<Endpoint>,
+    refreshes: federation::Inbox,
     address: SocketAddr,
 }
 
@@ -77,6 +81,12 @@ impl Server {
         self.address
     }
 
+    /// Where the bundle endpoint listens, if there is one.
+    #[must_use]
+    pub fn bundle_endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint.as_ref().map(Endpoint::address)
+    }
+
     /// Where the socket for operators is.
     #[must_use]
     pub fn socket_path(&self) -> &Path {
@@ -94,7 +104,8 @@ impl Server {
     /// # Errors
     /// The task that failed first; that ends all others.
     pub async fn run(self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
-        let Self { context, keeper, driver, commands, renewal, port, socket, listener, address } = self;
+        let Self { context, keeper, driver, commands, renewal, port, socket, .. } = self;
+        let Self { listener, endpoint, refreshes, address, .. } = self;
         let mut tasks = Tasks::new(shutdown.token().clone());
         // Calls that drain still write, and wait for what they wrote.
         let drained = CancellationToken::new();
@@ -102,6 +113,7 @@ impl Server {
         tasks.spawn("CA rotation", driver.run(commands, shutdown.token().clone()));
         tasks.spawn("SVID rotation", renewal.run(shutdown.token().clone()));
         tasks.spawn("health checks", wellbeing::watch(Arc::clone(&context), shutdown.token().clone()));
+        tasks.spawn("federation", federation::run(Arc::clone(&context), refreshes, shutdown.token().clone()));
         prune::spawn(&mut tasks, &context);
         if context.config.log.file.is_some() {
             let log = context.log.clone();
@@ -112,6 +124,14 @@ impl Server {
             let (health, stop) = (context.health.clone(), shutdown.token().clone());
             tasks.spawn("health listener", async move {
                 listener.serve(health, stop).await;
+                Ok::<_, Infallible>(())
+            });
+        }
+
+        if let Some(endpoint) = endpoint {
+            let (clock, stop) = (Arc::clone(&context.clock), shutdown.token().clone());
+            tasks.spawn("bundle endpoint", async move {
+                endpoint.serve(clock, stop).await;
                 Ok::<_, Infallible>(())
             });
         }

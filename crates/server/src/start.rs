@@ -19,7 +19,8 @@ use runtime::clock::Clock;
 use runtime::health::{Health, HealthListener, HealthPaths};
 use runtime::listen::{Callers, ListenError, Network, NoNetwork, TlsListener, UnixListener, UnixOptions};
 use runtime::log::Log;
-use runtime::snapshot::Publisher;
+use runtime::snapshot::{Publisher, Snapshot};
+use spiffe::tls::OwnCertificate;
 use spiffe::{IdError, TrustDomain};
 use store::{AgentFilter, EntryFilter, Page, Store, StoreError};
 use tokio::sync::mpsc;
@@ -28,6 +29,7 @@ use crate::Server;
 use crate::ca_driver::{Commands, Driver, DriverError, Kinds, Parts};
 use crate::context::Context;
 use crate::datastore::{self, DatastoreError};
+use crate::federation::{Endpoint, EndpointError, Federation};
 use crate::keep::{BundleSet, Keeper, QUEUE};
 use crate::limits::Limits;
 use crate::own_svid::{Renewal, RenewalError};
@@ -90,6 +92,9 @@ pub enum StartError {
     /// The port for health checks is no port.
     #[error("health_checks.bind_port {0:?} is not a port")]
     HealthPort(String),
+    /// The bundle endpoint cannot be served.
+    #[error("cannot start bundle endpoint: {0}")]
+    BundleEndpoint(String),
     /// A port or socket cannot be listened on.
     #[error("{0}")]
     Listen(String),
@@ -104,6 +109,12 @@ impl From<DriverError> for StartError {
 impl From<RenewalError> for StartError {
     fn from(error: RenewalError) -> Self {
         Self::OwnSvid(runtime::chain(&error))
+    }
+}
+
+impl From<EndpointError> for StartError {
+    fn from(error: EndpointError) -> Self {
+        Self::BundleEndpoint(runtime::chain(&error))
     }
 }
 
@@ -167,10 +178,13 @@ pub(crate) async fn build(
     let socket = UnixListener::bind(&config.socket_path, SOCKET)?;
     let address: SocketAddr = port.address();
 
+    let endpoint = bundle_endpoint(&config, keeper.bundles(), renewal.presented())?;
     let listener = health_listener(&config).await?;
+    let (federation, refreshes) = Federation::new();
     let (authorities, commands) = Commands::new();
     let context = Context {
         authorities,
+        federation,
         limits: Limits::new(config.rate_limits, Arc::clone(&clock)),
         config,
         store,
@@ -194,8 +208,20 @@ pub(crate) async fn build(
         port,
         socket,
         listener,
+        endpoint,
+        refreshes,
         address,
     })
+}
+
+/// The own bundle for others, if it is to be served.
+fn bundle_endpoint(
+    config: &ServerConfig,
+    bundles: Snapshot<BundleSet>,
+    own: Arc<OwnCertificate>,
+) -> Result<Option<Endpoint>, EndpointError> {
+    let bind = |endpoint| Endpoint::bind(endpoint, config.trust_domain.clone(), bundles, own);
+    config.federation.bundle_endpoint.as_ref().map(bind).transpose()
 }
 
 /// The networks from which a proxy may tell whom a connection is from.
@@ -212,8 +238,6 @@ fn trusted_proxies(config: &ServerConfig) -> Result<Vec<Network>, NoNetwork> {
 fn refuse_what_is_not_built(config: &ServerConfig) -> Result<(), StartError> {
     let telemetry = &config.telemetry;
     let asked = [
-        (config.federation.bundle_endpoint.is_some(), "federation.bundle_endpoint"),
-        (!config.federation.federates_with.is_empty(), "federation.federates_with"),
         (config.experimental.policy.is_some(), "experimental.auth_opa_policy_engine"),
         (config.experimental.require_pq_kem, "experimental.require_pq_kem"),
         (config.audit_log, "audit_log_enabled"),

@@ -108,7 +108,7 @@ impl fmt::Debug for ClientAnchors {
 }
 
 /// The server's clock, for TLS.
-struct ClockTime(Arc<dyn Clock>);
+pub(crate) struct ClockTime(pub(crate) Arc<dyn Clock>);
 
 impl TimeProvider for ClockTime {
     fn current_time(&self) -> Option<UnixTime> {

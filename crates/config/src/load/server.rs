@@ -568,16 +568,11 @@ fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
     let server = &file.server;
     let experimental = &server.experimental;
     let mut missing = Missing::default();
-    let federation = "remove it, or manage relationships with `federation create`";
+    let endpoint = config.federation.bundle_endpoint.as_ref();
     missing.when(
-        config.federation.bundle_endpoint.is_some(),
-        "server.federation.bundle_endpoint",
-        "remove it; the bundle can be read with `bundle show`",
-    );
-    missing.when(
-        !config.federation.federates_with.is_empty(),
-        "server.federation.federates_with",
-        federation,
+        endpoint.is_some_and(|endpoint| matches!(endpoint.profile, EndpointProfile::Acme { .. })),
+        "server.federation.bundle_endpoint.profile \"https_web\".acme",
+        "use serving_cert_file, or the profile \"https_spiffe\"",
     );
     missing.when(server.audit_log_enabled, "server.audit_log_enabled", "remove it or set it to false");
     missing.when(server.profiling_enabled, "server.profiling_enabled", "remove it or set it to false");

@@ -1,17 +1,19 @@
 //! `spire.api.server.trustdomain.v1.TrustDomain`: federation relationships.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use proto::convert::federation::{self, RelationshipError};
 use proto::spire::server::trustdomain as wire;
 use proto::spire::types;
 use spiffe::TrustDomain;
-use store::{FederationMask, FederationRelationship, Page};
+use store::{Committed, FederationMask, FederationRelationship, Page};
 use tonic::{Code, Request, Response, Status};
 
 use super::batch::written;
-use super::status::{self, failed, invalid, refused_as};
+use super::status::{self, failed, failed_because, invalid, refused_as};
 use crate::context::Context;
+use crate::federation::Refusal;
 
 /// The service.
 pub(crate) struct Relationships(Arc<Context>);
@@ -20,6 +22,18 @@ impl Relationships {
     /// The service over this server.
     pub(crate) const fn new(context: Arc<Context>) -> Self {
         Self(context)
+    }
+
+    /// Runs the writes of a batch; what they change has begun, or ended, when they are answered.
+    async fn written<T, W>(&self, writes: impl IntoIterator<Item = W>) -> Vec<Result<T, Status>>
+    where
+        W: Future<Output = Result<Committed<T>, Status>>,
+    {
+        let outcomes = written(&self.0, writes).await;
+        if outcomes.iter().any(Result::is_ok) {
+            self.0.federation.changed().await;
+        }
+        outcomes
     }
 
     fn requested_new(&self, wire: &types::FederationRelationship) -> Result<FederationRelationship, Status> {
@@ -87,7 +101,7 @@ impl wire::trust_domain_server::TrustDomain for Relationships {
             let created = self.0.store.create_federation_relationship(relationship).await;
             created.map_err(|why| failed("failed to create federation relationship", why))
         });
-        let results = written(&self.0, writes).await.into_iter().map(|created| {
+        let results = self.written(writes).await.into_iter().map(|created| {
             let created = created.inspect(|created| self.warn_if_unverifiable(created));
             let created = created.map(|created| rendered(&created, output_mask.as_ref()));
             let (status, federation_relationship) = status::item(created);
@@ -119,7 +133,7 @@ impl wire::trust_domain_server::TrustDomain for Relationships {
             let updated = self.0.store.update_federation_relationship(relationship, mask).await;
             updated.map_err(|why| failed("failed to update federation relationship", why))
         });
-        let results = written(&self.0, writes).await.into_iter().map(|updated| {
+        let results = self.written(writes).await.into_iter().map(|updated| {
             let updated = updated.inspect(|updated| self.warn_if_unverifiable(updated));
             let updated = updated.map(|updated| rendered(&updated, output_mask.as_ref()));
             let (status, federation_relationship) = status::item(updated);
@@ -146,7 +160,7 @@ impl wire::trust_domain_server::TrustDomain for Relationships {
                 refused_as(Code::NotFound, missing, "failed to delete federation relationship", &why)
             })
         });
-        let outcomes = written(&self.0, writes).await;
+        let outcomes = self.written(writes).await;
         let results = asked.into_iter().zip(outcomes).map(|(asked, outcome)| {
             // The bare name, where it is one.
             let trust_domain = TrustDomain::parse(&asked).map_or(asked, |name| name.as_str().to_owned());
@@ -162,16 +176,13 @@ impl wire::trust_domain_server::TrustDomain for Relationships {
         request: Request<wire::RefreshBundleRequest>,
     ) -> Result<Response<()>, Status> {
         let trust_domain = parsed(&request.into_inner().trust_domain)?;
-        let mut configured = self.0.config.federation.federates_with.iter();
-        let is_known = configured.any(|known| known.trust_domain == trust_domain) || {
-            let found = self.0.store.fetch_federation_relationship(trust_domain.clone()).await;
-            found.map_err(|why| failed("failed to refresh bundle", why))?.is_some()
-        };
-        if !is_known {
-            let text = format!("no relationship with trust domain \"{trust_domain}\"");
-            return Err(Status::not_found(text));
+        match self.0.federation.refresh(trust_domain).await {
+            Ok(()) => Ok(Response::new(())),
+            Err(unknown @ Refusal::Unknown(_)) => Err(Status::not_found(unknown.to_string())),
+            Err(busy @ Refusal::Busy) => Err(Status::resource_exhausted(busy.to_string())),
+            Err(gone @ Refusal::Interrupted) => Err(Status::unavailable(gone.to_string())),
+            Err(Refusal::Failed(why)) => Err(failed_because("failed to refresh bundle", why.as_ref())),
         }
-        Err(Status::unimplemented("this version of Finial does not fetch bundles of other trust domains"))
     }
 }
 

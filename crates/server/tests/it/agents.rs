@@ -1,9 +1,13 @@
 //! Agents: attest, renew, report, are listed, banned and deleted.
 
+use std::sync::Arc;
+
 use proto::convert::status::detail;
+use proto::spire::server::trustdomain::RefreshBundleRequest;
 use proto::spire::server::{agent as wire, bundle as bundle_wire, entry as entry_wire, svid as svid_wire};
 use proto::spire::types;
 use proto::spire::types::permission_denied_details::Reason;
+use runtime::clock::{Clock, ManualClock, SystemClock};
 use spiffe::key::{KeyKind, PrivateKey};
 use spiffe::x509::Certificate;
 use tonic::{Code, Status};
@@ -123,7 +127,8 @@ async fn a_banned_agent_is_told_so_and_a_deleted_one_is_unknown() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_of_a_known_agent_read_no_database() {
     let place = Place::new();
-    let server = place.start().await;
+    // Time stands still, so that only calls could read.
+    let server = place.start_at(Arc::new(ManualClock::new(SystemClock.now()))).await;
     let agent = server.agent("known").await;
     let entry = types::Entry {
         id: "web".to_owned(),
@@ -138,6 +143,9 @@ async fn calls_of_a_known_agent_read_no_database() {
     let clients = server.remote(agent.own.clone());
     clients.agent().post_status(post("1.0")).await.unwrap();
     let csr = csr(&PrivateKey::generate(KeyKind::EcP256).unwrap());
+    // Answered once the relationships have been read, which is done at start.
+    let unknown = RefreshBundleRequest { trust_domain: "unknown.test".to_owned() };
+    server.local().trust_domain().refresh_bundle(unknown).await.unwrap_err();
     let before = server.statements();
 
     for _ in 0..1000 {

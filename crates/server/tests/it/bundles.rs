@@ -178,7 +178,7 @@ async fn relationships_bring_their_bundle_and_leave_it() {
     let server = place.start().await;
     let relationship = types::FederationRelationship {
         trust_domain: "fed.test".to_owned(),
-        bundle_endpoint_url: "HTTPS://fed.test/bundle".to_owned(),
+        bundle_endpoint_url: "HTTPS://127.0.0.1:1/bundle".to_owned(),
         trust_domain_bundle: Some(bundle("fed.test")),
         bundle_endpoint_profile: Some(types::federation_relationship::BundleEndpointProfile::HttpsWeb(
             types::HttpsWebProfile {},
@@ -194,19 +194,23 @@ async fn relationships_bring_their_bundle_and_leave_it() {
     let codes: Vec<_> = created.results.iter().map(|r| r.status.as_ref().unwrap().code).collect();
     assert_eq!(codes, [0, i32::from(Code::Internal)]);
     let shown = created.results[0].federation_relationship.as_ref().unwrap();
-    assert_eq!(shown.bundle_endpoint_url, "https://fed.test/bundle");
+    assert_eq!(shown.bundle_endpoint_url, "https://127.0.0.1:1/bundle");
 
     let refresh = |name: &str| relationship_wire::RefreshBundleRequest { trust_domain: name.to_owned() };
     let missing = api.clone().refresh_bundle(refresh("nobody.test")).await;
     expect_status(missing, Code::NotFound, "no relationship with trust domain \"nobody.test\"");
-    let not_built = api.clone().refresh_bundle(refresh("fed.test")).await.unwrap_err();
-    assert_eq!(not_built.code(), Code::Unimplemented);
+    let nobody_there = api.clone().refresh_bundle(refresh("fed.test")).await;
+    let text = "failed to refresh bundle: failed to fetch federated bundle from endpoint: failed to fetch \
+                bundle: cannot connect to 127.0.0.1:1: Connection refused (os error 111)";
+    expect_status(nobody_there, Code::Internal, text);
 
     let delete = relationship_wire::BatchDeleteFederationRelationshipRequest {
         trust_domains: vec!["spiffe://fed.test".to_owned()],
     };
     let deleted = api.clone().batch_delete_federation_relationship(delete).await.unwrap().into_inner();
     assert_eq!(deleted.results[0].trust_domain, "fed.test");
+    let gone = api.clone().refresh_bundle(refresh("fed.test")).await;
+    expect_status(gone, Code::NotFound, "no relationship with trust domain \"fed.test\"");
     let request = wire::GetFederatedBundleRequest { trust_domain: "fed.test".to_owned(), output_mask: None };
     assert!(server.local().bundle().get_federated_bundle(request).await.is_ok());
     server.stop().await;
