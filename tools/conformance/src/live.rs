@@ -18,7 +18,7 @@ const UPDATE: &str = "/spire.api.server.entry.v1.Entry/BatchUpdateEntry";
 const DELETE: &str = "/spire.api.server.entry.v1.Entry/BatchDeleteEntry";
 
 /// How long a change may take to reach a workload: some rounds of an agent's synchronisation.
-const REACH: Duration = Duration::from_secs(40);
+pub(crate) const REACH: Duration = Duration::from_secs(40);
 
 /// The audience of all tokens here.
 const AUDIENCE: &str = "live";
@@ -180,16 +180,21 @@ impl Live {
 pub(crate) struct Stage {
     /// The plane.
     pub(crate) plane: Plane,
-    local: Caller,
-    workload: Workload,
+    pub(crate) local: Caller,
+    pub(crate) workload: Workload,
     runtime: Runtime,
 }
 
 impl Stage {
     /// Starts server and agent with `extra` lines in the server's configuration.
     pub(crate) fn set(product: &Product, messages: &Messages, extra: &str) -> Result<Self, String> {
-        let config = PlaneConfig { server_extra: extra.to_owned(), agent: true, ..PlaneConfig::default() };
-        let plane = Plane::start(product, &config, &BTreeMap::new());
+        let config = PlaneConfig { server_extra: extra.to_owned(), ..PlaneConfig::default() };
+        Self::with(product, messages, config)
+    }
+
+    /// Starts server and agent on a plane that deviates as `config` says.
+    pub(crate) fn with(product: &Product, messages: &Messages, config: PlaneConfig) -> Result<Self, String> {
+        let plane = Plane::start(product, &PlaneConfig { agent: true, ..config }, &BTreeMap::new());
         let runtime = Runtime::new().map_err(|error| error.to_string())?;
         let (local, workload) = {
             let _entered = runtime.enter();
@@ -257,7 +262,11 @@ async fn update(stream: &mut Svids) -> Result<Vec<Svid>, String> {
 }
 
 /// Waits until the stream shows exactly the SVIDs of `paths` and `holds` is true of them.
-async fn seen(stream: &mut Svids, paths: &[&str], holds: impl Fn(&[Svid]) -> bool) -> Result<(), String> {
+pub(crate) async fn seen(
+    stream: &mut Svids,
+    paths: &[&str],
+    holds: impl Fn(&[Svid]) -> bool,
+) -> Result<(), String> {
     let wanted: BTreeSet<String> = paths.iter().map(ToString::to_string).collect();
     loop {
         let svids = update(stream).await.map_err(|why| format!("{why}, waiting for {wanted:?}"))?;

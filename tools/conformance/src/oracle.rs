@@ -50,6 +50,18 @@ impl Crossing {
         })
     }
 
+    /// Finial's programs alone.
+    #[must_use]
+    pub const fn finial(&self) -> &Product {
+        &self.finial
+    }
+
+    /// SPIRE's programs alone.
+    #[must_use]
+    pub const fn spire(&self) -> &Product {
+        &self.spire
+    }
+
     /// Finial's server with SPIRE's agent.
     #[must_use]
     pub fn spire_agent(&self) -> Product {

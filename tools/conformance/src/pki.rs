@@ -3,6 +3,7 @@
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+use base64::Engine as _;
 use time::{Duration, OffsetDateTime};
 
 use crate::der;
@@ -72,12 +73,18 @@ impl Authority {
     pub(crate) fn certify(&self, key: &Key, uri: &str) -> Vec<u8> {
         certificate(&self.key, key, uri, Kind::Leaf)
     }
+
+    /// A certificate of `key` for web servers on 127.0.0.1.
+    pub(crate) fn certify_web(&self, key: &Key) -> Vec<u8> {
+        certificate(&self.key, key, "", Kind::Web)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Authority,
     Leaf,
+    Web,
 }
 
 fn certificate(issuer: &Key, subject: &Key, uri: &str, kind: Kind) -> Vec<u8> {
@@ -92,7 +99,7 @@ fn certificate(issuer: &Key, subject: &Key, uri: &str, kind: Kind) -> Vec<u8> {
     let mut extensions = vec![
         extension("2.5.29.15", true, usage),
         extension("2.5.29.19", true, &der::sequence(&[authority])),
-        extension("2.5.29.17", false, &uri_name(uri)),
+        extension("2.5.29.17", false, &if kind == Kind::Web { loopback() } else { uri_name(uri) }),
     ];
     if !is_authority {
         let uses = der::sequence(&[&der::oid("1.3.6.1.5.5.7.3.1"), &der::oid("1.3.6.1.5.5.7.3.2")]);
@@ -132,6 +139,18 @@ fn instant(at: OffsetDateTime) -> Vec<u8> {
 
 fn uri_name(uri: &str) -> Vec<u8> {
     der::sequence(&[&der::write(0x86, &[uri.as_bytes()])])
+}
+
+fn loopback() -> Vec<u8> {
+    der::sequence(&[&der::write(0x87, &[&[127, 0, 0, 1]])])
+}
+
+/// Bytes in PEM.
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
+    let body = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> =
+        body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("base64")).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 fn extension(oid: &str, critical: bool, value: &[u8]) -> Vec<u8> {

@@ -95,6 +95,8 @@ pub struct PlaneConfig {
     pub ca_key: String,
     /// Log level of both.
     pub log: String,
+    /// Variables in the environment of all its programs.
+    pub env: BTreeMap<String, String>,
     /// Start a server.
     pub server: bool,
     /// Start an agent too, attested by join token with the alias `/node`.
@@ -111,6 +113,7 @@ impl Default for PlaneConfig {
             agent_attestor: r#"NodeAttestor "join_token" { plugin_data {} }"#.to_owned(),
             ca_key: "ec-p256".to_owned(),
             log: "INFO".to_owned(),
+            env: BTreeMap::new(),
             server: true,
             agent: false,
         }
@@ -123,6 +126,7 @@ pub struct Plane {
     product: Product,
     dir: TempDir,
     words: BTreeMap<String, String>,
+    env: BTreeMap<String, String>,
     server: Option<Running>,
     agent: Option<Running>,
 }
@@ -138,6 +142,7 @@ impl Plane {
         let mut plane = Self {
             product: product.clone(),
             words: words(dir.path(), &config.trust_domain),
+            env: config.env.clone(),
             dir,
             server: None,
             agent: None,
@@ -214,7 +219,7 @@ impl Plane {
         for name in ["PATH", "HOME"] {
             command.env(name, std::env::var_os(name).unwrap_or_default());
         }
-        command.env("TZ", "UTC").env("LANG", "C");
+        command.env("TZ", "UTC").env("LANG", "C").envs(&self.env);
         command
     }
 

@@ -14,7 +14,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
 use serde_json::{Value, json};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -213,7 +213,7 @@ impl Connection {
     /// To a TLS port of this machine.
     pub(crate) fn tls(port: &str, shown: Option<&Shown>) -> Self {
         let port: u16 = port.parse().expect("a port");
-        let connector = TlsConnector::from(Arc::new(client_config(shown)));
+        let connector = TlsConnector::from(Arc::new(client_config(shown, rustls::DEFAULT_VERSIONS)));
         let connect = tower::service_fn(move |_: Uri| {
             let connector = connector.clone();
             async move {
@@ -293,10 +293,14 @@ const fn name_of(code: Code) -> &'static str {
     }
 }
 
-fn client_config(shown: Option<&Shown>) -> ClientConfig {
+/// TLS of these versions to any server, over which HTTP/2 is spoken.
+pub(crate) fn client_config(
+    shown: Option<&Shown>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ClientConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .expect("the provider has the usual versions")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyServer(provider)));

@@ -23,6 +23,8 @@ const JWT_BUNDLES: &str = "/SpiffeWorkloadAPI/FetchJWTBundles";
 struct X509Response {
     #[prost(message, repeated, tag = "1")]
     svids: Vec<X509Svid>,
+    #[prost(btree_map = "string, bytes", tag = "3")]
+    federated: BTreeMap<String, Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -99,6 +101,8 @@ pub(crate) struct Svid {
     pub(crate) chain: Vec<Vec<u8>>,
     /// DER of the authorities of its trust domain.
     pub(crate) bundle: Vec<Vec<u8>>,
+    /// The same of the trust domains that some entry of the workload federates with.
+    pub(crate) federated: BTreeMap<String, Vec<Vec<u8>>>,
 }
 
 impl Svid {
@@ -183,10 +187,13 @@ impl Svids {
             }
             parts
         };
+        let federated = answer.federated.into_iter().map(|(name, der)| (name, split(&der)));
+        let federated: BTreeMap<_, _> = federated.collect();
         let svids = answer.svids.into_iter().map(|svid| Svid {
             id: svid.spiffe_id,
             chain: split(&svid.chain),
             bundle: split(&svid.bundle),
+            federated: federated.clone(),
         });
         let svids: Vec<Svid> = svids.collect();
         for svid in &svids {

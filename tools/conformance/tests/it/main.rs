@@ -17,6 +17,8 @@ mod exchanges;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod federation;
+#[cfg(test)]
 mod health;
 #[cfg(test)]
 mod live;

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finial_conformance::{Crossing, Live, Server};
+use finial_conformance::{Crossing, Domains, Live, Profile, Server};
 
 fn recorded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
@@ -54,6 +54,26 @@ fn oracle_finial_agent_outlives_restarts_on_spire() {
 #[test]
 fn oracle_finial_agent_follows_new_authorities_of_spire() {
     with_both(|both| Live::load(&recorded()).authorities(&both.finial_agent()));
+}
+
+#[test]
+fn oracle_federation_with_spire_by_spiffe_ids() {
+    with_both(|both| Domains::federate(both.finial(), both.spire(), &recorded(), Profile::Spiffe)?.follow());
+}
+
+#[test]
+fn oracle_federation_with_spire_by_web_certificates() {
+    with_both(|both| Domains::federate(both.finial(), both.spire(), &recorded(), Profile::Web)?.follow());
+}
+
+#[test]
+fn oracle_federation_of_spire_with_finial_by_spiffe_ids() {
+    with_both(|both| Domains::federate(both.spire(), both.finial(), &recorded(), Profile::Spiffe)?.follow());
+}
+
+#[test]
+fn oracle_federation_of_spire_with_finial_by_web_certificates() {
+    with_both(|both| Domains::federate(both.spire(), both.finial(), &recorded(), Profile::Web)?.follow());
 }
 
 #[test]
