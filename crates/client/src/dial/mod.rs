@@ -6,6 +6,7 @@
 mod address;
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
@@ -31,6 +32,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub struct Dialer {
     address: Address,
+    source: Option<IpAddr>,
     tls: Option<Arc<ClientConfig>>,
     connect_timeout: Duration,
     call_timeout: Option<Duration>,
@@ -74,7 +76,21 @@ impl Dialer {
     /// For this address, without TLS.
     #[must_use]
     pub const fn new(address: Address) -> Self {
-        Self { address, tls: None, connect_timeout: CONNECT_TIMEOUT, call_timeout: None, keepalive: None }
+        Self {
+            address,
+            source: None,
+            tls: None,
+            connect_timeout: CONNECT_TIMEOUT,
+            call_timeout: None,
+            keepalive: None,
+        }
+    }
+
+    /// Calls over TCP come from this address of the machine.
+    #[must_use]
+    pub const fn with_source(mut self, source: IpAddr) -> Self {
+        self.source = Some(source);
+        self
     }
 
     /// Speaks TLS. HTTP/2 is added to the protocols that `config` offers.
@@ -171,7 +187,10 @@ impl Dialer {
         let (socket, host): (Box<dyn Wire>, &str) = match &self.address {
             Address::Unix(path) => (Box::new(UnixStream::connect(path).await?), "localhost"),
             Address::Tcp { host, port } => {
-                let socket = TcpStream::connect((host.as_str(), *port)).await?;
+                let socket = match self.source {
+                    Some(source) => connect_from(source, host, *port).await?,
+                    None => TcpStream::connect((host.as_str(), *port)).await?,
+                };
                 socket.set_nodelay(true)?;
                 (Box::new(socket), host)
             }
@@ -185,6 +204,16 @@ impl Dialer {
         }
         Ok(Box::new(stream))
     }
+}
+
+/// Connects from an address of this machine to the first of the same family that `host` has.
+async fn connect_from(source: IpAddr, host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut found = lookup_host((host, port)).await?;
+    let target = found.find(|target| target.is_ipv4() == source.is_ipv4());
+    let target = target.ok_or_else(|| io::Error::other(format!("{host} has no address like {source}")))?;
+    let socket = if source.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.bind(SocketAddr::new(source, 0))?;
+    socket.connect(target).await
 }
 
 /// A connection, whatever its kind.
