@@ -25,6 +25,7 @@ const USAGE: &str = "Usage: finial <program> [<args>]
   agent      the node agent, as spire-agent
   dev        a throw-away trust domain in one process, to try things out
   check      says whether a configuration file is good
+  bench      puts load on a server and an agent, and says what it costs them
 
 finial <program> -help lists a program's commands.
 ";
@@ -51,6 +52,7 @@ fn finial(args: &[String]) -> ExitCode {
         "agent" => cli::run(&agent("finial agent", own_version()), rest),
         "dev" => dev::run(rest),
         "check" => cli::run(&check(), rest),
+        "bench" => cli::run(&bench(), rest),
         "-h" | "-help" | "--help" => {
             eprint!("{USAGE}");
             ExitCode::SUCCESS
@@ -76,6 +78,10 @@ fn agent(name: &'static str, version: String) -> Program {
 
 fn check() -> Program {
     Program { name: "finial check", version: own_version(), commands: cli::check_commands() }
+}
+
+fn bench() -> Program {
+    Program { name: "finial bench", version: own_version(), commands: cli::bench_commands() }
 }
 
 /// What scripts that parse SPIRE's version see, and what an agent tells its server.

@@ -481,6 +481,18 @@ impl Running {
         (read(&self.stdout), read(&self.stderr))
     }
 
+    /// Waits until it has printed `text` to stderr.
+    ///
+    /// # Panics
+    /// If it has not within 60 s.
+    pub fn await_said(&self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.printed().1.contains(text) {
+            assert!(Instant::now() < deadline, "it does not say {text:?}: {:?}", self.printed());
+            pause();
+        }
+    }
+
     /// Sends a signal (`TERM`, `INT`, `KILL`, `USR2`, ..).
     ///
     /// # Panics

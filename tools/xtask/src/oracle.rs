@@ -17,7 +17,7 @@ const PASSES: [(&str, bool, &[&str]); 3] = [
     (
         "the suites against SPIRE itself",
         false,
-        &["api_", "cli_", "documents_", "exchanges_", "live_", "takeover_"],
+        &["api_", "bench_", "cli_", "documents_", "exchanges_", "live_", "takeover_"],
     ),
     ("Finial's commands on SPIRE", true, &["cli_"]),
     ("Finial and SPIRE together", false, &["oracle_"]),
@@ -81,7 +81,7 @@ impl Counts {
     /// Adds a line such as `entry: 224 cases run, 224 passed, 0 open`, or the end of one test that is
     /// a case by itself.
     fn add(&mut self, line: &str) {
-        if line.starts_with("test live::") || line.starts_with("test oracle::") {
+        if ["test bench::", "test live::", "test oracle::"].iter().any(|start| line.starts_with(start)) {
             let (passed, open) = (line.ends_with("... ok"), line.ends_with("... FAILED"));
             self.run += usize::from(passed || open);
             self.passed += usize::from(passed);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{ledger, process};
 
 /// The layer of each crate; a crate may depend on lower layers only (ARCHITECTURE.md, section 2).
-const LAYERS: [(&str, u8); 13] = [
+const LAYERS: [(&str, u8); 14] = [
     ("finial-spiffe", 0),
     ("finial-proto", 1),
     ("finial-config", 1),
@@ -23,6 +23,7 @@ const LAYERS: [(&str, u8); 13] = [
     ("finial-plugins", 3),
     ("finial-server", 4),
     ("finial-agent", 4),
+    ("finial-bench", 4),
     ("finial", 5),
 ];
 

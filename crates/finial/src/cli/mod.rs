@@ -4,6 +4,7 @@
 //! name; `flags` reads its flags; the modules `server` and `agent` hold the commands themselves.
 
 mod agent;
+mod bench;
 mod check;
 mod duration;
 pub(crate) mod flags;
@@ -15,6 +16,7 @@ mod server;
 mod tree;
 
 pub(crate) use agent::commands as agent_commands;
+pub(crate) use bench::commands as bench_commands;
 pub(crate) use check::commands as check_commands;
 use config::{ConfigError, Unbuilt};
 use flags::{Flag, Flags};
