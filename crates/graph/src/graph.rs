@@ -1,5 +1,6 @@
 //! The graph itself: one version of all entries and agents.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub(crate) struct Version {
     /// Alias entries, each under one of its selectors: an agent that matches has that one too.
     aliases: Index,
     agents: Agents,
+    /// The sum of all revisions, going round where it does not fit.
+    revisions: i64,
 }
 
 /// Where a bucket is. The hash comes first, so that few comparisons look at a path.
@@ -45,6 +48,19 @@ pub(crate) struct Version {
 struct Place {
     hash: u64,
     path: Arc<str>,
+}
+
+/// What tells a graph from one of other rows without comparing them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// How many entries there are.
+    pub entries: i64,
+    /// The last row.
+    pub last_row: i64,
+    /// The sum of all revisions.
+    pub revisions: i64,
+    /// How many agents there are.
+    pub agents: i64,
 }
 
 /// How much a graph holds.
@@ -75,6 +91,7 @@ impl EntryGraph {
             buckets: Tree::default(),
             aliases: Index::default(),
             agents: Agents::default(),
+            revisions: 0,
         }))
     }
 
@@ -241,6 +258,18 @@ impl EntryGraph {
         }
     }
 
+    /// What tells it from a graph of other rows.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        Fingerprint {
+            entries: count(self.0.entries.len()),
+            last_row: self.0.entries.at_most(|_| Ordering::Less).map_or(0, |(row, _)| *row),
+            revisions: self.0.revisions,
+            agents: count(self.0.agents.len()),
+        }
+    }
+
     /// What it holds, for the other modules.
     pub(crate) fn version(&self) -> &Version {
         &self.0
@@ -369,6 +398,7 @@ impl Version {
         self.by_spiffe_id = Index::build(by_spiffe_id);
         self.by_parent = Index::build(by_parent);
         self.by_federated = Index::build(by_federated);
+        self.revisions = entries.iter().fold(0, |sum, (_, entry)| sum.wrapping_add(entry.revision_number));
         self.entries = Tree::from_sorted(entries);
     }
 
@@ -424,6 +454,8 @@ impl Version {
         noted.any = true;
         noted.touched.parents.insert(entry.parent_id.clone());
         self.entries.insert(row, Arc::clone(entry));
+        self.revisions =
+            self.revisions.wrapping_sub(held.revision_number).wrapping_add(entry.revision_number);
         for other in held.federates_with.iter() {
             self.by_federated.remove(self.hashes.of(other.as_str()), row);
         }
@@ -445,6 +477,7 @@ impl Version {
             self.file_alias(row, entry);
         }
         self.entries.insert(row, Arc::clone(entry));
+        self.revisions = self.revisions.wrapping_add(entry.revision_number);
         self.by_id.add(self.hashes.of(entry.id.as_str()), row);
         self.by_spiffe_id.add(self.hashes.of(entry.spiffe_id.as_str()), row);
         self.by_parent.add(self.hashes.of(entry.parent_id.as_str()), row);
@@ -456,6 +489,7 @@ impl Version {
     fn remove_entry(&mut self, row: i64, noted: &mut Noted) {
         let Some(entry) = self.entries.remove(|held| held.cmp(&row)) else { return };
         noted.any = true;
+        self.revisions = self.revisions.wrapping_sub(entry.revision_number);
         self.by_id.remove(self.hashes.of(entry.id.as_str()), row);
         self.by_spiffe_id.remove(self.hashes.of(entry.spiffe_id.as_str()), row);
         self.by_parent.remove(self.hashes.of(entry.parent_id.as_str()), row);

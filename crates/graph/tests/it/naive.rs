@@ -155,6 +155,9 @@ fn check(graph: &EntryGraph, model: &Model) {
     );
     assert_eq!(graph.counts().entries, model.entries.len());
     assert_eq!(graph.counts().agents, model.agents.len());
+    let print = graph.fingerprint();
+    assert_eq!(print.revisions, model.entries.values().map(|entry| entry.revision_number).sum::<i64>());
+    assert_eq!(print.last_row, model.entries.last_key_value().map_or(0, |(row, _)| *row));
     for (row, entry) in &model.entries {
         assert_eq!(graph.entry(&entry.id), Some(entry));
         assert_eq!(graph.row_of(&entry.id), Some(*row));
