@@ -16,9 +16,11 @@ use spiffe::{TrustDomain, UnixSecs};
 use store::{Committed, Store};
 use tonic::Status;
 
+use crate::authz;
 use crate::ca_driver::Commands;
+use crate::caller::Caller;
 use crate::federation::Federation;
-use crate::keep::{Applied, BundleSet, KnownBundle};
+use crate::keep::{Applied, BundleSet, Fresh, KnownBundle};
 use crate::limits::Limits;
 use crate::own_svid::OwnSvid;
 
@@ -44,8 +46,10 @@ pub(crate) struct Context {
     pub(crate) node_attestors: BTreeMap<String, Arc<dyn ServerNodeAttestor>>,
     /// How often addresses may call.
     pub(crate) limits: Limits,
-    /// How far the snapshots are.
+    /// How far the snapshots are with what this server writes.
     pub(crate) applied: Applied,
+    /// How far they are with what others write.
+    pub(crate) fresh: Fresh,
     /// The log, whose level may be changed.
     pub(crate) log: Log,
     /// The time.
@@ -80,13 +84,24 @@ impl Context {
         committed.value
     }
 
-    /// Waits until the snapshots show what any server committed before this call: to be awaited by
-    /// every call that signs or renews, so that a ban anywhere holds at once.
+    /// Judges the caller once more, by what any server committed before this: to be awaited by every
+    /// call that signs or renews, when all else is checked, so that a ban anywhere holds at once. One
+    /// reading of the database is shared by all who wait.
     ///
     /// # Errors
-    /// `Internal` if the database cannot be asked.
-    pub(crate) async fn fresh(&self) -> Result<(), Status> {
-        let fresh = self.store.fresh().await;
+    /// That the caller may not call any more, or `Internal` if the database cannot be read.
+    pub(crate) async fn confirm(&self, caller: &Caller) -> Result<(), Status> {
+        self.up_to_date().await?;
+        let judged = authz::judge(self, caller.rule, &caller.peer).await;
+        judged.map(drop).map_err(|denied| denied.status(caller.rule.method))
+    }
+
+    /// Waits until the snapshots show what any server committed before this call.
+    ///
+    /// # Errors
+    /// `Internal` if the database cannot be read.
+    pub(crate) async fn up_to_date(&self) -> Result<(), Status> {
+        let fresh = self.fresh.wait().await;
         fresh.map_err(|error| Status::internal(format!("cannot read changes of other servers: {error}")))
     }
 }

@@ -147,12 +147,18 @@ pub(crate) async fn build(
     let plugins = load_plugins(&config, &clock, &bundles).await?;
     check_trust_domain(&store, &config.trust_domain).await?;
 
-    let trust_domain = config.trust_domain.clone();
-    let keeper =
-        Keeper::load(store.clone(), changes, bundles, trust_domain, Arc::clone(&clock), &config.experimental);
+    let health = Health::new();
+    let keeper = Keeper::load(
+        store.clone(),
+        changes,
+        bundles,
+        config.trust_domain.clone(),
+        Arc::clone(&clock),
+        health.check("catalog.datastore"),
+        &config.experimental,
+    );
     let mut keeper = keeper.await.map_err(StartError::Load)?;
 
-    let health = Health::new();
     let profile = Arc::new(profile(&config)?);
     let parts = Parts {
         profile: Arc::clone(&profile),
@@ -194,6 +200,7 @@ pub(crate) async fn build(
         own_svid: renewal.svid(),
         node_attestors: plugins.node_attestors,
         applied: keeper.applied(),
+        fresh: keeper.fresh(),
         log,
         clock,
         health,

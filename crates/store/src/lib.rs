@@ -21,7 +21,7 @@ mod entries;
 mod error;
 mod events;
 mod federation;
-mod feed;
+pub mod feed;
 mod journal;
 mod list;
 mod migrate;
@@ -37,7 +37,6 @@ pub use entries::{CreatedEntry, EntryFilter, EntryMask, EntryPage, NewEntry, Sto
 pub use error::StoreError;
 pub use events::{Event, EventIds};
 pub use federation::{FederationMask, FederationRelationship, FederationRelationshipPage};
-pub use feed::{Feed, Hint};
 pub use journal::CaJournal;
 pub use list::{FederatesWithFilter, Match, Page, SelectorFilter};
 pub use nodes::{

@@ -87,17 +87,6 @@ impl Store {
         }
     }
 
-    /// Waits until everything committed by any server before this call can be read here. Costs
-    /// nothing where this process is the only one that writes.
-    ///
-    /// # Errors
-    /// If the database cannot be asked.
-    pub async fn fresh(&self) -> Result<(), StoreError> {
-        match &*self.backend {
-            Backend::Sqlite(_) => Ok(()),
-        }
-    }
-
     /// The time by the store's clock.
     pub(crate) fn now(&self) -> SystemTime {
         (self.now)()

@@ -95,7 +95,8 @@ fn conformance() -> Result<()> {
     Ok(())
 }
 
-/// Kills the server under load for `rounds` (default 500) and looks for lost or halved writes.
+/// Kills the server under load for `rounds` (default 500) and looks for lost or halved writes. Plays
+/// 200 histories per round of several servers at one database.
 pub(crate) fn soak(rounds: Option<&str>) -> Result<()> {
     let rounds: u64 = rounds.unwrap_or("500").parse().context("soak: rounds must be a number")?;
     process::check(&mut process::command(
@@ -114,7 +115,10 @@ pub(crate) fn soak(rounds: Option<&str>) -> Result<()> {
         "live_kills",
         "--nocapture",
     ];
-    process::check(process::command("cargo", args).env("FINIAL_KILL_ROUNDS", rounds.to_string()))
+    process::check(process::command("cargo", args).env("FINIAL_KILL_ROUNDS", rounds.to_string()))?;
+    let args = ["test", "--release", "--locked", "--package", "finial-store", "--test", "it", "--", "feed::"];
+    let histories = rounds.saturating_mul(200).to_string();
+    process::check(process::command("cargo", args).env("FINIAL_FEED_HISTORIES", histories))
 }
 
 /// Rewrites golden files (`FINIAL_BLESS=1`), of one crate or of all.

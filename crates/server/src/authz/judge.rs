@@ -1,8 +1,10 @@
 //! Judging a caller by the rule of a method, in SPIRE's order: anybody, the own socket, administrators,
 //! servers below this one, agents.
 //!
-//! Everything is looked up in the snapshots. A row is read only for an agent that is not known or whose
-//! serial is another than expected, once per call.
+//! Everything is looked up in the snapshots. Administrators and servers below this one call seldom and
+//! may do much: for them the snapshots are brought up to date first. For agents they may be as old as the
+//! configuration allows; what signs or renews judges again, up to date ([`Context::confirm`]). A row is
+//! read only for an agent that is not known or whose serial is another than expected, once per call.
 
 use proto::convert::status::with_detail;
 use proto::spire::types::PermissionDeniedDetails;
@@ -77,6 +79,25 @@ impl Denied {
 /// # Errors
 /// The reason why it may not.
 pub(crate) async fn authorise(context: &Context, rule: &Rule, peer: &Peer) -> Result<Role, Denied> {
+    if peer.certificate().is_some() {
+        let fresh = match rule.who {
+            Who::LocalOrAdmin | Who::Downstream => context.fresh.wait().await,
+            Who::LocalAdminOrAgent | Who::Agent => match context.config.max_agent_staleness {
+                Some(age) => context.fresh.within(age).await,
+                None => Ok(()),
+            },
+            Who::Anybody | Who::Local => Ok(()),
+        };
+        fresh.map_err(Denied::LookUp)?;
+    }
+    judge(context, rule, peer).await
+}
+
+/// The same by the snapshots as they are.
+///
+/// # Errors
+/// The reason why it may not.
+pub(crate) async fn judge(context: &Context, rule: &Rule, peer: &Peer) -> Result<Role, Denied> {
     if rule.who == Who::Anybody {
         return Ok(Role::Anybody);
     }

@@ -3,5 +3,5 @@
 mod judge;
 mod rules;
 
-pub(crate) use judge::authorise;
+pub(crate) use judge::{authorise, judge};
 pub(crate) use rules::{Limit, Lookup, Rule, look_up};

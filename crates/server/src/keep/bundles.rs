@@ -63,6 +63,14 @@ impl BundleSet {
         Some(next)
     }
 
+    /// Takes the bundle of a trust domain over from another set, or its absence.
+    pub(crate) fn take_over(&mut self, trust_domain: &TrustDomain, from: &Self) {
+        match from.0.get(trust_domain) {
+            Some(known) => _ = self.0.insert(trust_domain.clone(), Arc::clone(known)),
+            None => _ = self.0.remove(trust_domain),
+        }
+    }
+
     /// This set, with the parts of `older` that are the same.
     pub(crate) fn sharing(mut self, older: &Self) -> Self {
         for (trust_domain, known) in &mut self.0 {

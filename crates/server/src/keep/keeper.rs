@@ -2,53 +2,70 @@
 //!
 //! The store hands over every committed change in commit order. What has queued up is applied as one
 //! batch, published, and then those are answered who wait for it: read-your-writes on this server. What
-//! other servers change is learnt of through the store's feed, whose hints only say which rows to read
-//! again. Once in a long while everything is read anew and compared; what differs is repaired, and
-//! counted, as it should not.
+//! other servers change is read in turns (`turn`), beside which this server's own changes go on being
+//! applied; where both touch a row, `written` says which holds. Once in a long while, and when a turn
+//! finds a reason, everything is read anew and compared; what differs is repaired, and counted, as it
+//! should not.
 
-use std::collections::{HashMap, HashSet};
+use std::future::pending;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use graph::{AgentRecord, Change as GraphChange, ChangeBatch, EntryGraph};
 use runtime::clock::Clock;
+use runtime::health::Check;
 use runtime::snapshot::{Publisher, Snapshot};
-use spiffe::{EntryId, SpiffeId, TrustDomain};
-use store::{Agent, Change, Changes, Feed, Hint, Store, StoreError};
+use spiffe::TrustDomain;
+use store::feed::{Feed, Hints, Limits};
+use store::{Agent, Change, Changes, Store, StoreError};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::fresh::{Fresh, Readings};
+use super::turn::{self, Asked, Done, Loaded, Turned};
+use super::watchdog::Watchdog;
+use super::written::{self, Lately};
 use super::{Applied, BundleSet};
 
 /// How many writes may be committed before they are applied; beyond that writers wait.
 pub(crate) const QUEUE: usize = 1024;
+
+/// How often a shared database is read at least: bundles of other servers count by the second.
+const TURN: Duration = Duration::from_secs(1);
+
+type Turning = Pin<Box<dyn Future<Output = Turned> + Send>>;
 
 /// The owner of the snapshots.
 pub(crate) struct Keeper {
     store: Store,
     clock: Arc<dyn Clock>,
     changes: mpsc::Receiver<Changes>,
-    feed: Feed,
+    /// What others write; `None` where nobody else does.
+    feed: Option<Feed>,
     graph: Publisher<EntryGraph>,
     bundles: Publisher<BundleSet>,
     applied: watch::Sender<u64>,
-    /// What this server changed or deleted since the feed was last read: rows read before that are not
-    /// the truth any more, and their own events follow.
-    written: Written,
-    poll_every: Duration,
+    readings: Readings,
+    /// Whether a turn is under way, and what this server wrote meanwhile.
+    is_turning: bool,
+    written: Hints,
+    lately: Lately,
+    /// Rows to be read in the next turn.
+    again: Hints,
+    /// Whether everything is to be read in the next turn.
+    reload: bool,
+    watchdog: Watchdog,
+    check: Check,
+    /// How many turns have failed in a row.
+    failures: u32,
+    turn_every: Duration,
     reload_every: Duration,
-}
-
-/// Rows that were written here lately.
-#[derive(Default)]
-struct Written {
-    entries: HashSet<EntryId>,
-    agents: HashSet<SpiffeId>,
 }
 
 impl Keeper {
     /// Loads everything. `changes` is what the store was opened with; `bundles` may have readers
-    /// already.
+    /// already; `check` shows whether other servers' changes can be read.
     ///
     /// # Errors
     /// If the datastore cannot be read.
@@ -58,17 +75,27 @@ impl Keeper {
         bundles: Publisher<BundleSet>,
         trust_domain: TrustDomain,
         clock: Arc<dyn Clock>,
+        check: Check,
         config: &config::ServerExperimental,
     ) -> Result<Self, StoreError> {
-        // The feed starts before the rows are read, so that nothing falls between.
-        let feed = Feed::start(&store).await?;
-        let entries = store.load_entries().await?;
-        let agents = store.load_agents().await?;
-        let stored = store.list_bundles(None).await?.bundles;
+        // The feed begins before the rows are read, so that nothing falls between.
+        let mut feed = None;
+        if store.is_shared() {
+            let limits = Limits {
+                event_timeout: config.event_timeout,
+                events_kept: config.prune_events_older_than,
+                ..Limits::DEFAULT
+            };
+            let federating = turn::federating(Snapshot::fixed(EntryGraph::new(trust_domain.clone())));
+            feed = Some(store.follow(Feed::new(limits), federating, false).await?.feed);
+        }
+        let Loaded { entries, agents, bundles: stored } = turn::load(&store).await?;
         bundles.publish(Arc::new(BundleSet::new(stored)));
         let entries = entries.into_iter().map(|stored| (stored.row_id, stored.entry));
         let graph = EntryGraph::load(trust_domain, entries, agents.iter().map(|agent| record(agent)));
         let (applied, _) = watch::channel(0);
+        let watchdog = Watchdog::new(clock.instant());
+        check.started();
         Ok(Self {
             store,
             clock,
@@ -77,8 +104,16 @@ impl Keeper {
             graph: Publisher::new(graph),
             bundles,
             applied,
-            written: Written::default(),
-            poll_every: config.cache_reload_interval,
+            readings: Readings::new(),
+            is_turning: false,
+            written: Hints::default(),
+            lately: Lately::default(),
+            again: Hints::default(),
+            reload: false,
+            watchdog,
+            check,
+            failures: 0,
+            turn_every: TURN.min(config.cache_reload_interval),
             reload_every: config.full_cache_reload_interval,
         })
     }
@@ -98,7 +133,12 @@ impl Keeper {
         Applied(self.applied.subscribe())
     }
 
-    /// Applies what has queued up, while nobody runs the keeper yet.
+    /// How far the snapshots are, for those who must know what other servers wrote.
+    pub(crate) fn fresh(&self) -> Fresh {
+        if self.feed.is_some() { self.readings.fresh(&self.clock) } else { Fresh::alone() }
+    }
+
+    /// Applies what has queued up.
     pub(crate) fn catch_up(&mut self) {
         let mut queued = Vec::new();
         while let Ok(changes) = self.changes.try_recv() {
@@ -110,12 +150,15 @@ impl Keeper {
     /// Keeps the snapshots until the token is cancelled or the store is closed.
     ///
     /// # Errors
-    /// None: a feed that cannot be read is tried again.
+    /// None: a database that cannot be read is tried again.
     pub(crate) async fn run(mut self, token: CancellationToken) -> Result<(), StoreError> {
         let mut queued = Vec::with_capacity(QUEUE);
-        let mut next_poll = self.clock.sleep(self.poll_every);
+        let mut turning: Option<Turning> = None;
+        let mut next_turn = self.clock.sleep(self.turn_every);
         let mut next_reload = self.clock.sleep(self.reload_every);
         loop {
+            let is_idle = turning.is_none();
+            let is_shared = self.feed.is_some();
             tokio::select! {
                 biased;
                 () = token.cancelled() => return Ok(()),
@@ -126,18 +169,18 @@ impl Keeper {
                     self.absorb(&queued);
                     queued.clear();
                 }
-                () = &mut next_reload => {
-                    if let Err(error) = self.reload().await {
-                        tracing::error!(%error, "Could not reload entries and agents");
-                    }
+                turned = end_of(&mut turning) => {
+                    turning = None;
+                    self.finish(turned);
+                    next_turn = self.clock.sleep(self.turn_every);
+                }
+                () = &mut next_reload, if is_idle => {
+                    self.reload = true;
+                    turning = Some(self.begin());
                     next_reload = self.clock.sleep(self.reload_every);
                 }
-                () = &mut next_poll => {
-                    if let Err(error) = self.follow().await {
-                        tracing::error!(%error, "Could not read what other servers changed");
-                    }
-                    next_poll = self.clock.sleep(self.poll_every);
-                }
+                () = self.readings.asked(), if is_idle && is_shared => turning = Some(self.begin()),
+                () = &mut next_turn, if is_idle && is_shared => turning = Some(self.begin()),
             }
         }
     }
@@ -148,12 +191,17 @@ impl Keeper {
         let mut batch = ChangeBatch::default();
         let held = self.bundles.load();
         let mut bundles = None;
+        let mut rows = Hints::default();
         for change in queued.iter().flat_map(|changes| changes.list.iter()) {
-            self.written.note(change);
+            written::note(&mut rows, change);
             if let Some(next) = bundles.as_ref().unwrap_or(&held).after(change) {
                 bundles = Some(Arc::new(next));
             }
             batch.extend(for_graph(change));
+        }
+        if self.feed.is_some() || self.is_turning {
+            self.again.extend(self.lately.of(rows.clone()));
+            self.written.extend(rows);
         }
         self.publish(&batch);
         if let Some(bundles) = bundles {
@@ -173,98 +221,92 @@ impl Keeper {
         self.graph.publish(Arc::new(next));
     }
 
-    /// Reads the rows that other servers touched.
-    async fn follow(&mut self) -> Result<(), StoreError> {
-        self.written = Written::default();
-        let hints = self.feed.poll(&self.store).await?;
-        let (mut entries, mut agents) = (Vec::new(), Vec::new());
-        for hint in hints {
-            match hint {
-                Hint::Entry(id) => entries.push(id),
-                Hint::Agent(id) => agents.push(id),
-            }
+    /// Begins a turn. What this server writes from here on is newer than what the turn reads.
+    fn begin(&mut self) -> Turning {
+        self.is_turning = true;
+        self.written = Hints::default();
+        let now = self.clock.now();
+        if let Some(feed) = &mut self.feed {
+            feed.hint(now, std::mem::take(&mut self.again));
         }
-        let mut batch = ChangeBatch::default();
-        if !entries.is_empty() {
-            let stored = self.store.fetch_entries(entries.clone()).await?;
-            let found: HashMap<_, _> =
-                stored.into_iter().map(|stored| (stored.entry.id.clone(), stored)).collect();
-            for id in entries {
-                if self.is_written_meanwhile(|written| written.entries.contains(&id)) {
-                    continue;
+        let asked = Asked {
+            drawn: self.readings.drawn(),
+            at: self.clock.instant(),
+            now,
+            reload: self.reload,
+            fingerprint: self.watchdog.is_due(self.clock.instant()),
+        };
+        Box::pin(turn::turn(self.store.clone(), self.feed.clone(), self.graph.snapshot(), asked))
+    }
+
+    /// Applies what a turn read, where it still holds.
+    fn finish(&mut self, turned: Turned) {
+        self.catch_up();
+        self.is_turning = false;
+        let Turned { asked, outcome } = turned;
+        match outcome {
+            Ok(done) => {
+                self.apply(done, &asked);
+                self.readings.done(asked.drawn, asked.at);
+                if std::mem::take(&mut self.failures) > 0 {
+                    self.check.cleared("feed_err");
+                    tracing::info!("The datastore can be read again");
                 }
-                batch.push(match found.get(&id) {
-                    Some(stored) => {
-                        GraphChange::EntrySet { row_id: stored.row_id, entry: Arc::clone(&stored.entry) }
-                    }
-                    None => GraphChange::EntryGone(id),
-                });
+            }
+            Err((error, reload)) => {
+                self.reload |= reload;
+                self.readings.failed(asked.drawn, &error);
+                if self.failures == 0 {
+                    self.check.degraded("feed_err", error.to_string());
+                    tracing::error!(%error, "Could not read what other servers changed");
+                }
+                self.failures = self.failures.saturating_add(1);
             }
         }
-        for id in agents {
-            let agent = self.store.fetch_agent(id.clone()).await?;
-            if self.is_written_meanwhile(|written| written.agents.contains(&id)) {
-                continue;
+    }
+
+    fn apply(&mut self, done: Done, asked: &Asked) {
+        let Done { followed, reloaded } = done;
+        if let Some(followed) = followed {
+            let batch = turn::entries_and_agents(&followed, &self.written);
+            self.publish(&batch);
+            if let Some(bundles) = turn::bundles(&followed, &self.written, &self.bundles.load()) {
+                self.bundles.publish(Arc::new(bundles));
             }
-            batch.push(match agent {
-                Some(agent) => GraphChange::AgentSet(record(&agent)),
-                None => GraphChange::AgentDeleted(id),
-            });
+            self.lately.add(&followed.hints, asked.at);
+            self.feed = Some(followed.feed);
+            if let Some(fingerprint) = followed.fingerprint
+                && self.written.is_empty()
+                && reloaded.is_none()
+            {
+                let held = self.graph.load().fingerprint();
+                self.reload |= self.watchdog.compare(fingerprint, held, asked.at);
+            }
         }
-        self.publish(&batch);
-        Ok(())
-    }
-
-    /// Whether this server wrote a row since the feed was read: then its own change holds.
-    fn is_written_meanwhile(&mut self, is_written: impl Fn(&Written) -> bool) -> bool {
-        self.catch_up();
-        is_written(&self.written)
-    }
-
-    /// Reads everything again and repairs what differs. What is committed meanwhile stays in the queue,
-    /// so the rows are never older than the snapshots.
-    async fn reload(&mut self) -> Result<(), StoreError> {
-        self.catch_up();
-        let entries = self.store.load_entries().await?;
-        let agents = self.store.load_agents().await?;
-        let bundles = self.store.list_bundles(None).await?.bundles;
-        let entries = entries.into_iter().map(|stored| (stored.row_id, stored.entry));
-        let records: Vec<_> = agents.iter().map(|agent| record(agent)).collect();
-        let repairs = self.graph.load().difference(entries, records);
-        // With writes on their way the difference may be theirs.
-        if !repairs.is_empty() && self.changes.is_empty() {
-            tracing::warn!(
-                repairs = repairs.len(),
-                "Entries or agents in memory differed from the datastore"
-            );
+        if let Some(reloaded) = reloaded {
+            self.reload = false;
+            self.watchdog.reset();
+            let repairs = turn::repairs(reloaded.difference, &self.graph.load(), &self.written);
+            if !repairs.is_empty() {
+                let repairs = repairs.len();
+                tracing::warn!(repairs, "Entries or agents in memory differed from the datastore");
+            }
+            self.publish(&repairs);
+            let held = self.bundles.load();
+            let mut bundles = BundleSet::new(reloaded.bundles);
+            for trust_domain in &self.written.bundles {
+                bundles.take_over(trust_domain, &held);
+            }
+            self.bundles.publish(Arc::new(bundles.sharing(&held)));
         }
-        self.publish(&repairs);
-        let held = self.bundles.load();
-        self.bundles.publish(Arc::new(BundleSet::new(bundles).sharing(&held)));
-        Ok(())
     }
 }
 
-impl Written {
-    fn note(&mut self, change: &Change) {
-        match change {
-            Change::EntrySet { entry, .. } => {
-                self.entries.insert(entry.id.clone());
-            }
-            Change::EntryDeleted { id, .. } => {
-                self.entries.insert(id.clone());
-            }
-            Change::AgentSet(agent) => {
-                self.agents.insert(agent.id.clone());
-            }
-            Change::AgentDeleted(id) => {
-                self.agents.insert(id.clone());
-            }
-            Change::BundleSet(_)
-            | Change::BundleDeleted(_)
-            | Change::FederationSet(_)
-            | Change::FederationDeleted(_) => {}
-        }
+/// The end of a turn, if there is one.
+async fn end_of(turning: &mut Option<Turning>) -> Turned {
+    match turning {
+        Some(turning) => turning.await,
+        None => pending().await,
     }
 }
 
@@ -285,7 +327,7 @@ fn for_graph(change: &Change) -> Option<GraphChange> {
 }
 
 /// A row as the graph holds it.
-fn record(agent: &Agent) -> Arc<AgentRecord> {
+pub(super) fn record(agent: &Agent) -> Arc<AgentRecord> {
     Arc::new(AgentRecord {
         id: agent.id.clone(),
         attestation_type: agent.attestation_type.clone(),

@@ -2,12 +2,17 @@
 //! everybody reads and one task replaces.
 
 mod bundles;
+mod fresh;
 mod keeper;
+mod turn;
+mod watchdog;
+mod written;
 
 use store::Changes;
 use tokio::sync::watch;
 
 pub(crate) use bundles::{BundleSet, KnownBundle, StoredAnchors};
+pub(crate) use fresh::Fresh;
 pub(crate) use keeper::{Keeper, QUEUE};
 
 /// Says how far the snapshots are. Cheap to clone.

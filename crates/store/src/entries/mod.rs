@@ -12,7 +12,7 @@ use spiffe::{Entry, EntryId, Selector, SpiffeId, TrustDomain, UnixSecs};
 
 use crate::{Committed, FederatesWithFilter, Page, SelectorFilter, Store, StoreError};
 
-pub(crate) use rows::by_ids;
+pub(crate) use rows::{by_ids, fetch_many as of_ids};
 pub(crate) use write::{create, delete_row, event};
 
 /// An entry and its row.

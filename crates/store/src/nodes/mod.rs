@@ -12,6 +12,8 @@ use spiffe::{Selector, SpiffeId, UnixSecs};
 
 use crate::{Committed, Page, SelectorFilter, Store, StoreError};
 
+pub(crate) use list::list;
+
 /// An attested agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agent {
@@ -261,7 +263,7 @@ impl Store {
         filter: AgentFilter,
         page: Option<Page>,
     ) -> Result<AgentPage, StoreError> {
-        self.read(move |conn| list::list(conn, &filter, page.clone())).await
+        self.read(move |conn| list(conn, &filter, page.clone())).await
     }
 
     /// Counts agents.

@@ -4,6 +4,8 @@
 mod agents;
 mod bundles;
 mod durability;
+mod feed;
+mod follow;
 mod replay;
 mod schema;
 mod support;

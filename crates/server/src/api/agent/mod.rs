@@ -131,7 +131,7 @@ impl wire::agent_server::Agent for Agents {
         let admitted = self.0.limits.admit(&caller, 1).await;
         admitted.map_err(|error| limited("rejecting request due to renew agent rate limiting", &error))?;
         let id = caller.id()?;
-        self.0.fresh().await?;
+        self.0.confirm(&caller).await?;
         if self.can_reattest(id).await? {
             let reason = types::PermissionDeniedDetails { reason: Reason::AgentMustReattest.into() };
             let text = "agent must reattest instead of renew";

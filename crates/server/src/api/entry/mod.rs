@@ -61,7 +61,7 @@ impl Entries {
         if filter.selectors.is_some() {
             return self.0.store.list_entries(filter, page).await;
         }
-        self.0.store.fresh().await?;
+        self.0.fresh.wait().await?;
         list::page(&self.0.graph.load(), &filter, page.as_ref())
     }
 
@@ -69,14 +69,14 @@ impl Entries {
         if filter.selectors.is_some() {
             return self.0.store.count_entries(filter).await;
         }
-        self.0.store.fresh().await?;
+        self.0.fresh.wait().await?;
         Ok(list::count(&self.0.graph.load(), &filter))
     }
 
     /// One entry: from the snapshot. A row that cannot be understood is not there; the datastore
     /// knows whether there is one.
     async fn found(&self, id: &EntryId) -> Result<Option<Arc<Entry>>, StoreError> {
-        self.0.store.fresh().await?;
+        self.0.fresh.wait().await?;
         let known = self.0.graph.load().entry(id).cloned();
         if known.is_some() {
             return Ok(known);

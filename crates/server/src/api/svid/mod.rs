@@ -35,13 +35,13 @@ impl Svids {
     }
 
     /// The entries of these ids that the caller is authorised for. Awaits the changes of other
-    /// servers: what was deleted anywhere is not signed here.
+    /// servers: what was deleted anywhere is not signed here, and nothing for who was banned anywhere.
     async fn authorised<'a>(
         &self,
         caller: &Caller,
         ids: impl Iterator<Item = &'a str>,
     ) -> Result<HashMap<EntryId, Arc<Entry>>, Status> {
-        self.0.fresh().await?;
+        self.0.confirm(caller).await?;
         let ids: Vec<EntryId> = ids.map(EntryId::new).collect();
         let entries = self.0.graph.load().pick(caller.id()?, &ids);
         Ok(entries.into_iter().map(|entry| (entry.id.clone(), entry)).collect())
@@ -272,6 +272,7 @@ impl wire::svid_server::Svid for Svids {
         // Only the key counts: what the request says of names and extensions is not looked at.
         let request =
             X509Request::DownstreamCa { public_key: csr.public_key, ttl: checked_ttl(preferred_ttl)? };
+        self.0.confirm(&caller).await?;
         let authority = self.signed(request, "failed to sign downstream X.509 CA").await?;
         let own = self.0.own_bundle().ok_or_else(|| Status::not_found("bundle not found"))?;
         Ok(Response::new(wire::NewDownstreamX509caResponse {
