@@ -19,6 +19,7 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::Peer;
+use super::unread::{Unread, Watched};
 use crate::BoxError;
 use crate::tasks::Group;
 
@@ -29,6 +30,7 @@ pub(super) struct Calls<S> {
     peer: Peer,
     /// Counted only where somebody wants to know whether the connection is idle.
     running: Option<Running>,
+    unread: Unread,
 }
 
 /// How many calls are running, and were begun, on one connection.
@@ -49,8 +51,8 @@ struct Call(Arc<Counts>);
 pub(super) struct Spawner(pub(super) Group);
 
 impl<S> Calls<S> {
-    pub(super) const fn new(service: S, peer: Peer, running: Option<Running>) -> Self {
-        Self { service, peer, running }
+    pub(super) const fn new(service: S, peer: Peer, running: Option<Running>, unread: Unread) -> Self {
+        Self { service, peer, running, unread }
     }
 }
 
@@ -73,6 +75,7 @@ where
         request.extensions_mut().insert(self.peer.clone());
         let mut service = self.service.clone();
         let method = request.uri().path().to_owned();
+        let unread = self.unread.clone();
 
         let answer = AssertUnwindSafe(async move {
             poll_fn(|context| service.poll_ready(context)).await.map_err(Into::into)?;
@@ -92,10 +95,8 @@ where
             Ok(match (answer, call) {
                 (Ok(Ok(response)), call) => match (too_large(&response), call) {
                     (Some(status), _) => status.into_http(),
-                    (None, None) => response.map(Body::new),
-                    (None, Some(call)) => {
-                        response.map(|body| Body::new(Counted { body: Body::new(body), _call: call }))
-                    }
+                    (None, call) => response
+                        .map(|body| Body::new(Answer { body: unread.watch(Body::new(body)), _call: call })),
                 },
                 (Ok(Err(error)), _) => Status::from_error(error).into_http(),
                 (Err(panic), _) => {
@@ -135,12 +136,12 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner
 }
 
 /// An answer that is being sent.
-struct Counted {
-    body: Body,
-    _call: Call,
+struct Answer {
+    body: Watched,
+    _call: Option<Call>,
 }
 
-impl http_body::Body for Counted {
+impl http_body::Body for Answer {
     type Data = Bytes;
     type Error = Status;
 

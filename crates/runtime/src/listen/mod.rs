@@ -18,8 +18,10 @@ mod io;
 mod peer;
 mod proxy;
 mod serve;
+mod shares;
 mod tls;
 mod unix;
+mod unread;
 mod web;
 
 use std::io::Error as IoError;

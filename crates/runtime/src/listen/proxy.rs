@@ -54,6 +54,11 @@ impl FromStr for Network {
     }
 }
 
+/// Whether somebody may say whom he speaks for.
+pub(super) fn is_trusted(sender: SocketAddr, trusted: &[Network]) -> bool {
+    trusted.iter().any(|network| network.contains(sender.ip()))
+}
+
 /// Whom a connection is from, after reading the header of the protocol, if it begins with one.
 ///
 /// The header is told from TLS by its first byte: TLS begins with 22.
@@ -66,7 +71,7 @@ pub(super) async fn source(
     if socket.peek(&mut first).await? == 0 || ![V1.first(), V2.first()].contains(&first.first()) {
         return Ok(sender);
     }
-    if !trusted.iter().any(|network| network.contains(sender.ip())) {
+    if !is_trusted(sender, trusted) {
         return Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
             "PROXY header from an untrusted address",

@@ -1,9 +1,9 @@
 //! From a listener to answered calls, and the end of it.
 
-use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +20,8 @@ use super::accept::Refusals;
 use super::calls::{Calls, Running, Spawner};
 use super::half_open::{HalfOpen, Place};
 use super::io::{Greeted, Io};
+use super::shares::{Share, Shares, network_of};
+use super::unread::Unread;
 use super::{Listener, Peer, tls, unix};
 use crate::BoxError;
 use crate::authority::Filtered;
@@ -33,6 +35,10 @@ pub struct Limits {
     pub connections: usize,
     /// Connections of one user of a Unix socket at once; more are closed.
     pub per_user: usize,
+    /// Connections without client certificate of one network address at once, those that are not open
+    /// yet among them; more are closed. Of IPv6, a network of 64 bits counts as one address. Proxies
+    /// that say whom they speak for are not counted, their clients are.
+    pub per_address: usize,
     /// Connections that are not open yet at once; the oldest is closed for a new one.
     pub half_open: usize,
     /// From connecting to HTTP/2's preface, the TLS handshake included.
@@ -50,6 +56,8 @@ pub struct Limits {
     pub headers: u32,
     /// Silence after which a client is asked whether it is there, and how long it may take to say so.
     pub keepalive: Option<(Duration, Duration)>,
+    /// How long a client may leave an answer unread; then its connection is cut off.
+    pub unread: Duration,
     /// How long calls may take to end once the listener is stopped.
     pub drain: Duration,
 }
@@ -61,6 +69,7 @@ impl Limits {
         Self {
             connections: 16_384,
             per_user: usize::MAX,
+            per_address: 256,
             half_open: 1024,
             opening: Duration::from_secs(10),
             anonymous_idle: Duration::from_secs(30),
@@ -68,6 +77,7 @@ impl Limits {
             calls: 250,
             headers: 16 << 10,
             keepalive: Some((Duration::from_secs(2 * 3600), Duration::from_secs(20))),
+            unread: Duration::from_secs(60),
             drain: Duration::from_secs(10),
         }
     }
@@ -137,6 +147,13 @@ async fn accept(listener: &Listener) -> io::Result<Arrival> {
     }
 }
 
+/// What a connection counts for, until it ends.
+#[expect(dead_code, reason = "held, not read")]
+enum Counted {
+    User(Share<u32>),
+    Address(Share<IpAddr>),
+}
+
 /// What the connections of one listener have in common.
 #[derive(Clone)]
 struct Floor {
@@ -144,7 +161,8 @@ struct Floor {
     group: Group,
     rooms: Arc<Semaphore>,
     half_open: HalfOpen,
-    users: Users,
+    users: Shares<u32>,
+    addresses: Shares<IpAddr>,
     /// Take no more calls.
     stop: CancellationToken,
     /// Close at once.
@@ -159,7 +177,8 @@ impl Floor {
             group: Group::new(cut.clone()),
             rooms: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
             half_open: HalfOpen::new(limits.half_open),
-            users: Users::default(),
+            users: Shares::default(),
+            addresses: Shares::default(),
             stop,
             cut,
         }
@@ -175,7 +194,7 @@ impl Floor {
     }
 
     /// Brings a connection to where HTTP/2 begins.
-    async fn open(&self, arrival: Arrival, place: Place) -> Option<(Io, Peer, Option<Share>)> {
+    async fn open(&self, arrival: Arrival, place: Place) -> Option<(Io, Peer, Option<Counted>)> {
         let opening = async {
             match arrival {
                 Arrival::Tls(arrival) => {
@@ -183,14 +202,23 @@ impl Floor {
                     let refused = |error: &io::Error| {
                         tracing::debug!(%remote, error = crate::chain(error), "Connection refused");
                     };
+                    let mut share = match arrival.is_proxied() {
+                        true => None,
+                        false => Some(self.share_of_address(remote.ip())?),
+                    };
                     let (stream, peer) = arrival.shake_hands().await.inspect_err(refused).ok()?;
+                    if !peer.is_anonymous() {
+                        share = None;
+                    } else if share.is_none() {
+                        share = Some(self.share_of_address(peer.address()?.ip())?);
+                    }
                     let stream = Greeted::by_client(stream).await.inspect_err(refused).ok()?;
-                    Some((Io::Tls(stream), peer, None))
+                    Some((Io::Tls(stream), peer, share.map(Counted::Address)))
                 }
                 Arrival::Unix(arrival) => {
                     let (stream, peer) = arrival.identify().inspect_err(refused).ok()?;
                     let share = match peer.caller() {
-                        Some(caller) => Some(self.users.enter(caller.uid, self.limits.per_user)?),
+                        Some(caller) => Some(Counted::User(self.share_of_user(caller.uid)?)),
                         None => None,
                     };
                     let stream = Greeted::by_client(stream).await.inspect_err(refused).ok()?;
@@ -206,6 +234,22 @@ impl Floor {
         }
     }
 
+    fn share_of_address(&self, address: IpAddr) -> Option<Share<IpAddr>> {
+        let share = self.addresses.enter(network_of(address), self.limits.per_address);
+        if share.is_none() {
+            tracing::debug!(%address, "Connection refused: the address has too many without certificate");
+        }
+        share
+    }
+
+    fn share_of_user(&self, user: u32) -> Option<Share<u32>> {
+        let share = self.users.enter(user, self.limits.per_user);
+        if share.is_none() {
+            tracing::debug!(user, "Connection refused: the user has too many");
+        }
+        share
+    }
+
     /// Serves an open connection to its end.
     async fn converse<S, B>(&self, io: Io, peer: Peer, service: S)
     where
@@ -217,14 +261,20 @@ impl Floor {
     {
         let retired = peer.retired().clone();
         let running = peer.is_anonymous().then(Running::default);
-        let calls = Calls::new(service, peer, running.clone());
+        let unread = Unread::default();
+        let calls = Calls::new(service, peer, running.clone(), unread.clone());
         let mut connection = pin!(self.http().serve_connection(TokioIo::new(io), calls));
         let mut leave = pin!(self.reason_to_leave(&retired, running));
+        let mut stuck = pin!(self.stuck(&unread));
         let mut is_leaving = false;
         loop {
             tokio::select! {
                 biased;
                 () = self.cut.cancelled() => break,
+                () = &mut stuck => {
+                    tracing::debug!("Connection cut off: the client does not read its answers");
+                    break;
+                }
                 ended = &mut connection => {
                     if let Err(error) = ended {
                         tracing::debug!(error = crate::chain(&error), "Connection failed");
@@ -267,6 +317,13 @@ impl Floor {
         }
     }
 
+    /// Ends when a client has left an answer unread for too long.
+    async fn stuck(&self, unread: &Unread) {
+        while !unread.is_stuck_for(self.limits.unread) {
+            tokio::time::sleep(self.limits.unread / 4).await;
+        }
+    }
+
     fn http(&self) -> http2::Builder<Spawner> {
         let mut http = http2::Builder::new(Spawner(self.group.clone()));
         http.timer(TokioTimer::new())
@@ -285,48 +342,6 @@ impl Floor {
             // Calls are dropped with their connection; one that blocks its thread is not waited for.
             timeout(CUT_GRACE, self.group.ended()).await.ok();
         }
-    }
-}
-
-/// How many connections each user has.
-#[derive(Clone, Debug, Default)]
-struct Users(Arc<Mutex<HashMap<u32, usize>>>);
-
-/// One connection of a user.
-#[derive(Debug)]
-struct Share {
-    users: Users,
-    user: u32,
-}
-
-impl Users {
-    fn enter(&self, user: u32, limit: usize) -> Option<Share> {
-        self.locked(|users| {
-            let connections = users.entry(user).or_default();
-            if *connections >= limit {
-                tracing::debug!(user, "Connection refused: the user has too many");
-                return None;
-            }
-            *connections += 1;
-            Some(Share { users: self.clone(), user })
-        })
-    }
-
-    fn locked<T>(&self, act: impl FnOnce(&mut HashMap<u32, usize>) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.users.locked(|users| {
-            if let Some(connections) = users.get_mut(&self.user) {
-                *connections -= 1;
-                if *connections == 0 {
-                    users.remove(&self.user);
-                }
-            }
-        });
     }
 }
 

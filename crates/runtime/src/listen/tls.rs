@@ -78,6 +78,11 @@ impl Arrival {
         self.remote
     }
 
+    /// Whether it may be a proxy that is trusted to say whom it speaks for.
+    pub(super) fn is_proxied(&self) -> bool {
+        proxy::is_trusted(self.remote, &self.proxies)
+    }
+
     /// Shakes hands. Not bounded in time.
     pub(super) async fn shake_hands(mut self) -> io::Result<(Box<TlsStream<TcpStream>>, Peer)> {
         // Small answers must not wait for more to come; a host that vanished must not stay for ever.

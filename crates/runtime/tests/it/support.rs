@@ -44,7 +44,7 @@ pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, future).await.expect("it takes too long")
 }
 
-/// Answers `/who` with who called, never answers `/hang`, panics at `/panic`, and says of each call
+/// Answers `/who` with who called and `/endless` with ever more, never answers `/hang`, panics at `/panic`, and says of each call
 /// that it has begun.
 #[derive(Clone)]
 pub(crate) struct Witness(mpsc::UnboundedSender<String>);
@@ -72,6 +72,7 @@ impl Service<Request<Body>> for Witness {
                 "/hang" => return std::future::pending().await,
                 "/panic" => panic!("on purpose"),
                 "/retire" => peer.retire(),
+                "/endless" => return Ok(Response::new(Body::new(Endless))),
                 "/large" => {
                     let text =
                         "Error, decoded message length too large: found 5 bytes, the limit is: 4 bytes";
@@ -87,6 +88,21 @@ impl Service<Request<Body>> for Witness {
             response.headers_mut().insert("authority", authority.parse().unwrap());
             Ok(response)
         })
+    }
+}
+
+/// An answer without end.
+struct Endless;
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, tonic::Status>>> {
+        Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from_static(&[0; 64 << 10])))))
     }
 }
 

@@ -8,7 +8,7 @@ use finial_runtime::listen::{Limits, ListenError, TlsListener};
 use futures::future::join_all;
 use spiffe::tls::OwnCertificate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::{
     Client, Domain, LOCALHOST, SERVER, header as header_of, served, shake_hands, soon, wrap,
@@ -217,4 +217,38 @@ async fn a_client_without_certificate_may_not_idle() {
 
     assert!(futures::poll!(&mut hanging).is_pending(), "a call is no idling");
     assert_eq!(soon(known.who()).await, SERVER);
+}
+
+#[tokio::test]
+async fn one_address_has_so_many_connections_without_certificate() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let address = listener.address();
+    let _served = served(listener, Limits { per_address: 2, ..Limits::tcp() });
+    let mut first = domain.client(address, OwnCertificate::empty()).await.unwrap();
+    let silent = TcpStream::connect(address).await.unwrap();
+    soon(first.who()).await;
+
+    let mut third = TcpStream::connect(address).await.unwrap();
+    assert_eq!(soon(third.read(&mut [0])).await.unwrap_or(0), 0, "no room for a third");
+
+    let elsewhere = TcpSocket::new_v4().unwrap();
+    elsewhere.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let socket = elsewhere.connect(address).await.unwrap();
+    let stream = wrap(socket, domain.client_config(OwnCertificate::empty())).await.unwrap();
+    assert_eq!(soon(Client::on(stream).await.who()).await, "nobody", "others have room of their own");
+
+    drop(silent);
+    let mut known = Vec::new();
+    soon(async {
+        while known.len() < 3 {
+            if let Ok(client) = domain.client(address, domain.own(SERVER)).await {
+                known.push(client);
+            }
+        }
+    })
+    .await;
+    for client in &mut known {
+        assert_eq!(soon(client.who()).await, SERVER, "who shows a certificate does not count");
+    }
 }

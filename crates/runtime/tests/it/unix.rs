@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener as BlockingListener;
 use std::time::Duration;
 
 use finial_runtime::listen::{Callers, Limits, ListenError, UnixListener, UnixOptions};
+use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -164,6 +165,28 @@ async fn one_user_has_so_many_connections() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_answer_is_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let limits = Limits { unread: Duration::from_millis(200), ..Limits::local() };
+    let _served = served(UnixListener::bind(&path, OPTIONS).unwrap(), limits);
+    let mut slow = Client::unix(&path).await;
+    let mut diligent = Client::unix(&path).await;
+
+    let unread = soon(slow.call("/endless")).await.unwrap();
+    let mut read = soon(diligent.call("/endless")).await.unwrap().into_body();
+    let reading = async { while read.frame().await.is_some_and(|frame| frame.is_ok()) {} };
+    let cut = tokio::select! {
+        () = reading => false,
+        () = soon(slow.closed()) => true,
+    };
+
+    assert!(cut, "whoever reads goes on");
+    drop(unread);
+    soon(diligent.who()).await;
 }
 
 #[tokio::test]
