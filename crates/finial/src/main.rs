@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use cli::Program;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: runtime::memory::Allocator = runtime::memory::Allocator;
 
 /// The SPIRE release whose interfaces these programs have.
 const COMPATIBLE_WITH: &str = "1.15.3";
@@ -31,6 +31,7 @@ finial <program> -help lists a program's commands.
 ";
 
 fn main() -> ExitCode {
+    runtime::memory::commit_on_demand();
     let mut args = std::env::args();
     let called = args.next().unwrap_or_default();
     let args: Vec<String> = args.collect();

@@ -3,6 +3,7 @@
 //! What a program has to say while it runs goes to its log, the reason for its end too: scripts and
 //! collectors that watch SPIRE look there.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use agent::Agent;
@@ -10,7 +11,7 @@ use config::{AgentConfig, LogConfig, Note, NoteLevel, ServerConfig};
 use runtime::clock::{Clock, SystemClock};
 use runtime::log::{Format, Level, Log, Options, Output};
 use runtime::shutdown::Shutdown;
-use runtime::{chain, process};
+use runtime::{chain, memory, process};
 use server::Server;
 
 /// The program ended with an error, which stands in its log.
@@ -38,6 +39,7 @@ pub(crate) fn run_server(config: ServerConfig, log: Log) -> Result<(), Crashed> 
 
 /// Runs an agent until it is told to stop.
 pub(crate) fn run_agent(config: AgentConfig, log: Log) -> Result<(), Crashed> {
+    memory::zero_what_is_freed();
     let ended = until_stopped(|shutdown, clock| async move {
         let agent = Agent::build(config, log, clock).await?.with_version(crate::SPIRE_VERSION);
         Ok(agent.run(&shutdown).await?)
@@ -67,7 +69,12 @@ where
     runtime.block_on(async {
         let shutdown = Shutdown::new();
         shutdown.listen_to_signals()?;
-        program(shutdown, Arc::new(SystemClock)).await
+        let mut program = pin!(program(shutdown, Arc::new(SystemClock)));
+        tokio::select! {
+            ended = &mut program => return ended,
+            () = memory::give_back_the_start(&SystemClock) => {}
+        }
+        program.await
     })
 }
 

@@ -15,6 +15,7 @@ pub mod http;
 mod json;
 pub mod listen;
 pub mod log;
+pub mod memory;
 pub mod peer;
 pub mod process;
 pub mod reconcile;

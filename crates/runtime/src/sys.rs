@@ -1,4 +1,6 @@
-//! The few system calls that need unsafe code. No other module has any.
+//! The few system calls that need unsafe code, and the allocator. No other module has any.
+
+pub(crate) mod memory;
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};

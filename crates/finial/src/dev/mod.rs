@@ -63,6 +63,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let outcome = Flags::parse(&flags(), own).map_err(anyhow::Error::msg).and_then(|flags| {
+        runtime::memory::zero_what_is_freed();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(serve(&flags, command))
     });

@@ -1,0 +1,149 @@
+//! The allocator's and the loader's side of memory.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mimalloc::MiMalloc;
+
+static ZERO_FREED: AtomicBool = AtomicBool::new(false);
+
+/// mimalloc that zeroes what is freed, once told to by [`zero_freed`].
+#[derive(Debug, Default)]
+pub struct Allocator;
+
+// SAFETY: every block comes from and goes back to `MiMalloc` with the layout the caller gave; what is
+// done besides stays within the block.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        unsafe { MiMalloc.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        unsafe { MiMalloc.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if ZERO_FREED.load(Ordering::Relaxed) {
+            // SAFETY: the block is the caller's until it is freed and has the size of its layout.
+            unsafe { wipe(block, layout.size()) };
+        }
+        // SAFETY: as the caller promises.
+        unsafe { MiMalloc.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if !ZERO_FREED.load(Ordering::Relaxed) {
+            // SAFETY: as the caller promises.
+            return unsafe { MiMalloc.realloc(block, layout, size) };
+        }
+        // SAFETY: the caller promises that `size` fits a layout of this alignment and is not zero.
+        let moved = unsafe { MiMalloc.alloc(Layout::from_size_align_unchecked(size, layout.align())) };
+        if !moved.is_null() {
+            // SAFETY: both blocks are at least that long, and a new one overlaps no other.
+            unsafe {
+                ptr::copy_nonoverlapping(block, moved, layout.size().min(size));
+                self.dealloc(block, layout);
+            }
+        }
+        moved
+    }
+}
+
+/// Zeroes a block in a way that the compiler may not leave out.
+///
+/// # Safety
+/// The block must be the caller's and `size` bytes long.
+unsafe fn wipe(block: *mut u8, size: usize) {
+    // SAFETY: as the caller promises.
+    unsafe { ptr::write_bytes(block, 0, size) };
+    std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    std::hint::black_box(block);
+}
+
+/// From here on, freed memory is zeroed.
+pub(crate) fn zero_freed() {
+    ZERO_FREED.store(true, Ordering::Relaxed);
+}
+
+/// mimalloc's option `arena_eager_commit`, whose number its Rust names leave out.
+const ARENA_EAGER_COMMIT: libmimalloc_sys::mi_option_t = 4;
+
+/// Lets the allocator take memory from the kernel when it is asked for, not ahead: threads that hold
+/// little cost little. Must be called before anything is allocated.
+pub(crate) fn commit_on_demand() {
+    // SAFETY: an option is a number that is stored; nothing else runs yet.
+    unsafe { libmimalloc_sys::mi_option_set(ARENA_EAGER_COMMIT, 0) };
+}
+
+unsafe extern "C" {
+    /// Where the program's first segment begins, by the linker.
+    static __executable_start: u8;
+    /// Where its code ends, by the linker.
+    static etext: u8;
+}
+
+/// Unmaps the pages of the program's code and constants; those still used come back from the page
+/// cache when they are touched.
+pub(crate) fn unmap_code() -> io::Result<()> {
+    let page = rustix::param::page_size();
+    let start = (&raw const __executable_start).addr().next_multiple_of(page);
+    let end = (&raw const etext).addr() / page * page;
+    if end <= start {
+        return Ok(());
+    }
+    let first = (&raw const __executable_start).with_addr(start).cast_mut();
+    // SAFETY: these pages are mapped from the program's file without write access, constants first, then
+    // code: nothing of them differs from the file, so what is dropped is read again as it was.
+    unsafe { rustix::mm::madvise(first.cast(), end - start, rustix::mm::Advice::LinuxDontNeed)? };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_zero_after_it_was_wiped_and_its_neighbours_are_not() {
+        let mut bytes = [7_u8; 12];
+
+        // SAFETY: four bytes from the fourth on are within the array.
+        unsafe { wipe(bytes.as_mut_ptr().add(4), 4) };
+
+        assert_eq!(bytes, [7, 7, 7, 7, 0, 0, 0, 0, 7, 7, 7, 7]);
+    }
+
+    #[test]
+    fn blocks_keep_what_they_hold_when_they_grow_and_shrink_while_freed_memory_is_zeroed() {
+        zero_freed();
+        let small = Layout::from_size_align(64, 64).expect("layout");
+        let large = Layout::from_size_align(4096, 64).expect("layout");
+
+        // SAFETY: blocks are used within their size, and resized and freed with the layout they have.
+        let (grown, shrunk) = unsafe {
+            let block = Allocator.alloc(small);
+            block.write_bytes(7, small.size());
+            let block = Allocator.realloc(block, small, large.size());
+            let grown = std::slice::from_raw_parts(block, small.size()).to_vec();
+            let block = Allocator.realloc(block, large, small.size());
+            let shrunk = std::slice::from_raw_parts(block, small.size()).to_vec();
+            Allocator.dealloc(block, small);
+            (grown, shrunk)
+        };
+
+        assert_eq!(grown, [7; 64]);
+        assert_eq!(shrunk, [7; 64]);
+    }
+
+    #[test]
+    fn code_and_constants_are_the_same_after_they_were_unmapped() {
+        let text = std::hint::black_box("constants come back");
+
+        unmap_code().expect("unmapped");
+
+        assert_eq!(text.split(' ').rev().collect::<Vec<_>>(), ["back", "come", "constants"]);
+    }
+}
