@@ -7,9 +7,6 @@ use std::sync::Arc;
 use futures::FutureExt;
 use plugin::Key;
 use runtime::snapshot::Snapshot;
-use rustls::client::Resumption;
-use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1MLKEM768, X25519MLKEM768};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::sign::{Signer, SigningKey};
 use rustls::{ClientConfig, Error, SignatureAlgorithm, SignatureScheme};
 use spiffe::key::{PublicKeyKind, SigAlg};
@@ -49,18 +46,7 @@ pub fn client_config(
     let verifier = ServerVerifier::new(trust);
     match post_quantum {
         PostQuantum::Optional => Ok(Arc::new(spiffe::tls::client_config(verifier, own)?)),
-        PostQuantum::Required => {
-            let kx_groups = vec![X25519MLKEM768, SECP256R1MLKEM768];
-            let provider = CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() };
-            let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
-                .with_protocol_versions(&[&rustls::version::TLS13])?
-                .dangerous()
-                .with_custom_certificate_verifier(verifier)
-                .with_client_cert_resolver(own);
-            config.alpn_protocols = vec![b"h2".to_vec()];
-            config.resumption = Resumption::disabled();
-            Ok(Arc::new(config))
-        }
+        PostQuantum::Required => Ok(Arc::new(spiffe::tls::post_quantum_client_config(verifier, own)?)),
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use ::aws_lc_rs::signature as algorithms;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1MLKEM768, X25519MLKEM768};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -277,6 +278,26 @@ pub fn server_config(verifier: Arc<ClientVerifier>, own: Arc<OwnCertificate>) ->
 pub fn client_config(verifier: Arc<ServerVerifier>, own: Arc<OwnCertificate>) -> Result<ClientConfig, Error> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(own);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// As [`client_config`], but TLS 1.3 only and with no key exchange that a quantum computer could undo.
+///
+/// # Errors
+/// As there.
+pub fn post_quantum_client_config(
+    verifier: Arc<ServerVerifier>,
+    own: Arc<OwnCertificate>,
+) -> Result<ClientConfig, Error> {
+    let kx_groups = vec![X25519MLKEM768, SECP256R1MLKEM768];
+    let provider = CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() };
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(own);

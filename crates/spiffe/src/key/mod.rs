@@ -5,6 +5,7 @@
 
 mod private;
 mod public;
+mod secret_jwk;
 
 use std::fmt;
 

@@ -12,6 +12,7 @@ mod der;
 mod name;
 mod names;
 mod parse;
+mod profile;
 mod verify;
 
 pub use anchor::AnchorError;
@@ -20,5 +21,6 @@ pub(crate) use build::{algorithm_der, rsa_public_key_der, spki_der};
 pub use csr::{Csr, CsrError, CsrTemplate};
 pub use name::{Attribute, Name};
 pub use parse::{Certificate, CertificateError, pem_blocks, to_pem};
+pub use profile::{ProfileError, check_ca, check_svid};
 pub(crate) use verify::check;
 pub use verify::{PathError, SvidError, find_path, leaf_id, verify_path, verify_svid};

@@ -80,6 +80,31 @@ impl Name {
         Self(der.into())
     }
 
+    /// This name with `attribute` as its last, in place of all values that it had of it.
+    #[must_use]
+    pub fn with(&self, attribute: Attribute, value: &str) -> Self {
+        let mut sets = Vec::with_capacity(self.0.len() + value.len() + 16);
+        if let Ok((_, name)) = X509Name::from_der(&self.0) {
+            for set in name.iter_rdn() {
+                let values: Vec<_> = set
+                    .iter()
+                    .filter(|one| one.attr_type().as_bytes() != attribute.oid())
+                    .map(|one| {
+                        let value = one.attr_value();
+                        let text = der::cat(value.header.tag().0.try_into().unwrap_or(0), &[value.data]);
+                        der::cat(der::SEQUENCE, &[&der::oid(one.attr_type().as_bytes()), &text])
+                    })
+                    .collect();
+                if !values.is_empty() {
+                    sets.extend(der::tlv(der::SET, &values.concat()));
+                }
+            }
+        }
+        let value = der::cat(der::SEQUENCE, &[&der::oid(attribute.oid()), &der::string(value)]);
+        sets.extend(der::tlv(der::SET, &value));
+        Self(der::tlv(der::SEQUENCE, &sets).into())
+    }
+
     /// The DER.
     #[must_use]
     pub fn as_der(&self) -> &[u8] {
@@ -186,5 +211,23 @@ mod tests {
 
         assert_eq!(name.to_string(), "CN=a\\, b,O=SPIRE,C=US");
         assert_eq!(name.common_name(), "a, b");
+    }
+
+    #[test]
+    fn an_attribute_is_added_last_and_replaces_what_there_was() {
+        let name = Name::new(&[
+            (Attribute::Country, "US"),
+            (Attribute::Country, "DE"),
+            (Attribute::CommonName, "a_b"),
+            (Attribute::Organization, "SPIRE"),
+        ]);
+
+        let added = name.with(Attribute::UniqueIdentifier, "00ff");
+        let replaced = added.with(Attribute::CommonName, "c");
+
+        assert_eq!(added.to_string(), "2.5.4.45=00ff,O=SPIRE,CN=a_b,C=DE+C=US");
+        assert_eq!(added.as_der().len(), name.as_der().len() + 15);
+        assert_eq!(replaced.to_string(), "CN=c,2.5.4.45=00ff,O=SPIRE,C=DE+C=US");
+        assert_eq!(Name::new(&[]).with(Attribute::Country, "US"), Name::new(&[(Attribute::Country, "US")]));
     }
 }

@@ -60,6 +60,10 @@ pub(super) struct KeyUsage {
     pub(super) digital_signature: bool,
     pub(super) cert_sign: bool,
     pub(super) crl_sign: bool,
+    /// Key encipherment or key agreement.
+    pub(super) exchange: bool,
+    /// Any other.
+    pub(super) others: bool,
 }
 
 /// Extended key usage (RFC 5280, 4.2.1.12).
@@ -324,6 +328,11 @@ impl Parts {
                     digital_signature: usage.digital_signature(),
                     cert_sign: usage.key_cert_sign(),
                     crl_sign: usage.crl_sign(),
+                    exchange: usage.key_encipherment() || usage.key_agreement(),
+                    others: usage.non_repudiation()
+                        || usage.data_encipherment()
+                        || usage.encipher_only()
+                        || usage.decipher_only(),
                 });
             }
             ParsedExtension::ExtendedKeyUsage(usage) => {
