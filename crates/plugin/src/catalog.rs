@@ -10,8 +10,9 @@ use std::sync::Arc;
 use spiffe::TrustDomain;
 
 use crate::{
-    AgentNodeAttestor, BuiltIn, Host, KeyManager, PluginConfig, PluginError, PluginKind, ServerNodeAttestor,
-    WorkloadAttestor, keymanager, nodeattestor, workloadattestor,
+    AgentNodeAttestor, BuiltIn, CredentialComposer, Host, KeyManager, PluginConfig, PluginError, PluginKind,
+    ServerNodeAttestor, UpstreamAuthority, WorkloadAttestor, composer, keymanager, nodeattestor, upstream,
+    workloadattestor,
 };
 
 /// One plugin block of a configuration.
@@ -47,6 +48,10 @@ pub struct ServerBuiltIns {
     pub key_managers: &'static [BuiltIn<dyn KeyManager>],
     /// Node attestors, the server's half.
     pub node_attestors: &'static [BuiltIn<dyn ServerNodeAttestor>],
+    /// Upstream authorities.
+    pub upstream_authorities: &'static [BuiltIn<dyn UpstreamAuthority>],
+    /// Credential composers.
+    pub credential_composers: &'static [BuiltIn<dyn CredentialComposer>],
 }
 
 /// The built-in plugins of the agent, by type.
@@ -66,6 +71,10 @@ pub struct ServerPlugins {
     pub key_manager: Arc<dyn KeyManager>,
     /// The node attestors by name.
     pub node_attestors: BTreeMap<String, Arc<dyn ServerNodeAttestor>>,
+    /// The upstream authority, if there is one.
+    pub upstream_authority: Option<Arc<dyn UpstreamAuthority>>,
+    /// The credential composers in the order of the file.
+    pub credential_composers: Vec<Arc<dyn CredentialComposer>>,
 }
 
 /// The loaded plugins of an agent.
@@ -159,6 +168,8 @@ pub async fn load_server(
     let loader = Loader { trust_domain, host };
     let mut key_managers = Vec::new();
     let mut node_attestors = BTreeMap::new();
+    let mut upstream_authorities: Vec<Arc<dyn UpstreamAuthority>> = Vec::new();
+    let mut credential_composers: Vec<Arc<dyn CredentialComposer>> = Vec::new();
     for declaration in declarations {
         let kind = match PluginKind::parse(&declaration.kind) {
             Some(PluginKind::SvidStore | PluginKind::WorkloadAttestor) | None => {
@@ -180,17 +191,34 @@ pub async fn load_server(
                 let marked: Arc<dyn ServerNodeAttestor> = Arc::new(nodeattestor::MarkedServer(plugin));
                 node_attestors.insert(declaration.name.clone(), marked);
             }
-            PluginKind::BundlePublisher
-            | PluginKind::CredentialComposer
-            | PluginKind::Notifier
-            | PluginKind::UpstreamAuthority => {
+            PluginKind::UpstreamAuthority => {
+                let plugin =
+                    loader.load(built_ins.upstream_authorities, kind, SERVER_KNOWN, declaration).await?;
+                upstream_authorities.push(Arc::new(upstream::Marked(plugin)));
+            }
+            PluginKind::CredentialComposer => {
+                let plugin =
+                    loader.load(built_ins.credential_composers, kind, SERVER_KNOWN, declaration).await?;
+                credential_composers.push(Arc::new(composer::Marked(plugin)));
+            }
+            PluginKind::BundlePublisher | PluginKind::Notifier => {
                 return Err(missing(kind, SERVER_KNOWN, declaration));
             }
             PluginKind::SvidStore | PluginKind::WorkloadAttestor => {}
         }
     }
     let key_manager = exactly_one(PluginKind::KeyManager, key_managers)?;
-    Ok(ServerPlugins { key_manager: Arc::new(keymanager::Marked(key_manager)), node_attestors })
+    let count = upstream_authorities.len();
+    if count > 1 {
+        let kind = PluginKind::UpstreamAuthority;
+        return Err(CatalogError::Count { kind, wanted: "expected at most 1", count });
+    }
+    Ok(ServerPlugins {
+        key_manager: Arc::new(keymanager::Marked(key_manager)),
+        node_attestors,
+        upstream_authority: upstream_authorities.pop(),
+        credential_composers,
+    })
 }
 
 /// Loads the plugins of an agent.

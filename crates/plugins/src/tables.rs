@@ -8,6 +8,11 @@ use crate::{agent, server};
 pub const SERVER: ServerBuiltIns = ServerBuiltIns {
     key_managers: &[server::keymanager::disk::BUILT_IN, server::keymanager::memory::BUILT_IN],
     node_attestors: &[server::nodeattestor::join_token::BUILT_IN, server::nodeattestor::x509pop::BUILT_IN],
+    upstream_authorities: &[
+        server::upstreamauthority::disk::BUILT_IN,
+        server::upstreamauthority::spire::BUILT_IN,
+    ],
+    credential_composers: &[server::credentialcomposer::uniqueid::BUILT_IN],
 };
 
 /// The plugins of the agent.

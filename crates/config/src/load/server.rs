@@ -596,10 +596,13 @@ fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
 }
 
 /// The plugins that are there, by type and name.
-const SERVER_PLUGINS: [(&str, &str); 5] = [
+const SERVER_PLUGINS: [(&str, &str); 8] = [
+    ("CredentialComposer", "uniqueid"),
     ("DataStore", "sql"),
     ("KeyManager", "disk"),
     ("KeyManager", "memory"),
     ("NodeAttestor", "join_token"),
     ("NodeAttestor", "x509pop"),
+    ("UpstreamAuthority", "disk"),
+    ("UpstreamAuthority", "spire"),
 ];

@@ -9,3 +9,9 @@ use serde::de::DeserializeOwned;
 pub(crate) fn decode<T: DeserializeOwned>(config: &PluginConfig, what: &str) -> Result<T, PluginError> {
     hcl::from_str(&config.data).map_err(|error| PluginError::invalid_argument(format!("{what}: {error}")))
 }
+
+/// As [`decode`], with the words of the plugins whose settings SPIRE validates apart.
+pub(crate) fn decode_plainly<T: DeserializeOwned>(config: &PluginConfig) -> Result<T, PluginError> {
+    hcl::from_str(&config.data)
+        .map_err(|_| PluginError::invalid_argument("plugin configuration is malformed"))
+}

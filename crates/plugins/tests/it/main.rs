@@ -6,8 +6,10 @@
 extern crate finial_plugins as plugins;
 
 mod catalog;
+mod composer;
 mod keymanager;
 mod unix;
+mod upstream;
 mod x509pop;
 
 use plugin::catalog::{Data, Declaration};

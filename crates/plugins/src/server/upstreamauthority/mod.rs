@@ -1,0 +1,4 @@
+//! Upstream authorities.
+
+pub mod disk;
+pub mod spire;
