@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use plugin::Key;
 use spiffe::key::{PublicKeyKind, SigAlg};
-use spiffe::x509::{CertDer, Certificate, CertificateError, Issuer, Name};
+use spiffe::x509::{CertDer, Certificate, CertificateError, Issuer, Name, verify_path};
 use spiffe::{UnixSecs, key::PublicKey};
 
 use crate::journal::{KeyEntry, X509Entry};
@@ -30,6 +30,7 @@ pub struct X509Signer {
     pub(crate) issuer: Issuer,
     certificate: Certificate,
     upstream_chain: Vec<CertDer>,
+    ends_at: UnixSecs,
 }
 
 /// A key that signs tokens.
@@ -81,7 +82,11 @@ impl X509Signer {
         let key_id = certificate.subject_key_id().ok_or(AuthorityError::NoKeyId)?.to_vec();
         let issuer = Issuer { name: certificate.subject().clone(), key_id: Some(key_id) };
         let alg = sig_alg(key.public())?;
-        Ok(Self { key, alg, issuer, certificate, upstream_chain })
+        let mut ends_at = certificate.not_after();
+        for above in upstream_chain.iter().skip(1) {
+            ends_at = ends_at.min(Certificate::parse(above.as_bytes())?.not_after());
+        }
+        Ok(Self { key, alg, issuer, certificate, upstream_chain, ends_at })
     }
 
     /// Its id: the subject key identifier in hex.
@@ -118,6 +123,23 @@ impl X509Signer {
     #[must_use]
     pub fn not_after(&self) -> UnixSecs {
         self.certificate.not_after()
+    }
+
+    /// The last second in which it and all above it hold: what it signs ends then at the latest.
+    pub(crate) const fn ends_at(&self) -> UnixSecs {
+        self.ends_at
+    }
+
+    /// Whether one of `roots` vouches for it at `now`.
+    #[must_use]
+    pub fn is_below(&self, roots: &[Certificate], now: UnixSecs) -> bool {
+        let above: Vec<_> = self
+            .upstream_chain
+            .iter()
+            .skip(1)
+            .filter_map(|der| Certificate::parse(der.as_bytes()).ok())
+            .collect();
+        verify_path(&self.certificate, &above, roots, now).is_ok()
     }
 
     /// What the slots keep of it.

@@ -1,8 +1,11 @@
 //! What goes into a credential: lifetimes, subjects, claims. All of it is decided here, from the
 //! configuration, the authority and the time; nothing is decided twice.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use plugin::CredentialComposer;
 use spiffe::x509::{Attribute, Name, Serial, Validity};
 use spiffe::{IdError, SpiffeId, TrustDomain, UnixSecs};
 
@@ -32,7 +35,35 @@ pub struct Profile {
     pub jwt_issuer: String,
     /// `iss` of WIT-SVIDs; absent if empty.
     pub wit_issuer: String,
+    /// What may change credentials before they are checked and signed.
+    pub composers: Composers,
     server_id: SpiffeId,
+}
+
+/// The credential composers in their order. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Composers(Arc<[Arc<dyn CredentialComposer>]>);
+
+impl Composers {
+    /// These, one after the other.
+    #[must_use]
+    pub fn new(composers: Vec<Arc<dyn CredentialComposer>>) -> Self {
+        Self(composers.into())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<dyn CredentialComposer>> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Debug for Composers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|composer| composer.info().name())).finish()
+    }
 }
 
 /// `ca_subject`: all empty means the default, `C=US,O=SPIFFE`.
@@ -64,6 +95,7 @@ impl Profile {
             agent_ttl: hour,
             jwt_issuer: String::new(),
             wit_issuer: String::new(),
+            composers: Composers::default(),
         })
     }
 

@@ -1,6 +1,9 @@
 //! Issuing, in two steps: [`Issuer`] prepares a credential, checked against the profile, and
-//! `sign` consumes what was prepared. Nothing unchecked can be signed, and nothing is signed twice.
+//! `sign` consumes what was prepared. Nothing unchecked can be signed, and nothing is signed twice:
+//! composers have their say in between, and every certificate is read back and judged by its profile
+//! before a key touches it.
 
+mod authority;
 mod token;
 mod x509;
 
@@ -9,10 +12,12 @@ use std::sync::Arc;
 use plugin::{Key, PluginError};
 use runtime::snapshot::Snapshot;
 use spiffe::key::{SigAlg, Signature};
+use spiffe::x509::{CertificateError, ProfileError, SvidError};
 use spiffe::{SpiffeId, TrustDomain, UnixSecs};
 
+pub use self::authority::{self_signed_ca, upstream_ca, upstream_csr};
 pub use self::token::{JwtRequest, PreparedToken, TokenSvid, WitRequest};
-pub use self::x509::{PreparedX509, X509Request, X509Svid, self_signed_ca, upstream_csr};
+pub use self::x509::{PreparedX509, X509Request, X509Svid};
 
 use crate::authority::{ActiveAuthorities, AuthorityError};
 use crate::profile::Profile;
@@ -114,6 +119,54 @@ pub enum IssueError {
         /// When it would have ended.
         at: UnixSecs,
     },
+    /// A credential composer refused or failed.
+    #[error("cannot compose {what}")]
+    Compose {
+        /// The kind of credential.
+        what: &'static str,
+        /// What it said.
+        #[source]
+        error: PluginError,
+    },
+    /// What was to be signed is not what the profile allows.
+    #[error("invalid {what}: {reason}")]
+    Profile {
+        /// The kind of credential.
+        what: &'static str,
+        /// The rule it breaks.
+        reason: ProfileError,
+    },
+    /// What was to be signed cannot be read back.
+    #[error("invalid {what}: {reason}")]
+    Unreadable {
+        /// The kind of credential.
+        what: &'static str,
+        /// Why not.
+        reason: CertificateError,
+    },
+    /// A composer made a claim that no token of this trust domain may have.
+    #[error("invalid JWT-SVID: {0}")]
+    Claims(&'static str),
+    /// The upstream authority gave no chain.
+    #[error("plugin response missing X.509 CA chain")]
+    NoChain,
+    /// The upstream authority gave no roots, so nobody could verify what it signed.
+    #[error("plugin response missing upstream X.509 roots")]
+    NoRoots,
+    /// The upstream authority gave more than can be meant.
+    #[error("plugin response has too many certificates")]
+    TooMany,
+    /// The upstream authority signed what is no CA of this trust domain.
+    #[error(
+        "X509 CA minted by upstream authority is invalid: invalid upstream-signed X509 CA: \
+         invalid X509 CA: {0}"
+    )]
+    UpstreamCa(ProfileError),
+    /// What the new CA signs would be refused by everybody.
+    #[error(
+        "X509 CA minted by upstream authority is invalid: X509 CA produced an invalid X509-SVID chain: {0}"
+    )]
+    UpstreamChain(SvidError),
     /// The key cannot be that of an authority.
     #[error(transparent)]
     Authority(#[from] AuthorityError),

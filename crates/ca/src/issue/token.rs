@@ -1,18 +1,19 @@
 //! Tokens: JWT-SVIDs and WIT-SVIDs (JWT-SVID section 3; RFC 7515, 7519).
 //!
 //! The JSON is written by hand: its members are few, their order is fixed, and every value but the
-//! strings is a number.
+//! strings is a number. Only where composers are configured it is read, changed and written again.
 
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde_json::{Map, Value};
 use spiffe::key::SigAlg;
 use spiffe::{SpiffeId, UnixSecs};
 
 use super::{IssueError, check_member, sign};
 use crate::authority::{TokenSigner, random};
-use crate::profile::{self, Profile};
+use crate::profile::{self, Composers, Profile};
 
 const JWT: &str = "JWT-SVID";
 const WIT: &str = "WIT-SVID";
@@ -36,17 +37,18 @@ pub struct WitRequest {
     /// Whose it is.
     pub id: SpiffeId,
     /// The key that it is bound to: a public JWK with `alg`.
-    pub confirmation: serde_json::Value,
+    pub confirmation: Value,
     /// Its lifetime in seconds; the default if not above 0.
     pub ttl: i64,
 }
 
-/// A token that is ready to be signed.
+/// A token that is ready to be composed and signed.
 #[derive(Debug)]
 pub struct PreparedToken {
     signer: Arc<TokenSigner>,
-    /// Header and claims as they are signed.
-    signing_input: String,
+    /// Empty where nobody has a say.
+    composers: Composers,
+    claims: String,
     id: SpiffeId,
     issued_at: UnixSecs,
     expires_at: UnixSecs,
@@ -67,13 +69,17 @@ pub struct TokenSvid {
 }
 
 impl PreparedToken {
-    /// Signs it.
+    /// Lets the composers have their say, checks what came of it, and signs it.
     ///
     /// # Errors
-    /// [`IssueError::Sign`] or [`IssueError::BadSignature`].
-    pub async fn sign(self) -> Result<TokenSvid, IssueError> {
-        let Self { signer, signing_input, id, issued_at, expires_at, what } = self;
+    /// [`IssueError::Compose`], [`IssueError::Claims`], [`IssueError::Sign`] or
+    /// [`IssueError::BadSignature`].
+    pub async fn sign(mut self) -> Result<TokenSvid, IssueError> {
+        let (claims, expires_at) = self.composed().await?;
+        let Self { signer, id, issued_at, what, .. } = self;
         let alg = signer.alg;
+        let kind = if what == WIT { "wit+jwt" } else { "JWT" };
+        let signing_input = signing_input(&signer, kind, &claims);
         let signature = sign(&*signer.key, alg, signing_input.as_bytes(), what).await?;
         let bad = || IssueError::BadSignature { key: signer.key.id().to_string() };
         let mut token = signing_input;
@@ -90,6 +96,54 @@ impl PreparedToken {
             }
         }
         Ok(TokenSvid { token, id, issued_at, expires_at })
+    }
+
+    /// The claims after all composers, and when the token ends by them.
+    async fn composed(&mut self) -> Result<(String, UnixSecs), IssueError> {
+        if self.composers.is_empty() {
+            return Ok((std::mem::take(&mut self.claims), self.expires_at));
+        }
+        let Ok(Value::Object(mut claims)) = serde_json::from_str(&self.claims) else {
+            return Err(IssueError::Claims("claims are no object"));
+        };
+        for composer in self.composers.iter() {
+            let composed = composer.workload_jwt(&self.id, claims).await;
+            claims = composed.map_err(|error| IssueError::Compose { what: JWT, error })?;
+        }
+        let expires_at = self.check(&mut claims)?;
+        Ok((Value::Object(claims).to_string(), expires_at))
+    }
+
+    /// What a composer gives back is untrusted.
+    fn check(&self, claims: &mut Map<String, Value>) -> Result<UnixSecs, IssueError> {
+        // Plugins in other languages count in floating point.
+        for name in ["exp", "iat", "nbf"] {
+            let whole = claims.get(name).filter(|value| value.is_f64()).and_then(Value::as_f64);
+            if let Some(whole) = whole.filter(|whole| whole.is_finite()) {
+                #[expect(clippy::cast_possible_truncation, reason = "the fraction is to go; casts saturate")]
+                claims.insert(name.to_owned(), (whole as i64).into());
+            }
+        }
+        let number = |name: &str| claims.get(name).and_then(Value::as_i64).map(UnixSecs);
+        if claims.get("sub").and_then(Value::as_str) != Some(self.id.as_str()) {
+            return Err(IssueError::Claims("subject is not the workload's SPIFFE ID"));
+        }
+        let expires_at = number("exp").ok_or(IssueError::Claims("missing expiry"))?;
+        if expires_at <= self.issued_at {
+            return Err(IssueError::Claims("already expired"));
+        }
+        if expires_at > self.signer.not_after() {
+            return Err(IssueError::Claims("it would outlive the key that signs it"));
+        }
+        if claims.contains_key("nbf") && number("nbf").is_none_or(|from| from > self.issued_at) {
+            return Err(IssueError::Claims("not valid yet"));
+        }
+        let is_audience = |value: &Value| value.as_str().is_some_and(|name| !name.is_empty());
+        let audience = claims.get("aud").and_then(Value::as_array);
+        if !audience.is_some_and(|names| !names.is_empty() && names.iter().all(is_audience)) {
+            return Err(IssueError::NoAudience);
+        }
+        Ok(expires_at)
     }
 }
 
@@ -118,9 +172,8 @@ pub(super) fn prepare_jwt(
         claims.text("jti", &new_jti());
     }
     claims.text("sub", request.id.as_str());
-    let signing_input = signing_input(&signer, "JWT", claims);
-    let id = request.id.clone();
-    Ok(PreparedToken { signer, signing_input, id, issued_at: now, expires_at, what: JWT })
+    let (claims, id, composers) = (claims.finish(), request.id.clone(), profile.composers.clone());
+    Ok(PreparedToken { signer, composers, claims, id, issued_at: now, expires_at, what: JWT })
 }
 
 pub(super) fn prepare_wit(
@@ -143,9 +196,8 @@ pub(super) fn prepare_wit(
         claims.text("iss", &profile.wit_issuer);
     }
     claims.text("sub", request.id.as_str());
-    let signing_input = signing_input(&signer, "wit+jwt", claims);
-    let id = request.id.clone();
-    Ok(PreparedToken { signer, signing_input, id, issued_at: now, expires_at, what: WIT })
+    let (claims, id, composers) = (claims.finish(), request.id.clone(), Composers::default());
+    Ok(PreparedToken { signer, composers, claims, id, issued_at: now, expires_at, what: WIT })
 }
 
 fn expiry(
@@ -158,7 +210,8 @@ fn expiry(
     if at <= now { Err(IssueError::Expired { what, at }) } else { Ok(at) }
 }
 
-fn signing_input(signer: &TokenSigner, kind: &str, claims: Object) -> String {
+/// Header and claims as they are signed.
+fn signing_input(signer: &TokenSigner, kind: &str, claims: &str) -> String {
     let mut header = Object::new();
     header.text("alg", alg_name(signer.alg));
     header.text("kid", signer.key_id());
@@ -166,7 +219,7 @@ fn signing_input(signer: &TokenSigner, kind: &str, claims: Object) -> String {
     let mut input = String::with_capacity(512);
     BASE64_URL_SAFE_NO_PAD.encode_string(header.finish(), &mut input);
     input.push('.');
-    BASE64_URL_SAFE_NO_PAD.encode_string(claims.finish(), &mut input);
+    BASE64_URL_SAFE_NO_PAD.encode_string(claims, &mut input);
     input
 }
 
@@ -213,12 +266,12 @@ impl Object {
     }
 
     fn text(&mut self, name: &str, value: &str) {
-        self.json(name, &serde_json::Value::from(value).to_string());
+        self.json(name, &Value::from(value).to_string());
     }
 
     fn array(&mut self, name: &str, values: &[&String]) {
-        let values: Vec<_> = values.iter().map(|value| serde_json::Value::from(value.as_str())).collect();
-        self.json(name, &serde_json::Value::from(values).to_string());
+        let values: Vec<_> = values.iter().map(|value| Value::from(value.as_str())).collect();
+        self.json(name, &Value::from(values).to_string());
     }
 
     fn finish(mut self) -> String {

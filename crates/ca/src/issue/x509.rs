@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
-use plugin::Key;
-use spiffe::key::PublicKey;
-use spiffe::x509::{CertDer, CsrTemplate, Issuer, Name, Role, Serial, Tbs, X509Template, assemble};
+use plugin::{CredentialComposer, SvidAttributes};
+use spiffe::key::{PublicKey, Signature};
+use spiffe::x509::{
+    CertDer, Certificate, Name, Role, Serial, Tbs, X509Template, assemble, check_ca, check_svid,
+};
 use spiffe::{SpiffeId, UnixSecs};
 
 use super::{IssueError, check_member, sign};
-use crate::authority::{X509Signer, sig_alg};
-use crate::profile::{self, Profile};
+use crate::authority::X509Signer;
+use crate::profile::{self, Composers, Profile};
 
 const SVID: &str = "X509-SVID";
-const CA: &str = "X509 CA";
+pub(super) const CA: &str = "X509 CA";
 
 /// What certificate is asked for.
 #[derive(Clone, Debug)]
@@ -51,16 +53,23 @@ pub enum X509Request {
     },
 }
 
-/// A certificate that is ready to be signed.
+/// A certificate that is ready to be composed, checked and signed.
 #[derive(Debug)]
 pub struct PreparedX509 {
     signer: Arc<X509Signer>,
-    tbs: Tbs,
-    id: SpiffeId,
-    serial: Serial,
-    not_before: UnixSecs,
-    not_after: UnixSecs,
-    what: &'static str,
+    composers: Composers,
+    template: X509Template,
+    kind: Kind,
+    now: UnixSecs,
+}
+
+/// Whose certificate it is: composers are asked by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Workload,
+    Agent,
+    Server,
+    DownstreamCa,
 }
 
 /// A signed certificate with the chain that leads to the root, without it.
@@ -79,23 +88,74 @@ pub struct X509Svid {
 }
 
 impl PreparedX509 {
-    /// Signs it.
+    /// Lets the composers have their say, checks what came of it, and signs it.
     ///
     /// # Errors
-    /// [`IssueError::Sign`] or [`IssueError::BadSignature`].
+    /// [`IssueError::Compose`], [`IssueError::Profile`], [`IssueError::Sign`] or
+    /// [`IssueError::BadSignature`].
     pub async fn sign(self) -> Result<X509Svid, IssueError> {
-        let signature = sign(&*self.signer.key, self.tbs.alg(), self.tbs.as_bytes(), self.what).await?;
-        let mut chain = Vec::with_capacity(1 + self.signer.upstream_chain().len());
-        chain.push(assemble(&self.tbs, &signature));
-        chain.extend_from_slice(self.signer.upstream_chain());
-        Ok(X509Svid {
-            id: self.id,
-            chain,
-            serial: self.serial,
-            not_before: self.not_before,
-            not_after: self.not_after,
-        })
+        let Self { signer, composers, mut template, kind, now } = self;
+        for composer in composers.iter() {
+            compose(&**composer, &mut template, kind).await?;
+        }
+        let what = kind.what();
+        let tbs = template.tbs(&signer.issuer, signer.alg);
+        check(&tbs, &template, what, now)?;
+        let signature = sign(&*signer.key, tbs.alg(), tbs.as_bytes(), what).await?;
+        let mut chain = Vec::with_capacity(1 + signer.upstream_chain().len());
+        chain.push(assemble(&tbs, &signature));
+        chain.extend_from_slice(signer.upstream_chain());
+        let X509Template { id, serial, validity, .. } = template;
+        let (not_before, not_after) = (validity.not_before, validity.not_after);
+        Ok(X509Svid { id, chain, serial, not_before, not_after })
     }
+}
+
+impl Kind {
+    const fn what(self) -> &'static str {
+        match self {
+            Self::Workload | Self::Agent | Self::Server => SVID,
+            Self::DownstreamCa => CA,
+        }
+    }
+}
+
+async fn compose(
+    composer: &dyn CredentialComposer,
+    template: &mut X509Template,
+    kind: Kind,
+) -> Result<(), IssueError> {
+    let attributes =
+        SvidAttributes { subject: template.subject.clone(), dns_names: template.dns_names.clone() };
+    let (id, public_key) = (&template.id, &template.public_key);
+    let composed = match kind {
+        Kind::Workload => composer.workload_svid(id, public_key, attributes).await,
+        Kind::Agent => composer.agent_svid(id, public_key, attributes).await,
+        Kind::Server => composer.server_svid(attributes).await,
+        // The server below composes its own.
+        Kind::DownstreamCa => return Ok(()),
+    };
+    let SvidAttributes { subject, dns_names } =
+        composed.map_err(|error| IssueError::Compose { what: SVID, error })?;
+    (template.subject, template.dns_names) = (subject, dns_names);
+    Ok(())
+}
+
+/// Reads what is about to be signed as everybody will read it, and judges that.
+pub(super) fn check(
+    tbs: &Tbs,
+    template: &X509Template,
+    what: &'static str,
+    now: UnixSecs,
+) -> Result<(), IssueError> {
+    let unsigned = assemble(tbs, &Signature::new(Vec::new()));
+    let unsigned =
+        Certificate::parse(unsigned.as_bytes()).map_err(|reason| IssueError::Unreadable { what, reason })?;
+    let judged = match template.role {
+        Role::Svid => check_svid(&unsigned, &template.id, now),
+        Role::Ca => check_ca(&unsigned, &template.id, now),
+    };
+    judged.map_err(|reason| IssueError::Profile { what, reason })
 }
 
 pub(super) fn prepare(
@@ -105,7 +165,7 @@ pub(super) fn prepare(
     now: UnixSecs,
 ) -> Result<PreparedX509, IssueError> {
     let serial = profile::new_serial();
-    let cap = Some(signer.not_after());
+    let cap = Some(signer.ends_at());
     let svid = |id, public_key, dns_names, subject, ttl| X509Template {
         serial: serial.clone(),
         subject,
@@ -115,22 +175,22 @@ pub(super) fn prepare(
         dns_names,
         role: Role::Svid,
     };
-    let (template, what) = match request {
+    let (template, kind) = match request {
         X509Request::Workload { id, public_key, dns_names, ttl, subject } => {
             check_member(SVID, &id, &profile.trust_domain)?;
             let subject = profile::svid_name(subject.as_ref(), &dns_names);
             let ttl = profile::lifetime(ttl, profile.x509_svid_ttl);
-            (svid(id, public_key, dns_names, subject, ttl), SVID)
+            (svid(id, public_key, dns_names, subject, ttl), Kind::Workload)
         }
         X509Request::Agent { id, public_key } => {
             check_member(SVID, &id, &profile.trust_domain)?;
             let subject = profile::svid_name(None, &[]);
-            (svid(id, public_key, Vec::new(), subject, profile.agent_ttl), SVID)
+            (svid(id, public_key, Vec::new(), subject, profile.agent_ttl), Kind::Agent)
         }
         X509Request::Server { public_key } => {
             let subject = profile::svid_name(None, &[]);
             let id = profile.server_id().clone();
-            (svid(id, public_key, Vec::new(), subject, profile.x509_svid_ttl), SVID)
+            (svid(id, public_key, Vec::new(), subject, profile.x509_svid_ttl), Kind::Server)
         }
         X509Request::DownstreamCa { public_key, ttl } => {
             let template = X509Template {
@@ -142,56 +202,12 @@ pub(super) fn prepare(
                 dns_names: Vec::new(),
                 role: Role::Ca,
             };
-            (template, CA)
+            (template, Kind::DownstreamCa)
         }
     };
-    let validity = template.validity;
-    if validity.not_after < now {
-        return Err(IssueError::Expired { what, at: validity.not_after });
+    let at = template.validity.not_after;
+    if at < now {
+        return Err(IssueError::Expired { what: kind.what(), at });
     }
-    let tbs = template.tbs(&signer.issuer, signer.alg);
-    let X509Template { id, .. } = template;
-    let (not_before, not_after) = (validity.not_before, validity.not_after);
-    Ok(PreparedX509 { signer, tbs, id, serial, not_before, not_after, what })
-}
-
-/// Makes the certificate of an authority that vouches for itself.
-///
-/// # Errors
-/// [`IssueError`] when the key is of a kind that does not sign, or did not sign.
-pub async fn self_signed_ca(
-    profile: &Profile,
-    key: Arc<dyn Key>,
-    now: UnixSecs,
-) -> Result<X509Signer, IssueError> {
-    let serial = profile::new_serial();
-    let subject = profile.ca_name(&serial);
-    let template = X509Template {
-        serial,
-        subject: subject.clone(),
-        validity: profile::validity(now, profile.ca_ttl, None),
-        public_key: key.public().clone(),
-        id: profile.trust_domain.id(),
-        dns_names: Vec::new(),
-        role: Role::Ca,
-    };
-    let tbs = template.tbs(&Issuer { name: subject, key_id: None }, sig_alg(key.public())?);
-    let signature = sign(&*key, tbs.alg(), tbs.as_bytes(), CA).await?;
-    Ok(X509Signer::new(key, assemble(&tbs, &signature).as_bytes(), Vec::new())?)
-}
-
-/// Makes the request that an upstream authority signs.
-///
-/// # Errors
-/// As [`self_signed_ca`].
-pub async fn upstream_csr(profile: &Profile, key: &dyn Key) -> Result<Vec<u8>, IssueError> {
-    let template = CsrTemplate {
-        subject: profile.ca_name(&profile::new_serial()),
-        id: Some(profile.trust_domain.id()),
-        dns_names: Vec::new(),
-    };
-    let alg = sig_alg(key.public())?;
-    let tbs = template.tbs(key.public());
-    let signature = sign(key, alg, &tbs, CA).await?;
-    Ok(CsrTemplate::assemble(&tbs, alg, &signature))
+    Ok(PreparedX509 { signer, composers: profile.composers.clone(), template, kind, now })
 }

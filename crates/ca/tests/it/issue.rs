@@ -17,18 +17,18 @@ use spiffe::key::{KeyKind, PrivateKey, PublicKey, SigAlg, Signature};
 use spiffe::x509::{CertDer, Certificate, Csr, verify_path, verify_svid};
 use spiffe::{SpiffeId, TrustDomain, UnixSecs};
 
-const NOW: UnixSecs = UnixSecs(1_800_000_000);
-const DAY: i64 = 86_400;
+pub(crate) const NOW: UnixSecs = UnixSecs(1_800_000_000);
+pub(crate) const DAY: i64 = 86_400;
 
 /// A key manager's key, with hands that may be foreign and may lie.
-struct TestKey {
+pub(crate) struct TestKey {
     id: KeyId,
     key: PrivateKey,
     lies: bool,
 }
 
 impl TestKey {
-    fn make(kind: KeyKind) -> Arc<dyn Key> {
+    pub(crate) fn make(kind: KeyKind) -> Arc<dyn Key> {
         Arc::new(Self { id: KeyId::new("x509-CA-A"), key: PrivateKey::generate(kind).unwrap(), lies: false })
     }
 
@@ -54,21 +54,21 @@ impl Key for TestKey {
     }
 }
 
-fn profile() -> Profile {
+pub(crate) fn profile() -> Profile {
     Profile::new(TrustDomain::parse("example.org").unwrap()).unwrap()
 }
 
-fn issuer(profile: Profile, active: ActiveAuthorities) -> Issuer {
+pub(crate) fn issuer(profile: Profile, active: ActiveAuthorities) -> Issuer {
     Issuer::new(Arc::new(profile), Publisher::new(active).snapshot())
 }
 
-async fn authorities(kind: KeyKind) -> ActiveAuthorities {
+pub(crate) async fn authorities(kind: KeyKind) -> ActiveAuthorities {
     let x509 = self_signed_ca(&profile(), TestKey::make(kind), NOW).await.unwrap();
     let token = || Arc::new(TokenSigner::with_new_id(TestKey::make(kind), NOW.plus(DAY)).unwrap());
     ActiveAuthorities { x509: Some(Arc::new(x509)), jwt: Some(token()), wit: Some(token()) }
 }
 
-fn id(path: &str) -> SpiffeId {
+pub(crate) fn id(path: &str) -> SpiffeId {
     SpiffeId::parse(&format!("spiffe://example.org{path}")).unwrap()
 }
 
@@ -76,7 +76,7 @@ fn public_key() -> PublicKey {
     PrivateKey::generate(KeyKind::EcP256).unwrap().public().clone()
 }
 
-fn workload(path: &str) -> X509Request {
+pub(crate) fn workload(path: &str) -> X509Request {
     X509Request::Workload {
         id: id(path),
         public_key: public_key(),
@@ -86,11 +86,11 @@ fn workload(path: &str) -> X509Request {
     }
 }
 
-fn parsed(chain: &[CertDer]) -> Vec<Certificate> {
+pub(crate) fn parsed(chain: &[CertDer]) -> Vec<Certificate> {
     chain.iter().map(|der| Certificate::parse(der.as_bytes()).unwrap()).collect()
 }
 
-fn part(token: &str, number: usize) -> Value {
+pub(crate) fn part(token: &str, number: usize) -> Value {
     let part = token.split('.').nth(number).unwrap();
     serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
 }

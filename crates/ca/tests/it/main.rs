@@ -4,6 +4,8 @@
 
 extern crate finial_ca as ca;
 
+mod composed;
 mod issue;
 mod journal;
 mod slots;
+mod upstream;
