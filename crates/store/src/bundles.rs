@@ -5,6 +5,7 @@ use std::sync::Arc;
 use prost::Message;
 use proto::spire::common;
 use rusqlite::params;
+use spiffe::bundle::JwtAuthorityError;
 use spiffe::{Bundle, JwtAuthority, TrustDomain, UnixSecs, X509Authority};
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
 
@@ -72,11 +73,12 @@ impl Store {
         self.write(move |tx| set(tx, &bundle)).await
     }
 
-    /// Adds the authorities that are not there yet, raising the sequence number if there are any;
-    /// creates the bundle if there is none. The bundle as it is now.
+    /// Adds the authorities that are not there yet, and marks the keys that are there but come as
+    /// compromised, raising the sequence number if there are any; creates the bundle if there is none.
+    /// The bundle as it is now.
     ///
     /// # Errors
-    /// If the database fails.
+    /// `InvalidArgument` for a key under the id of another one.
     pub async fn append_bundle(&self, bundle: Bundle) -> Result<Committed<Arc<Bundle>>, StoreError> {
         self.write(move |tx| append(tx, &bundle)).await
     }
@@ -305,10 +307,32 @@ fn append(tx: &mut Tx<'_>, more: &Bundle) -> Result<Arc<Bundle>, StoreError> {
         create(tx, more)?;
         return Ok(Arc::new(more.clone()));
     };
-    let missing = add_missing(&mut bundle.x509_authorities, &more.x509_authorities)
-        | add_missing(&mut bundle.jwt_authorities, &more.jwt_authorities)
-        | add_missing(&mut bundle.wit_authorities, &more.wit_authorities);
-    if missing { raise(tx, bundle) } else { Ok(Arc::new(bundle)) }
+    let changed = add_missing(&mut bundle.x509_authorities, &more.x509_authorities)
+        | add_keys(&mut bundle.jwt_authorities, &more.jwt_authorities)?
+        | add_keys(&mut bundle.wit_authorities, &more.wit_authorities)?;
+    if changed { raise(tx, bundle) } else { Ok(Arc::new(bundle)) }
+}
+
+/// Tokens name keys by their ids: another key under an id that is in use would break either, and the
+/// same key a second time could not be told from the first when it is tainted. Judged here, where no
+/// other writer can come between.
+fn add_keys(all: &mut Vec<JwtAuthority>, more: &[JwtAuthority]) -> Result<bool, StoreError> {
+    let mut changed = false;
+    for key in more {
+        let is_same =
+            |known: &&mut JwtAuthority| known.key_id == key.key_id && known.public_key == key.public_key;
+        if let Some(known) = all.iter_mut().find(is_same) {
+            changed |= key.tainted && !known.tainted;
+            known.tainted |= key.tainted;
+        } else if all.iter().any(|known| known.key_id == key.key_id) {
+            let why = JwtAuthorityError::Ambiguous(key.key_id.clone());
+            return Err(StoreError::InvalidArgument(why.to_string()));
+        } else {
+            all.push(key.clone());
+            changed = true;
+        }
+    }
+    Ok(changed)
 }
 
 fn add_missing<T: Clone + PartialEq>(all: &mut Vec<T>, more: &[T]) -> bool {
