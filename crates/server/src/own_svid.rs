@@ -9,7 +9,7 @@ use runtime::clock::Clock;
 use runtime::snapshot::{Publisher, Snapshot};
 use spiffe::key::{KeyError, KeyKind, PrivateKey};
 use spiffe::tls::OwnCertificate;
-use spiffe::x509::{CertDer, Certificate};
+use spiffe::x509::{CertDer, Certificate, verify_path};
 use spiffe::{TrustDomain, UnixSecs};
 use tokio_util::sync::CancellationToken;
 
@@ -141,12 +141,12 @@ impl Renewal {
         }
         let bundles = self.bundles.load();
         let Some(known) = bundles.get(&self.trust_domain) else { return false };
-        let stands = known.bundle.x509_authorities.iter().any(|authority| {
-            !authority.tainted
-                && Certificate::parse(&authority.der)
-                    .is_ok_and(|certificate| certificate.subject_key_id() == Some(&svid.signed_by[..]))
-        });
-        !stands
+        let sound = known.bundle.x509_authorities.iter().filter(|authority| !authority.tainted);
+        let sound: Vec<_> = sound.filter_map(|authority| Certificate::parse(&authority.der).ok()).collect();
+        let chain: Vec<_> =
+            svid.chain.iter().filter_map(|der| Certificate::parse(der.as_bytes()).ok()).collect();
+        let Some((leaf, above)) = chain.split_first() else { return true };
+        verify_path(leaf, above, &sound, UnixSecs::from(self.clock.now())).is_err()
     }
 }
 

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ca::issue::Issuer;
-use ca::profile::{CaSubject, Profile};
+use ca::profile::{CaSubject, Composers, Profile};
 use config::{PluginBlock, PluginData, ServerConfig};
-use plugin::Host;
 use plugin::catalog::{self, CatalogError, Data, Declaration};
+use plugin::{CredentialComposer, Host};
 use runtime::clock::Clock;
 use runtime::health::{Health, HealthListener, HealthPaths};
 use runtime::listen::{Callers, ListenError, Network, NoNetwork, TlsListener, UnixListener, UnixOptions};
@@ -159,10 +159,11 @@ pub(crate) async fn build(
     );
     let mut keeper = keeper.await.map_err(StartError::Load)?;
 
-    let profile = Arc::new(profile(&config)?);
+    let profile = Arc::new(profile(&config, plugins.credential_composers)?);
     let parts = Parts {
         profile: Arc::clone(&profile),
         keys: plugins.key_manager,
+        upstream: plugins.upstream_authority,
         store: store.clone(),
         clock: Arc::clone(&clock),
         kinds: Kinds {
@@ -332,7 +333,10 @@ async fn check_trust_domain(store: &Store, own: &TrustDomain) -> Result<(), Star
     Ok(())
 }
 
-fn profile(config: &ServerConfig) -> Result<Profile, StartError> {
+fn profile(
+    config: &ServerConfig,
+    composers: Vec<Arc<dyn CredentialComposer>>,
+) -> Result<Profile, StartError> {
     let mut profile = Profile::new(config.trust_domain.clone())?;
     profile.ca_subject = CaSubject {
         country: config.ca.country.clone(),
@@ -345,6 +349,7 @@ fn profile(config: &ServerConfig) -> Result<Profile, StartError> {
     profile.agent_ttl = config.agent_ttl;
     profile.jwt_issuer.clone_from(&config.ca.jwt_issuer);
     profile.wit_issuer.clone_from(&config.ca.wit_issuer);
+    profile.composers = Composers::new(composers);
     Ok(profile)
 }
 

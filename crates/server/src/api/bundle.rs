@@ -9,15 +9,15 @@ use proto::convert::bundle::{appended_jwt, appended_x509, requested, requested_j
 use proto::raw::Encoded;
 use proto::spire::server::bundle as wire;
 use proto::spire::types;
-use spiffe::bundle::JwtAuthorityError;
-use spiffe::{Bundle, JwtAuthority, TrustDomain, UnixSecs};
-use store::{BundleMask, DeleteMode};
+use spiffe::{Bundle, TrustDomain, UnixSecs};
+use store::{BundleMask, DeleteMode, StoreError};
 use tonic::{Code, Request, Response, Status};
 
 use super::batch::written;
 use super::encoded_elsewhere;
-use super::status::{self, failed, invalid, limited, refused_as};
+use super::status::{self, failed, failed_because, invalid, limited, refused_as};
 use super::trustdomain::page;
+use crate::ca_driver::Refusal;
 use crate::caller::Caller;
 use crate::context::Context;
 use crate::keep::KnownBundle;
@@ -75,28 +75,14 @@ impl Bundles {
         if request.jwt_authorities.is_empty() && request.x509_authorities.is_empty() {
             return Err(Status::invalid_argument("no authorities to append"));
         }
-        let refused = |why| invalid("failed to convert JWT authority", why);
-        let jwt_authorities = appended_jwt(&request.jwt_authorities).map_err(refused)?;
+        let jwt_authorities = appended_jwt(&request.jwt_authorities)
+            .map_err(|why| invalid("failed to convert JWT authority", why))?;
         let x509_authorities = appended_x509(&request.x509_authorities)
             .map_err(|why| invalid("failed to convert X.509 authority", why))?;
         if !request.wit_authorities.is_empty() {
             return Err(invalid("failed to convert WIT authority", "WIT authorities cannot be appended"));
         }
-        self.check_unused(&jwt_authorities).map_err(refused)?;
         Ok(Bundle { jwt_authorities, x509_authorities, ..Bundle::empty(self.0.trust_domain().clone()) })
-    }
-
-    /// Tokens name keys by their ids: another key under an id that is in use would break either.
-    fn check_unused(&self, keys: &[JwtAuthority]) -> Result<(), JwtAuthorityError> {
-        let Some(own) = self.0.own_bundle() else { return Ok(()) };
-        let known = &own.bundle.jwt_authorities;
-        let is_other = |key: &&JwtAuthority| {
-            known.iter().any(|known| known.key_id == key.key_id && known.public_key != key.public_key)
-        };
-        match keys.iter().find(is_other) {
-            Some(key) => Err(JwtAuthorityError::Ambiguous(key.key_id.clone())),
-            None => Ok(()),
-        }
     }
 }
 
@@ -125,7 +111,12 @@ impl wire::bundle_server::Bundle for Bundles {
         let request = request.into_inner();
         let additions = self.additions(&request)?;
         let appended = self.0.store.append_bundle(additions).await;
-        let appended = appended.map_err(|why| failed("failed to append bundle", why))?;
+        let appended = appended.map_err(|why| {
+            if let StoreError::InvalidArgument(why) = &why {
+                return invalid("failed to convert JWT authority", why);
+            }
+            failed("failed to append bundle", why)
+        })?;
         let bundle = self.0.applied(appended).await;
         Ok(Response::new(masked(&bundle, request.output_mask.as_ref())))
     }
@@ -141,15 +132,19 @@ impl wire::bundle_server::Bundle for Bundles {
         let key = request.into_inner().jwt_authority;
         let key = key.ok_or_else(|| Status::invalid_argument("missing JWT authority"))?;
         let refused = |why: &dyn std::fmt::Display| invalid("invalid JWT authority", why);
-        let jwt_authorities = requested_jwt(&[key]).map_err(|why| refused(&why))?;
-        let now = self.0.now();
-        if jwt_authorities.iter().any(|key| key.expires_at != UnixSecs(0) && key.expires_at < now) {
+        let mut keys = requested_jwt(&[key]).map_err(|why| refused(&why))?;
+        let key = keys.pop().ok_or_else(|| Status::invalid_argument("missing JWT authority"))?;
+        if key.expires_at != UnixSecs(0) && key.expires_at < self.0.now() {
             return Err(refused(&"key has expired"));
         }
-        self.check_unused(&jwt_authorities).map_err(|why| refused(&why))?;
-        let more = Bundle { jwt_authorities, ..Bundle::empty(self.0.trust_domain().clone()) };
-        let appended = self.0.store.append_bundle(more).await;
-        let appended = appended.map_err(|why| failed("failed to publish JWT key", why))?;
+        // The servers above this one, if there are any, must know it before anything is signed by it.
+        let published = self.0.authorities.publish(key).await;
+        let appended = published.map_err(|why| {
+            if let Refusal::Store(StoreError::InvalidArgument(why)) = &why {
+                return refused(why);
+            }
+            failed_because("failed to publish JWT key", &why)
+        })?;
         let bundle = self.0.applied(appended).await;
         Ok(Response::new(wire::PublishJwtAuthorityResponse {
             jwt_authorities: bundle.jwt_authorities.iter().map(Into::into).collect(),

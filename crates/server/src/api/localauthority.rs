@@ -138,9 +138,16 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
 
     async fn taint_x509_upstream_authority(
         &self,
-        _request: Request<wire::TaintX509UpstreamAuthorityRequest>,
+        request: Request<wire::TaintX509UpstreamAuthorityRequest>,
     ) -> Result<Response<wire::TaintX509UpstreamAuthorityResponse>, Status> {
-        Err(Status::failed_precondition(NO_UPSTREAM))
+        let id = request.into_inner().subject_key_id.to_lowercase();
+        self.give(Family::X509, Order::TaintUpstream(id.clone())).await?;
+        tracing::info!(
+            subsystem_name = "api",
+            subject_key_id = id,
+            "X.509 upstream authority tainted successfully"
+        );
+        Ok(Response::new(wire::TaintX509UpstreamAuthorityResponse { upstream_authority_subject_key_id: id }))
     }
 
     async fn revoke_x509_authority(
@@ -154,9 +161,16 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
 
     async fn revoke_x509_upstream_authority(
         &self,
-        _request: Request<wire::RevokeX509UpstreamAuthorityRequest>,
+        request: Request<wire::RevokeX509UpstreamAuthorityRequest>,
     ) -> Result<Response<wire::RevokeX509UpstreamAuthorityResponse>, Status> {
-        Err(Status::failed_precondition(NO_UPSTREAM))
+        let id = request.into_inner().subject_key_id.to_lowercase();
+        self.give(Family::X509, Order::RevokeUpstream(id.clone())).await?;
+        tracing::info!(
+            subsystem_name = "api",
+            subject_key_id = id,
+            "X.509 upstream authority successfully revoked"
+        );
+        Ok(Response::new(wire::RevokeX509UpstreamAuthorityResponse { upstream_authority_subject_key_id: id }))
     }
 
     async fn get_wit_authority_state(
@@ -195,8 +209,6 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
     }
 }
 
-/// Upstream authorities are plugins, of which this version has none.
-const NO_UPSTREAM: &str = "upstream authority is not configured";
 /// As in SPIRE.
 const NO_WIT: &str = "WIT-SVID functionality is not yet implemented";
 
@@ -229,14 +241,27 @@ const fn name(family: Family) -> &'static str {
 /// A refusal in SPIRE's words.
 fn status(family: Family, order: &Order, refusal: &Refusal) -> Status {
     let name = name(family);
-    let verb = match order {
-        Order::Show => "show",
-        Order::Prepare => "prepare",
-        Order::Activate(_) => "activate",
-        Order::Taint(_) => "taint",
-        Order::Revoke(_) => "revoke",
+    let attempt = match order {
+        Order::Show => format!("failed to show {name} authority"),
+        Order::Prepare => format!("failed to prepare {name} authority"),
+        Order::Activate(_) => format!("failed to activate {name} authority"),
+        Order::Taint(_) => format!("failed to taint {name} authority"),
+        Order::Revoke(_) => format!("failed to revoke {name} authority"),
+        Order::TaintUpstream(_) => "failed to taint upstream authority".to_owned(),
+        Order::RevokeUpstream(_) => "failed to revoke X.509 upstream authority".to_owned(),
     };
     match refusal {
+        Refusal::BelowUpstream => {
+            let done = if matches!(order, Order::Revoke(_)) { "revoked" } else { "tainted" };
+            Status::failed_precondition(format!(
+                "local authority can't be {done} if there is an upstream authority"
+            ))
+        }
+        Refusal::NoUpstream => Status::failed_precondition(refusal.to_string()),
+        Refusal::Upstream(why) if matches!(order, Order::RevokeUpstream(_)) => {
+            invalid("invalid subject key ID", why)
+        }
+        Refusal::Upstream(why) => invalid("provided subject key id is not valid", why),
         Refusal::Disabled => Status::unimplemented(format!("{name} functionality is disabled")),
         Refusal::NoId | Refusal::Unknown if matches!(order, Order::Revoke(_)) => {
             invalid("invalid authority ID", refusal)
@@ -258,9 +283,7 @@ fn status(family: Family, order: &Order, refusal: &Refusal) -> Status {
             "only Old local authorities can be tainted",
             "unsupported local authority status: PREPARED",
         ),
-        Refusal::Driver(_) | Refusal::Store(_) => {
-            failed_because(&format!("failed to {verb} {name} authority"), refusal)
-        }
+        Refusal::Driver(_) | Refusal::Store(_) => failed_because(&attempt, refusal),
         Refusal::Stopping => Status::new(Code::Unavailable, "server is stopping"),
     }
 }

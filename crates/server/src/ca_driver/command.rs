@@ -3,8 +3,11 @@
 //! Commands go to the owner of the authorities and are answered by it, so that none is judged by slots
 //! that a rotation changes under it.
 
+use std::sync::Arc;
+
 use ca::slots::{Facts, Family, Held, SlotError, Slots, Status};
-use store::{Changes, StoreError};
+use spiffe::{Bundle, JwtAuthority};
+use store::{Changes, Committed, StoreError};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Driver, DriverError};
@@ -19,12 +22,25 @@ pub(crate) struct Commands(mpsc::Sender<Asked>);
 /// Where the owner hears them.
 pub(crate) type Inbox = mpsc::Receiver<Asked>;
 
-/// A command and who waits for what it came to.
+/// What is asked for and who waits for what it came to.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    family: Family,
-    order: Order,
-    answer: oneshot::Sender<Result<Answer, Refusal>>,
+pub(crate) enum Asked {
+    /// A command about authorities of this server.
+    Order {
+        /// Which ones.
+        family: Family,
+        /// The command.
+        order: Order,
+        /// Who waits.
+        answer: oneshot::Sender<Result<Answer, Refusal>>,
+    },
+    /// Publish a JWT key of a server below.
+    Publish {
+        /// The key.
+        key: JwtAuthority,
+        /// Who waits.
+        answer: oneshot::Sender<Result<Committed<Arc<Bundle>>, Refusal>>,
+    },
 }
 
 /// What is to be done in a family.
@@ -40,6 +56,10 @@ pub(crate) enum Order {
     Taint(String),
     /// Remove a compromised authority from the bundle.
     Revoke(String),
+    /// Mark the upstream authority with this subject key id, above the old authority, as compromised.
+    TaintUpstream(String),
+    /// Remove such an upstream authority from the bundle.
+    RevokeUpstream(String),
 }
 
 /// What it came to.
@@ -68,6 +88,15 @@ pub(crate) enum Refusal {
     /// There is no such authority in the bundle.
     #[error("no JWT authority found with provided authority ID")]
     Unknown,
+    /// The authorities of a server below others are those others' affair.
+    #[error("there is an upstream authority")]
+    BelowUpstream,
+    /// The server is below no other.
+    #[error("upstream authority is not configured")]
+    NoUpstream,
+    /// It is not an upstream authority that may be withdrawn.
+    #[error("{0}")]
+    Upstream(&'static str),
     /// Making or activating an authority failed.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -93,8 +122,19 @@ impl Commands {
     /// Any of [`Refusal`].
     pub(crate) async fn give(&self, family: Family, order: Order) -> Result<Answer, Refusal> {
         let (answer, answered) = oneshot::channel();
-        let asked = Asked { family, order, answer };
+        let asked = Asked::Order { family, order, answer };
         self.0.send(asked).await.map_err(|_| Refusal::Stopping)?;
+        answered.await.map_err(|_| Refusal::Stopping)?
+    }
+
+    /// Publishes a JWT key of a server below: to the servers above, if there are any, and in the own
+    /// bundle, which is the answer.
+    ///
+    /// # Errors
+    /// [`Refusal::Driver`] if the servers above do not take it, [`Refusal::Store`] if its id is in use.
+    pub(crate) async fn publish(&self, key: JwtAuthority) -> Result<Committed<Arc<Bundle>>, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Asked::Publish { key, answer }).await.map_err(|_| Refusal::Stopping)?;
         answered.await.map_err(|_| Refusal::Stopping)?
     }
 }
@@ -102,12 +142,19 @@ impl Commands {
 impl Driver {
     /// Carries out a command and answers it.
     pub(super) async fn obey(&mut self, asked: Asked) {
-        let outcome = self.carry_out(asked.family, asked.order).await;
         // Who asked may have gone.
-        asked.answer.send(outcome).ok();
+        match asked {
+            Asked::Order { family, order, answer } => {
+                answer.send(self.carry_out(family, order).await).ok();
+            }
+            Asked::Publish { key, answer } => {
+                answer.send(self.publish_for_below(key).await).ok();
+            }
+        }
     }
 
     async fn carry_out(&mut self, family: Family, order: Order) -> Result<Answer, Refusal> {
+        self.check_upstream(family, &order)?;
         if matches!(&order, Order::Activate(id) | Order::Taint(id) | Order::Revoke(id) if id.is_empty()) {
             return Err(Refusal::NoId);
         }
@@ -142,11 +189,49 @@ impl Driver {
                 self.taint(family, id).await?
             }
             Order::Revoke(id) => self.revoke(family, id).await?,
+            Order::TaintUpstream(id) => self.taint(Family::X509, id).await?,
+            Order::RevokeUpstream(id) => {
+                let trust_domain = self.parts.profile.trust_domain.clone();
+                self.parts.store.revoke_x509_authority(trust_domain, id).await?.changes
+            }
         };
         self.answer(family, changes)
     }
 
-    async fn taint(&self, family: Family, id: String) -> Result<Option<Changes>, Refusal> {
+    /// Whether the servers above allow the order.
+    fn check_upstream(&self, family: Family, order: &Order) -> Result<(), Refusal> {
+        match order {
+            Order::Taint(_) | Order::Revoke(_) if family == Family::X509 && self.upstream.is_some() => {
+                Err(Refusal::BelowUpstream)
+            }
+            Order::TaintUpstream(_) | Order::RevokeUpstream(_) if self.upstream.is_none() => {
+                Err(Refusal::NoUpstream)
+            }
+            Order::TaintUpstream(id) | Order::RevokeUpstream(id) => self.check_withdraw_upstream(id),
+            Order::Show | Order::Prepare | Order::Activate(_) | Order::Taint(_) | Order::Revoke(_) => Ok(()),
+        }
+    }
+
+    /// Only an upstream authority that the old authority is below, and the active one not, may be
+    /// withdrawn.
+    fn check_withdraw_upstream(&self, id: &str) -> Result<(), Refusal> {
+        let is_above = |held: &Held<_>| held.facts().is_some_and(|facts| facts.upstream_authority_id == id);
+        if id.is_empty() {
+            return Err(Refusal::Upstream("no subject key ID provided"));
+        }
+        if is_above(self.x509.current()) {
+            return Err(Refusal::Upstream("unable to use upstream authority singing current authority"));
+        }
+        if !is_above(self.x509.upcoming()) {
+            return Err(Refusal::Upstream("upstream authority didn't sign the old local authority"));
+        }
+        if self.x509.upcoming().status() == Some(Status::Prepared) {
+            return Err(Refusal::Upstream("only upstream authorities signing an old authority can be used"));
+        }
+        Ok(())
+    }
+
+    async fn taint(&mut self, family: Family, id: String) -> Result<Option<Changes>, Refusal> {
         let (store, trust_domain) = (&self.parts.store, self.parts.profile.trust_domain.clone());
         Ok(match family {
             Family::X509 => store.taint_x509_authority(trust_domain, id).await?.changes,
@@ -168,13 +253,17 @@ impl Driver {
                     Err(SlotError::Unexpected) => self.check_in_bundle(&id).await?,
                     checked => checked?,
                 }
-                Ok(self.parts.store.revoke_jwt_authority(trust_domain, id).await?.changes)
+                let revoked = self.parts.store.revoke_jwt_authority(trust_domain, id.clone()).await?;
+                if let Some(upstream) = &mut self.upstream {
+                    upstream.withdrawn.insert(id);
+                }
+                Ok(revoked.changes)
             }
             Family::Wit => Err(Refusal::Disabled),
         }
     }
 
-    async fn check_in_bundle(&self, key_id: &str) -> Result<(), Refusal> {
+    async fn check_in_bundle(&mut self, key_id: &str) -> Result<(), Refusal> {
         let trust_domain = self.parts.profile.trust_domain.clone();
         let bundle = self.parts.store.fetch_bundle(trust_domain).await?;
         let is_there = bundle
@@ -185,7 +274,7 @@ impl Driver {
     fn tokens_or_refuse(
         &mut self,
         family: Family,
-    ) -> Result<&mut Slots<std::sync::Arc<ca::authority::TokenSigner>>, Refusal> {
+    ) -> Result<&mut Slots<Arc<ca::authority::TokenSigner>>, Refusal> {
         Ok(&mut self.tokens(family).ok_or(Refusal::Disabled)?.slots)
     }
 

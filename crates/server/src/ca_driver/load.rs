@@ -13,6 +13,7 @@ use spiffe::{Bundle, UnixSecs};
 use store::CaJournal;
 
 use super::record::Record;
+use super::upstream::Upstream;
 use super::{Driver, DriverError, Parts, Tokens};
 
 type Keys = BTreeMap<KeyId, Arc<dyn Key>>;
@@ -34,7 +35,9 @@ impl Driver {
         tracing::info!(subsystem_name = "ca_manager", jwt_keys, wit_keys, x509_cas, "Journal loaded");
 
         let now = UnixSecs::from(parts.clock.now());
-        let x509 = Slots::restore(x509_entries(&record.journal, &bundle, &keys, now)?.into_iter());
+        // What is signed above stands in no bundle; its roots do.
+        let trusted = parts.upstream.is_none().then_some(&bundle);
+        let x509 = Slots::restore(x509_entries(&record.journal, trusted, &keys, now)?.into_iter());
         let tokens = |family, name, kind: Option<_>| {
             let Some(kind) = kind else { return Ok(None) };
             let entries = token_entries(family, &record.journal, &bundle, &keys, now)?;
@@ -45,7 +48,8 @@ impl Driver {
 
         let active = Publisher::new(ActiveAuthorities::default());
         parts.check.started();
-        let driver = Self { parts, x509, jwt, wit, record, active };
+        let upstream = parts.upstream.clone().map(Upstream::new);
+        let driver = Self { parts, x509, jwt, wit, record, upstream, active };
         driver.publish_active();
         driver.show_active_x509();
         for tokens in [&driver.jwt, &driver.wit].into_iter().flatten() {
@@ -86,9 +90,17 @@ async fn find(parts: &Parts, keys: &Keys) -> Result<Record, DriverError> {
     Ok(Record::default())
 }
 
-fn x509_entries(journal: &Journal, bundle: &Bundle, keys: &Keys, now: UnixSecs) -> Restored<X509Signer> {
+/// The X.509 authorities that can be used; only those in `bundle`, if one is given.
+fn x509_entries(
+    journal: &Journal,
+    bundle: Option<&Bundle>,
+    keys: &Keys,
+    now: UnixSecs,
+) -> Restored<X509Signer> {
     let in_bundle = |entry: &X509Entry| {
-        bundle.x509_authorities.iter().any(|authority| *authority.der == *entry.certificate)
+        bundle.is_none_or(|bundle| {
+            bundle.x509_authorities.iter().any(|authority| *authority.der == *entry.certificate)
+        })
     };
     let entries = newest_of_each_slot(journal.x509().filter(in_bundle), |entry| entry.slot);
     let mut restored = Vec::new();

@@ -8,6 +8,7 @@
 mod command;
 mod load;
 mod record;
+mod upstream;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +19,12 @@ use ca::issue::{IssueError, self_signed_ca};
 use ca::journal::{JournalError, KeyEntry, X509Entry};
 use ca::profile::Profile;
 use ca::slots::{Action, Activation, Family, SlotError, Slots, Status};
-use plugin::{KeyId, KeyManager, PluginError};
+use plugin::{KeyId, KeyManager, PluginError, UpstreamAuthority};
 use runtime::clock::Clock;
 use runtime::health::Check;
 use runtime::snapshot::{Publisher, Snapshot};
 use spiffe::key::KeyKind;
+use spiffe::x509::CertDer;
 use spiffe::{Bundle, JwtAuthority, UnixSecs, X509Authority};
 use store::{Changes, Store, StoreError};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::command::{Answer, Commands, Inbox, Order, Refusal};
 
 use self::record::Record;
+use self::upstream::Upstream;
 
 /// How often it is asked what is to be done.
 const TICK: Duration = Duration::from_secs(10);
@@ -43,6 +46,7 @@ pub(crate) struct Driver {
     jwt: Option<Tokens>,
     wit: Option<Tokens>,
     record: Record,
+    upstream: Option<Upstream>,
     active: Publisher<ActiveAuthorities>,
 }
 
@@ -52,6 +56,8 @@ pub(crate) struct Parts {
     pub(crate) profile: Arc<Profile>,
     /// Holds the keys.
     pub(crate) keys: Arc<dyn KeyManager>,
+    /// Signs the CA, if the server is below others.
+    pub(crate) upstream: Option<Arc<dyn UpstreamAuthority>>,
     /// Holds journal and bundle.
     pub(crate) store: Store,
     /// The time.
@@ -84,9 +90,12 @@ struct Tokens {
 /// Why authorities cannot be loaded or rotated.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DriverError {
-    /// The key manager failed.
-    #[error("key manager failed")]
-    Keys(#[from] PluginError),
+    /// The key manager or the upstream authority failed; its words say which of them.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
+    /// The upstream authority signs below what it says is compromised.
+    #[error("the upstream authority still signs with a tainted authority")]
+    StillTainted,
     /// The datastore failed.
     #[error("cannot read or write authorities")]
     Store(#[from] StoreError),
@@ -152,8 +161,16 @@ impl Driver {
                 "Unable to rotate WIT key"
             );
         }
+        let left = self.leave_tainted().await;
+        if let Err(error) = &left {
+            tracing::warn!(
+                subsystem_name = "ca_manager",
+                error = runtime::chain(error),
+                "Failed to process tainted keys on upstream authority"
+            );
+        }
         self.record.save_if_needed(&self.parts.store).await;
-        x509.and(jwt).and(wit)
+        x509.and(jwt).and(wit).and(left)
     }
 
     /// Rotates, and does what is commanded, until the token is cancelled.
@@ -166,17 +183,24 @@ impl Driver {
         token: CancellationToken,
     ) -> Result<(), DriverError> {
         let mut tick = self.parts.clock.sleep(TICK);
+        self.watch_upstream().await;
         loop {
             // What is begun is not dropped half-way: each of its steps writes.
             tokio::select! {
                 biased;
                 () = token.cancelled() => return Ok(()),
+                // First, so that no flood of commands keeps authorities from being rotated.
+                () = &mut tick => {}
                 Some(asked) = commands.recv() => {
                     self.obey(asked).await;
                     continue;
                 }
-                () = &mut tick => {}
+                update = upstream::next(&mut self.upstream) => {
+                    self.follow(update).await;
+                    continue;
+                }
             }
+            self.watch_upstream().await;
             tick = self.parts.clock.sleep(TICK);
             match self.rotate().await {
                 Ok(()) => self.parts.check.cleared(TROUBLE),
@@ -216,19 +240,30 @@ impl Driver {
         let id = KeyId::new(Family::X509.key_id(slot));
         let key = self.parts.keys.generate(&id, self.parts.kinds.x509).await?;
         let now = self.now();
-        let signer = self_signed_ca(&self.parts.profile, key, now).await?;
+        let (signer, added) = match &mut self.upstream {
+            None => {
+                let signer = self_signed_ca(&self.parts.profile, key, now).await?;
+                let root = X509Authority { der: signer.certificate().to_shared(), tainted: false };
+                (signer, vec![root])
+            }
+            Some(upstream) => {
+                let minted = upstream.mint(&self.parts, key).await?;
+                (minted.signer, self.news_of_roots(&minted.roots).await?)
+            }
+        };
         let facts = signer.facts(now);
 
         let mut journal = self.record.journal.clone();
+        let shared = |der: &CertDer| Bytes::copy_from_slice(der.as_bytes());
         journal.append_x509(X509Entry {
             slot,
             facts: facts.clone(),
             status: Status::Prepared,
             certificate: Bytes::copy_from_slice(signer.certificate().der()),
-            upstream_chain: Vec::new(),
+            upstream_chain: signer.upstream_chain().iter().map(shared).collect(),
         });
         let mut more = Bundle::empty(self.parts.profile.trust_domain.clone());
-        more.x509_authorities.push(X509Authority { der: signer.certificate().to_shared(), tainted: false });
+        more.x509_authorities = added;
         let changes = self.record.publish(&self.parts.store, more, journal).await?;
 
         tracing::info!(
@@ -236,7 +271,7 @@ impl Driver {
             slot = slot.as_str(),
             issued_at = %Shown(facts.issued_at),
             expiration = %Shown(facts.not_after),
-            self_signed = true,
+            self_signed = self.upstream.is_none(),
             local_authority_id = facts.id,
             upstream_authority_id = facts.upstream_authority_id,
             "X509 CA prepared"
@@ -296,7 +331,7 @@ impl Driver {
             Family::X509 => return Ok(None),
             Family::Jwt => {
                 journal.append_jwt(entry);
-                more.jwt_authorities.push(authority);
+                more.jwt_authorities = self.publish_above(authority).await?;
             }
             Family::Wit => {
                 journal.append_wit(entry);

@@ -11,6 +11,7 @@ mod callers;
 mod downstream;
 mod entries;
 mod matrix;
+mod rotation;
 mod signing;
 mod start;
 mod support;
