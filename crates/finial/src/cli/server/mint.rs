@@ -140,7 +140,7 @@ fn mint_jwt(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
     })
 }
 
-fn required_id(flags: &Flags) -> Result<SpiffeId, Failure> {
+pub(super) fn required_id(flags: &Flags) -> Result<SpiffeId, Failure> {
     rpc::server_socket(flags)?;
     match flags.text("spiffeID") {
         "" => Err("spiffeID must be specified".into()),
@@ -150,7 +150,7 @@ fn required_id(flags: &Flags) -> Result<SpiffeId, Failure> {
 
 /// The lifetime asked for in whole seconds, rounded up; 0 is the server's default, and so is a negative
 /// one, as scripts know it from SPIRE (the API refuses those).
-fn seconds(flags: &Flags) -> Result<i32, String> {
+pub(super) fn seconds(flags: &Flags) -> Result<i32, String> {
     let nanos = flags.nanos("ttl").max(0);
     let seconds = nanos / 1_000_000_000 + i64::from(nanos % 1_000_000_000 > 0);
     i32::try_from(seconds)
@@ -159,12 +159,12 @@ fn seconds(flags: &Flags) -> Result<i32, String> {
 
 /// Whether the server gave less than was asked for. Also a fraction of a second is less, as for SPIRE's
 /// command: what was asked for counts from now, and what was given from the second before.
-fn is_capped(flags: &Flags, expires_at: i64) -> bool {
+pub(super) fn is_capped(flags: &Flags, expires_at: i64) -> bool {
     let left = spiffe::UnixSecs(expires_at).to_system_time().duration_since(now()).unwrap_or_default();
     left < flags.duration("ttl")
 }
 
-fn capped(what: &str, expires_at: i64) -> String {
+pub(super) fn capped(what: &str, expires_at: i64) -> String {
     format!(
         "{what} lifetime was capped shorter than specified ttl; expires \"{}\"\n",
         format_rfc3339(expires_at)
@@ -172,7 +172,7 @@ fn capped(what: &str, expires_at: i64) -> String {
 }
 
 /// Writes a file of the given mode; the words are Go's.
-fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), String> {
+pub(super) fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), String> {
     OpenOptions::new()
         .write(true)
         .create(true)

@@ -12,6 +12,7 @@ mod mint;
 mod run;
 mod token;
 mod validate;
+mod wit;
 
 use super::Command;
 
@@ -30,5 +31,6 @@ pub(crate) fn commands() -> Vec<Command> {
     commands.extend(run::commands());
     commands.extend(token::commands());
     commands.extend(validate::commands());
+    commands.extend(wit::commands());
     commands
 }
