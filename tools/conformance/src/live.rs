@@ -91,6 +91,35 @@ impl Live {
         })
     }
 
+    /// A workload gets the bundle that its SVID comes with, and no WIT-SVIDs.
+    ///
+    /// # Errors
+    /// Says what it got instead.
+    pub fn bundles(&self, product: &Product) -> Result<(), String> {
+        let stage = Stage::set(product, &self.messages, "")?;
+        stage.run(async {
+            stage.create("steady", "/steady", json!({})).await?;
+            drop(stage.stream_with(&["/steady"]).await?);
+            let mut stream = stage.workload.svids().await.map_err(|why| format!("{why:?}"))?;
+            let svids = update(&mut stream).await?;
+            let bundle: Vec<u8> = svids.iter().flat_map(|svid| svid.bundle.concat()).collect();
+
+            let bundles = stage.workload.x509_bundles().await.map_err(|why| format!("{why:?}"))?;
+            let refused = stage.workload.wit_refusals().await;
+
+            let own = format!("spiffe://{}", stage.plane.word("td"));
+            if bundles.len() != 1 || bundles.get(&own) != Some(&bundle) {
+                return Err(format!("bundles of {:?}", bundles.keys()));
+            }
+            let unimplemented = Some("UNIMPLEMENTED".to_owned());
+            if refused == [unimplemented.clone(), unimplemented] {
+                Ok(())
+            } else {
+                Err(format!("{refused:?}"))
+            }
+        })
+    }
+
     /// While the authorities with a short life are replaced, every SVID and token that a workload gets
     /// is valid by what it has at that moment, and so is each one it got before until that expires.
     ///

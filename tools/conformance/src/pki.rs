@@ -29,7 +29,15 @@ impl Key {
 
     /// A request for a certificate that names `uri`.
     pub(crate) fn request(&self, uri: &str) -> Vec<u8> {
-        let names = extension("2.5.29.17", false, &uri_name(uri));
+        self.request_with(uri, &[])
+    }
+
+    /// The same with DNS names.
+    pub(crate) fn request_with(&self, uri: &str, dns: &[String]) -> Vec<u8> {
+        let mut names = vec![der::write(0x86, &[uri.as_bytes()])];
+        names.extend(dns.iter().map(|name| der::write(0x82, &[name.as_bytes()])));
+        let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
+        let names = extension("2.5.29.17", false, &der::sequence(&names));
         let wanted = der::sequence(&[
             &der::oid("1.2.840.113549.1.9.14"),
             &der::write(0x31, &[&der::sequence(&[&names])]),

@@ -18,6 +18,9 @@ const VALIDATE: &str = "/SpiffeWorkloadAPI/ValidateJWTSVID";
 const X509_SVID: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
 const JWT_SVID: &str = "/SpiffeWorkloadAPI/FetchJWTSVID";
 const JWT_BUNDLES: &str = "/SpiffeWorkloadAPI/FetchJWTBundles";
+const X509_BUNDLES: &str = "/SpiffeWorkloadAPI/FetchX509Bundles";
+const WIT_SVID: &str = "/SpiffeWorkloadAPI/FetchWITSVID";
+const WIT_BUNDLES: &str = "/SpiffeWorkloadAPI/FetchWITBundles";
 
 #[derive(Clone, PartialEq, Message)]
 struct X509Response {
@@ -64,6 +67,12 @@ struct JwtSvid {
 #[derive(Clone, PartialEq, Message)]
 struct BundlesResponse {
     #[prost(btree_map = "string, bytes", tag = "1")]
+    bundles: BTreeMap<String, Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct X509BundlesResponse {
+    #[prost(btree_map = "string, bytes", tag = "2")]
     bundles: BTreeMap<String, Vec<u8>>,
 }
 
@@ -246,6 +255,28 @@ impl Workload {
         let answer = answer.map_err(|status| refusal(&status))?.unwrap_or_default();
         let answer = BundlesResponse::decode(answer).map_err(|error| local(&error.to_string()))?;
         Ok(answer.bundles.into_keys().collect())
+    }
+
+    /// The X.509 bundles that the workload gets: DER of the authorities by trust domain.
+    pub(crate) async fn x509_bundles(&self) -> Result<BTreeMap<String, Vec<u8>>, (String, String)> {
+        let opened = self.connection.open(X509_BUNDLES, vec![Bytes::new()], &header()).await;
+        let answer = opened.map_err(|status| refusal(&status))?.message().await;
+        let answer = answer.map_err(|status| refusal(&status))?.unwrap_or_default();
+        let answer = X509BundlesResponse::decode(answer).map_err(|error| local(&error.to_string()))?;
+        Ok(answer.bundles)
+    }
+
+    /// How the two calls for WIT-SVIDs are refused: codes.
+    pub(crate) async fn wit_refusals(&self) -> [Option<String>; 2] {
+        let code = async |method| {
+            let opened = self.connection.open(method, vec![Bytes::new()], &header()).await;
+            let outcome = match opened {
+                Ok(mut stream) => stream.message().await.map(drop),
+                Err(status) => Err(status),
+            };
+            outcome.err().map(|status| code_of(&status).to_owned())
+        };
+        [code(WIT_SVID).await, code(WIT_BUNDLES).await]
     }
 
     async fn call(&self, method: &str, request: &impl Message) -> Result<Bytes, (String, String)> {

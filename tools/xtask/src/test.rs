@@ -113,9 +113,15 @@ pub(crate) fn soak(rounds: Option<&str>) -> Result<()> {
         "it",
         "--",
         "live_kills",
+        "live_forced_rotation",
+        "lint_issued",
         "--nocapture",
     ];
-    process::check(process::command("cargo", args).env("FINIAL_KILL_ROUNDS", rounds.to_string()))?;
+    let mut soak = process::command("cargo", args);
+    soak.env("FINIAL_KILL_ROUNDS", rounds.to_string());
+    soak.envs([("FINIAL_FORCED_ROUNDS", "20"), ("FINIAL_FORCED_WORKLOADS", "100")]);
+    soak.env("FINIAL_LINT_COUNT", "10000").envs(clients::environment());
+    process::check(&mut soak)?;
     let args = ["test", "--release", "--locked", "--package", "finial-store", "--test", "it", "--", "feed::"];
     let histories = rounds.saturating_mul(200).to_string();
     process::check(process::command("cargo", args).env("FINIAL_FEED_HISTORIES", histories))

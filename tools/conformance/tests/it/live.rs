@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finial_conformance::{Kills, Live, Product};
+use finial_conformance::{Kills, Live, Product, forced};
 
 fn recorded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
@@ -16,6 +16,11 @@ fn live_rotation_is_seen_by_an_open_stream() {
 #[test]
 fn live_changes_of_entries_are_seen_by_an_open_stream() {
     Live::load(&recorded()).entries(&Product::under_test()).unwrap();
+}
+
+#[test]
+fn live_bundles_and_refused_wit_svids() {
+    Live::load(&recorded()).bundles(&Product::under_test()).unwrap();
 }
 
 #[test]
@@ -37,4 +42,16 @@ fn live_kills_lose_no_acknowledged_write() {
 
     println!("kills: {rounds} rounds, {acknowledged} acknowledged writes, none lost");
     assert!(acknowledged > 0, "nobody wrote anything");
+}
+
+#[test]
+fn live_forced_rotation_fails_no_validation() {
+    // `cargo xtask soak` asks for more.
+    let asked = |name, usual| std::env::var(name).map_or(usual, |count| count.parse().unwrap());
+    let (rounds, workloads) = (asked("FINIAL_FORCED_ROUNDS", 2), asked("FINIAL_FORCED_WORKLOADS", 20));
+
+    let seen = forced(&Product::under_test(), rounds, workloads).unwrap();
+
+    println!("forced rotation: {} rounds, {} validations, none failed", seen.rounds, seen.validations);
+    assert!(seen.validations > 0, "nobody looked");
 }

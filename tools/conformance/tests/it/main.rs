@@ -23,7 +23,11 @@ mod federation;
 #[cfg(test)]
 mod health;
 #[cfg(test)]
+mod lint;
+#[cfg(test)]
 mod live;
+#[cfg(test)]
+mod nested;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
