@@ -574,6 +574,11 @@ fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
         "server.federation.bundle_endpoint.profile \"https_web\".acme",
         "use serving_cert_file, or the profile \"https_spiffe\"",
     );
+    let port = server.federation.as_ref().and_then(|own| own.bundle_endpoint.as_ref()).map(|own| own.port);
+    if let Some(port) = port.filter(|port| u16::try_from(*port).is_err()) {
+        let key = format!("server.federation.bundle_endpoint.port = {port}");
+        missing.when(true, key, "set it to a port, at most 65535");
+    }
     missing.when(server.audit_log_enabled, "server.audit_log_enabled", "remove it or set it to false");
     missing.when(server.profiling_enabled, "server.profiling_enabled", "remove it or set it to false");
     missing.when(

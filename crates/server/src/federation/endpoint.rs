@@ -78,7 +78,7 @@ impl Endpoint {
         tracing::info!(
             subsystem_name = "endpoints",
             addr = %self.address(),
-            refresh_hint = ?self.refresh_hint,
+            refresh_hint = as_go_writes(self.refresh_hint),
             "Serving bundle endpoint"
         );
         let document = self.document;
@@ -88,6 +88,17 @@ impl Endpoint {
             Some((served, every)) => drop(tokio::join!(serving, served.follow(every, clock, stop))),
             None => serving.await,
         }
+    }
+}
+
+/// A duration of whole seconds as SPIRE's log has it.
+fn as_go_writes(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        _ => format!("{hours}h{minutes}m{seconds}s"),
     }
 }
 
@@ -192,6 +203,13 @@ mod tests {
         assert_eq!((read(&first).sequence_number, read(&first).refresh_hint), (1, 600));
         assert_eq!((read(&first).jwt_authorities.len(), read(&first).wit_authorities.len()), (1, 0));
         assert_eq!(read(&third).sequence_number, 2);
+    }
+
+    #[test]
+    fn durations_are_written_as_go_writes_them() {
+        let written = |seconds| as_go_writes(Duration::from_secs(seconds));
+
+        assert_eq!([written(300), written(59), written(3600)], ["5m0s", "59s", "1h0m0s"]);
     }
 
     #[test]

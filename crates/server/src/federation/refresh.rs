@@ -154,7 +154,9 @@ impl Owner {
         let mut leaving = Vec::new();
         for trust_domain in self.running.keys().cloned().collect::<Vec<_>>() {
             let now = sources.get(&trust_domain);
-            if self.running.get(&trust_domain).is_some_and(|running| now == Some(&running.source)) {
+            // One that panicked has ended without being told to.
+            let is_right = |running: &Running| now == Some(&running.source) && !running.ended.is_cancelled();
+            if self.running.get(&trust_domain).is_some_and(is_right) {
                 sources.remove(&trust_domain);
                 continue;
             }

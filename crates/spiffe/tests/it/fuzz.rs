@@ -277,6 +277,11 @@ fn fuzz_bundle_documents() {
     ];
 
     drive("bundle_documents", &corpus, &pieces, 6_000, |input| {
+        if let Ok(served) = Bundle::from_endpoint(trust_domain(), input) {
+            let written = served.to_spiffe_json();
+            assert_eq!(Bundle::from_endpoint(trust_domain(), written.as_bytes()).as_ref(), Ok(&served));
+            assert!(served.x509_authorities.iter().all(|known| X509Authority::parse(&known.der).is_ok()));
+        }
         let Ok(bundle) = Bundle::from_spiffe_json(trust_domain(), input) else { return };
         let written = bundle.to_spiffe_json();
         let again = Bundle::from_spiffe_json(trust_domain(), written.as_bytes());
