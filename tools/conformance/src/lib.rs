@@ -43,7 +43,7 @@ mod workload;
 pub use api::ApiGroup;
 pub use documents::Documents;
 pub use exchanges::Exchanges;
-pub use federation::{Bystander, Domains, Imposters, Profile};
+pub use federation::{Bystander, Crowd, Domains, Imposters, Profile};
 pub use forced::{Forced, forced};
 pub use foreign::{Foreign, skip};
 pub use frames::{PREFACE, answers_tls, assault, attacks, dawdlers, oversized, tcp_dawdlers};

@@ -98,6 +98,40 @@ impl Imposters {
         if after.1.contains("new") { Ok(()) } else { Err(format!("a good bundle came to {after:?}")) }
     }
 
+    /// A sequence number that goes back, or stays while the bundle changes, is warned of; the bundle is
+    /// taken, even one without any key.
+    ///
+    /// # Errors
+    /// Says what was not taken or not told.
+    pub fn go_back(&self) -> Result<(), String> {
+        let root = x509(&self.authority.certificate);
+        let serve = |sequence: u32, keys: &[String]| {
+            let body = document(keys).replacen('{', &format!("{{\"spiffe_sequence\":{sequence},"), 1);
+            self.endpoint.behave(Behaviour::answer("200 OK", "", &body));
+            let _refreshed = self.plane.ok("server", &REFRESH);
+            let log = std::fs::read_to_string(self.plane.dir().join("server.log")).unwrap_or_default();
+            let warnings = log.matches("Bundle endpoint went back in its sequence").count();
+            foreign(&self.plane, FAR).map(|(x509, _)| (x509.len(), warnings))
+        };
+        let other = x509(&Authority::of(FAR).certificate);
+        let both = [root, other];
+        for (sequence, keys, expected) in [
+            (7, &both[..1], (1, 0)),
+            (8, &both[..], (2, 0)),
+            (8, &both[..], (2, 0)),
+            (7, &both[..1], (1, 1)),
+            (7, &both[..], (2, 2)),
+            (9, &[][..], (0, 2)),
+        ] {
+            let came_to = serve(sequence, keys)?;
+            if came_to != expected {
+                return Err(format!("{sequence} with {} keys came to {came_to:?}", keys.len()));
+            }
+        }
+        // Nobody is trusted now, the endpoint included.
+        self.refused("invalid peer certificate: UnknownIssuer")
+    }
+
     /// An endpoint that is somebody else, under another authority or with a certificate of the web is
     /// refused, and so is one whose trust domain is not known.
     ///

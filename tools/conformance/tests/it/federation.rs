@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finial_conformance::{Bystander, Domains, Imposters, Product, Profile};
+use finial_conformance::{Bystander, Crowd, Domains, Imposters, Product, Profile};
 
 fn recorded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
@@ -34,6 +34,16 @@ fn federation_refuses_what_is_no_bundle_and_keeps_the_one_it_has() {
 #[test]
 fn federation_believes_nobody_but_the_endpoint_it_was_told() {
     Imposters::start(&Product::finial()).pretend().unwrap();
+}
+
+#[test]
+fn federation_warns_of_bundles_that_go_back() {
+    Imposters::start(&Product::finial()).go_back().unwrap();
+}
+
+#[test]
+fn federation_lets_no_trust_domain_speak_for_another() {
+    Crowd::start(&Product::under_test(), &recorded()).speak_for_each_other().unwrap();
 }
 
 #[test]
