@@ -214,6 +214,52 @@ impl Domains {
         Ok(())
     }
 
+    /// A certificate of the web is good for its own names alone.
+    ///
+    /// # Errors
+    /// Says what is believed.
+    pub fn mistake_name(&self) -> Result<(), String> {
+        let near = &self.near.plane;
+        let url = format!("https://localhost:{}", self.far.word("p1"));
+        let mut create =
+            vec!["federation", "create", "-trustDomain", "misnamed.test", "-bundleEndpointURL", &url];
+        create.extend(["-bundleEndpointProfile", "https_web", "-socketPath", "{sock}"]);
+        let _created = near.ok("server", &create);
+        let refresh = ["federation", "refresh", "-id", "misnamed.test", "-socketPath", "{sock}"];
+        let (code, _, stderr) = near.run("server", &refresh);
+        let list = ["bundle", "list", "-id", "misnamed.test", "-socketPath", "{sock}"];
+        let is_stored = near.run("server", &list).0 == 0;
+        let is_told = stderr.contains("certificate") && stderr.contains("localhost");
+        if code == 1 && is_told && !is_stored { Ok(()) } else { Err(format!("{code} {stderr}")) }
+    }
+
+    /// While the partner is away its bundle stays, over a restart too; once it is back, with an
+    /// authority that it got meanwhile, its bundle is fetched again.
+    ///
+    /// # Errors
+    /// Says what was lost.
+    ///
+    /// # Panics
+    /// If a server does not start again.
+    pub fn outlive(&mut self) -> Result<(), String> {
+        let before = foreign(&self.near.plane, FAR)?;
+        stop(&mut self.far)?;
+        let (code, _, stderr) = self.near.plane.run("server", &REFRESH);
+        if code != 1 || !stderr.contains("refused") {
+            return Err(format!("who is away is heard: {stderr}"));
+        }
+        stop(&mut self.near.plane)?;
+        self.near.plane.start_server_again();
+        let after = foreign(&self.near.plane, FAR)?;
+        if after != before {
+            return Err(format!("the bundle was {before:?} and is {after:?}"));
+        }
+        self.far.start_server_again();
+        let prepare = ["localauthority", "x509", "prepare", "-socketPath", "{sock}"];
+        let _prepared = self.far.ok("server", &prepare);
+        await_same(&self.near.plane, &self.far, FAR)
+    }
+
     /// What the bundle endpoint of `far.test` answers to a request; `None` for nothing.
     #[must_use]
     pub fn ask(&self, request: &str, is_old_tls: bool) -> Option<String> {
@@ -267,6 +313,15 @@ impl Web {
 fn set_bundle(plane: &Plane, format: &str, path: &str) {
     let set = ["bundle", "set", "-id", FAR, "-format", format, "-path", path, "-socketPath", "{sock}"];
     let _set = plane.ok("server", &set);
+}
+
+fn stop(plane: &mut Plane) -> Result<(), String> {
+    let server = plane.server().ok_or("no server")?;
+    server.signal("TERM");
+    match server.wait(Duration::from_secs(30)) {
+        0 => Ok(()),
+        other => Err(format!("the server ends with {other}")),
+    }
 }
 
 /// The X.509 authorities and the ids of the JWT authorities in a bundle.

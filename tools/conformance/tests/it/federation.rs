@@ -24,6 +24,12 @@ fn federation_by_web_certificates_follows_new_authorities_and_certificates() {
 
     domains.follow().unwrap();
     domains.replace_certificate().unwrap();
+    domains.mistake_name().unwrap();
+}
+
+#[test]
+fn federation_outlives_restarts_and_partners_that_are_away() {
+    federate(Profile::Spiffe).outlive().unwrap();
 }
 
 #[test]
