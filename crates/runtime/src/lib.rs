@@ -16,6 +16,8 @@ mod json;
 pub mod listen;
 pub mod log;
 pub mod memory;
+pub mod metrics;
+pub mod pages;
 pub mod peer;
 pub mod process;
 pub mod reconcile;

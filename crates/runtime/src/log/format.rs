@@ -1,5 +1,6 @@
 //! How a line looks: logrus' text and JSON.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -54,20 +55,28 @@ pub(super) struct Line<'a> {
     pub(super) time: SystemTime,
     pub(super) level: Level,
     pub(super) message: &'a str,
-    pub(super) fields: &'a BTreeMap<&'static str, Value>,
+    pub(super) fields: &'a BTreeMap<Cow<'static, str>, Value>,
 }
 
 /// The value of a field.
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub enum Value {
+    /// A text.
     Text(String),
     /// A number or a truth value, which JSON has without quotes.
     Bare(String),
+    /// A number that text gives by its name.
+    Named {
+        /// The name.
+        name: String,
+        /// The number.
+        number: i64,
+    },
 }
 
 impl fmt::Display for Value {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Text(text) | Self::Bare(text)) = self;
+        let (Self::Text(text) | Self::Bare(text) | Self::Named { name: text, .. }) = self;
         formatter.write_str(text)
     }
 }
@@ -80,8 +89,7 @@ fn as_text(line: &Line<'_>, precision: Precision) -> String {
         pair(&mut out, "msg", line.message);
     }
     for (key, value) in keys(line.fields) {
-        let (Value::Text(text) | Value::Bare(text)) = value;
-        pair(&mut out, &key, &text);
+        pair(&mut out, &key, &value.to_string());
     }
     out.push('\n');
     out
@@ -113,6 +121,7 @@ fn as_json(line: &Line<'_>) -> String {
         match value {
             Value::Text(text) => json::string(&mut out, &text),
             Value::Bare(text) => out.push_str(&text),
+            Value::Named { number, .. } => out.push_str(&number.to_string()),
         }
     }
     out.push_str("}\n");
@@ -120,8 +129,8 @@ fn as_json(line: &Line<'_>) -> String {
 }
 
 /// The fields in order, those that bear a fixed name set aside as logrus does.
-fn keys(fields: &BTreeMap<&'static str, Value>) -> BTreeMap<String, Value> {
-    let renamed = |key: &&'static str| match *key {
+fn keys(fields: &BTreeMap<Cow<'static, str>, Value>) -> BTreeMap<String, Value> {
+    let renamed = |key: &Cow<'static, str>| match &**key {
         "time" | "msg" | "level" => format!("fields.{key}"),
         key => key.to_owned(),
     };

@@ -1,5 +1,6 @@
 //! From events to lines.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -64,7 +65,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Logrus {
         let mut fields = Fields::default();
         for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
             if let Some(of_span) = span.extensions().get::<Fields>() {
-                fields.values.extend(of_span.values.iter().map(|(key, value)| (*key, value.clone())));
+                fields.values.extend(of_span.values.iter().map(|(key, value)| (key.clone(), value.clone())));
             }
         }
         event.record(&mut fields);
@@ -84,7 +85,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Logrus {
 #[derive(Default)]
 struct Fields {
     message: String,
-    values: BTreeMap<&'static str, Value>,
+    values: BTreeMap<Cow<'static, str>, Value>,
 }
 
 impl Fields {
@@ -93,8 +94,8 @@ impl Fields {
         let path = metadata.file().unwrap_or_default();
         let file = path.rsplit('/').next().unwrap_or_default();
         let line = metadata.line().unwrap_or_default();
-        self.values.insert("file", Value::Text(format!("{file}:{line}")));
-        self.values.insert("func", Value::Text(metadata.target().to_owned()));
+        self.values.insert("file".into(), Value::Text(format!("{file}:{line}")));
+        self.values.insert("func".into(), Value::Text(metadata.target().to_owned()));
     }
 
     fn put(&mut self, field: &Field, value: Value) {
@@ -103,7 +104,7 @@ impl Fields {
         if name == "message" {
             self.message = value.to_string();
         } else {
-            self.values.insert(name, value);
+            self.values.insert(name.into(), value);
         }
     }
 }

@@ -9,6 +9,7 @@ mod layer;
 mod level;
 mod output;
 
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Subscriber;
 use tracing_subscriber::layer::SubscriberExt;
 
-pub use self::format::{Format, UnknownFormat};
+pub use self::format::{Format, UnknownFormat, Value};
 pub use self::level::{Level, LogLevel, UnknownLevel};
 use crate::BoxError;
+use crate::clock::{Clock, SystemClock};
 
 /// How to log.
 #[derive(Clone, Debug)]
@@ -57,6 +59,7 @@ pub enum Output {
 #[derive(Clone, Debug)]
 pub struct Log {
     level: LogLevel,
+    format: Format,
     sink: Arc<output::Sink>,
 }
 
@@ -97,9 +100,25 @@ impl Log {
             Output::File(path) => LogError::Open { path: path.display().to_string(), source },
             Output::Stdout | Output::Stderr => LogError::Open { path: "output".into(), source },
         })?;
-        let log = Self { level: LogLevel::new(options.level), sink: Arc::new(sink) };
+        let log = Self { level: LogLevel::new(options.level), format: options.format, sink: Arc::new(sink) };
         let layer = layer::Logrus::new(log.level.clone(), options, Arc::clone(&log.sink));
         Ok((tracing_subscriber::registry().with(layer), log))
+    }
+
+    /// Writes a line whose fields are known only now, if its level is wanted. Of two fields with one
+    /// name the last stands.
+    pub fn record(
+        &self,
+        level: Level,
+        message: &str,
+        fields: impl IntoIterator<Item = (impl Into<Cow<'static, str>>, Value)>,
+    ) {
+        if level > self.level.current() {
+            return;
+        }
+        let fields = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        let line = format::Line { time: SystemClock.now(), level, message, fields: &fields };
+        self.sink.write(self.format.render(&line).as_bytes());
     }
 
     /// The level, which may be changed.
