@@ -14,10 +14,13 @@ use std::time::Duration;
 use futures::future::join_all;
 use plugin::{PluginError, WorkloadAttestor};
 use runtime::clock::{Clock, within};
+use runtime::metrics::{Call, Code};
 use runtime::peer::{Caller, CallerError};
 use spiffe::{Selector, SelectorSet};
 use tokio::sync::Semaphore;
 use tracing::{debug, error};
+
+use crate::meters::Meters;
 
 /// How long one attestor may take.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -31,6 +34,10 @@ pub struct Attestors {
     plugins: Vec<Arc<dyn WorkloadAttestor>>,
     clock: Arc<dyn Clock>,
     queues: Mutex<HashMap<u32, Weak<Semaphore>>>,
+    meters: Arc<Meters>,
+    /// By plugin, in their order.
+    calls: Vec<Call>,
+    own_pid: i32,
 }
 
 /// Why nothing is known of a caller. The caller is told only that it is so.
@@ -48,7 +55,17 @@ impl Attestors {
     /// These attestors.
     #[must_use]
     pub fn new(plugins: Vec<Arc<dyn WorkloadAttestor>>, clock: Arc<dyn Clock>) -> Self {
-        Self { plugins, clock, queues: Mutex::default() }
+        let calls = plugins.iter().map(|_| Call::default()).collect();
+        let own_pid = i32::try_from(std::process::id()).unwrap_or_default();
+        Self { plugins, clock, queues: Mutex::default(), meters: Arc::default(), calls, own_pid }
+    }
+
+    /// Measures what it does.
+    #[must_use]
+    pub fn measured(self, meters: Arc<Meters>) -> Self {
+        let calls =
+            self.plugins.iter().map(|plugin| meters.workload_attestor(plugin.info().name())).collect();
+        Self { meters, calls, ..self }
     }
 
     /// The selectors of `caller`. Cancel-safe.
@@ -56,13 +73,33 @@ impl Attestors {
     /// # Errors
     /// [`AttestError`]; what each attestor said is in the log.
     pub async fn attest(&self, caller: &Caller) -> Result<SelectorSet, AttestError> {
+        let running = self.meters.attestation.start();
+        let outcome = self.found(caller).await;
+        if caller.process.pid() == self.own_pid {
+            // The agent looks whether it works.
+            running.discard();
+            return outcome;
+        }
+        running.done(outcome.as_ref().map_or(Code::Unknown, |_| Code::Ok));
+        if let Ok(selectors) = &outcome
+            && self.meters.selectors.is_on()
+        {
+            self.meters.selectors.observe(selectors.iter().count() as f64);
+        }
+        outcome
+    }
+
+    async fn found(&self, caller: &Caller) -> Result<SelectorSet, AttestError> {
         let queue = self.queue(caller.uid);
         // A queue is never closed.
         let _turn = queue.acquire().await;
         let pid = caller.process.pid();
         let found = match self.plugins.as_slice() {
-            [only] => vec![self.ask(&**only, caller).await],
-            several => join_all(several.iter().map(|plugin| self.ask(&**plugin, caller))).await,
+            [only] => vec![self.ask(&**only, self.calls.first(), caller).await],
+            several => {
+                let calls = several.iter().zip(&self.calls);
+                join_all(calls.map(|(plugin, call)| self.ask(&**plugin, Some(call), caller))).await
+            }
         };
         caller.verify()?;
 
@@ -94,12 +131,19 @@ impl Attestors {
     async fn ask(
         &self,
         plugin: &dyn WorkloadAttestor,
+        call: Option<&Call>,
         caller: &Caller,
     ) -> Result<Vec<Selector>, PluginError> {
+        let measured = call.filter(|_| caller.process.pid() != self.own_pid).map(Call::start);
         let answer = within(&*self.clock, DEADLINE, plugin.attest(&caller.process)).await;
-        answer.unwrap_or_else(|| {
+        let answer = answer.unwrap_or_else(|| {
             Err(PluginError::new(plugin::Code::DeadlineExceeded, "context deadline exceeded"))
-        })
+        });
+        if let Some(measured) = measured {
+            let code = answer.as_ref().map_or_else(|error| error.code.number(), |_| 0);
+            measured.done(Code::from_i32(code));
+        }
+        answer
     }
 
     /// Where the attestations of one user wait for their turn.

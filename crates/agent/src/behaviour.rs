@@ -72,6 +72,7 @@ fn attester(agent: &Agent) -> Arc<Attester> {
         key_manager: Arc::clone(&agent.plugins.key_manager),
         node_attestor: node_attestor(&agent.config, &agent.plugins),
         store: agent.store.clone(),
+        meters: Arc::default(),
     })
 }
 
@@ -215,6 +216,7 @@ fn clone(attester: &Attester) -> Attester {
         key_manager: Arc::clone(&attester.key_manager),
         node_attestor: Arc::clone(&attester.node_attestor),
         store: attester.store.clone(),
+        meters: Arc::default(),
     }
 }
 

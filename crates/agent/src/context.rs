@@ -11,6 +11,7 @@ use runtime::log::Log;
 use runtime::snapshot::Snapshot;
 
 use crate::jwt::JwtSvids;
+use crate::meters::Meters;
 use crate::state::AgentState;
 use crate::subscribe::Subscriptions;
 
@@ -34,4 +35,6 @@ pub struct Context {
     pub workload_attestors: Vec<Arc<dyn WorkloadAttestor>>,
     /// When the agent started.
     pub started_at: Instant,
+    /// What is measured.
+    pub meters: Arc<Meters>,
 }

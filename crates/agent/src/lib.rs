@@ -20,6 +20,7 @@ pub mod context;
 mod fixtures;
 mod issue;
 pub mod jwt;
+mod meters;
 mod own_svid;
 
 pub mod rotation;
@@ -44,7 +45,7 @@ use runtime::log::Log;
 use runtime::reconcile::Poke;
 use runtime::shutdown::Shutdown;
 use runtime::tasks::{TaskFailed, Tasks};
-use spiffe::tls::{OwnCertificate, ServerTrust};
+use spiffe::tls::{Anchors, OwnCertificate, ServerTrust};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
 use zeroize::Zeroizing;
@@ -62,6 +63,7 @@ use subscribe::Subscriptions;
 use sync::{Protocol, Sync};
 
 pub use attest::{AttestError, BootstrapError};
+pub use meters::Meters;
 pub use own_svid::GivenUp;
 pub use stored::StoreError;
 
@@ -74,6 +76,7 @@ pub struct Agent {
     plugins: AgentPlugins,
     store: Store,
     listener: Option<HealthListener>,
+    meters: Arc<Meters>,
     version: &'static str,
     started_at: Instant,
 }
@@ -93,6 +96,9 @@ pub enum StartError {
     /// The health checks cannot be served.
     #[error("cannot serve health checks")]
     Health(#[from] ListenError),
+    /// Metrics cannot be sent as configured.
+    #[error("cannot set up metrics")]
+    Metrics(#[from] runtime::metrics::SinkError),
     /// The configuration asks for what is not built.
     #[error("{0} is not part of this version")]
     NotBuilt(&'static str),
@@ -109,16 +115,29 @@ impl Agent {
         if config.experimental.broker.is_some() {
             return Err(StartError::NotBuilt("experimental.broker"));
         }
-        let store = Store::open(&config.data_dir)?;
+        let meters = Meters::new(meters::metrics(&config)?);
+        let store = Store::open(&config.data_dir)?.measured(Arc::clone(&meters));
         let host = Host { clock: Arc::clone(&clock), ..Host::bare() };
         let declarations: Vec<Declaration> = config.plugins.iter().map(declaration).collect();
-        let plugins =
+        let mut plugins =
             catalog::load_agent(&declarations, plugins::tables::AGENT, &config.trust_domain, &host).await?;
+        plugins.key_manager = plugin::metered::agent_keys(plugins.key_manager, &meters.metrics);
         let listener = listener(&config.health).await?;
         let (config, health) = (Arc::new(config), Health::new());
         // From now on, not started: live, and not ready.
         let _not_started = health.check(CHECK);
-        Ok(Self { config, log, clock, health, plugins, store, listener, version: VERSION, started_at })
+        Ok(Self {
+            config,
+            log,
+            clock,
+            health,
+            plugins,
+            store,
+            listener,
+            meters,
+            version: VERSION,
+            started_at,
+        })
     }
 
     /// Tells servers another version of the program than this crate's.
@@ -143,6 +162,16 @@ impl Agent {
                 Ok::<(), BoxError>(())
             });
         }
+        let metrics = self.meters.metrics.clone();
+        self.meters.started(self.version, &self.config.trust_domain);
+        tasks.spawn("metrics", metrics.clone().run(shutdown.token().clone()));
+        if !meters::page_needs_identity(&self.config) {
+            let page = meters::serve_page(Arc::clone(&self.config), metrics, None, shutdown.token().clone());
+            tasks.spawn("metrics page", async move {
+                page.await;
+                Ok::<(), BoxError>(())
+            });
+        }
         tasks.spawn("log rotation", self.log.clone().reopen_on_signal(shutdown.token().clone()));
         let attester = Arc::new(Attester {
             config: Arc::clone(&self.config),
@@ -150,6 +179,7 @@ impl Agent {
             key_manager: Arc::clone(&self.plugins.key_manager),
             node_attestor: node_attestor(&self.config, &self.plugins),
             store: self.store.clone(),
+            meters: Arc::clone(&self.meters),
         });
         let span = info_span!("attestor", subsystem_name = "attestor");
         let attested = attester.until_attested(shutdown).instrument(span).await;
@@ -185,6 +215,17 @@ impl Agent {
         let tls = tls::client_config(trust, Arc::clone(&certificate), post_quantum)?;
         let connection = Connection::new(&config.server_address, config.server_port, tls);
 
+        if meters::page_needs_identity(&config) {
+            let anchors: Arc<dyn Anchors> = Arc::new(tls::AllAnchors(state.clone()));
+            let identity = Some((Arc::clone(&certificate), anchors));
+            let (metrics, token) = (self.meters.metrics.clone(), tasks.token().clone());
+            let page = meters::serve_page(Arc::clone(&config), metrics, identity, token);
+            tasks.spawn("metrics page", async move {
+                page.await;
+                Ok::<(), BoxError>(())
+            });
+        }
+
         let around = Surroundings {
             attester,
             connection: connection.clone(),
@@ -200,7 +241,8 @@ impl Agent {
             Arc::clone(&self.clock),
             config.jwt_svid_cache_max_size,
             config.experimental.jwt_svid_cache_hit_timeout,
-        );
+        )
+        .measured(Arc::clone(&self.meters));
         let sync = Sync {
             connection: connection.clone(),
             inbox: inbox.clone(),
@@ -216,6 +258,7 @@ impl Agent {
                 Protocol::Whole
             },
             version: self.version,
+            meters: Arc::clone(&self.meters),
         };
         let issuing = Issuing {
             connection,
@@ -228,6 +271,7 @@ impl Agent {
             key_kind: config.workload_key,
             most: config.x509_svid_cache_max_size,
             rule: RotationRule::new(config.availability_target),
+            meters: Arc::clone(&self.meters),
         };
         let context = Arc::new(Context {
             config,
@@ -239,10 +283,15 @@ impl Agent {
             jwt_svids: jwt_svids.clone(),
             workload_attestors: self.plugins.workload_attestors,
             started_at: self.started_at,
+            meters: Arc::clone(&self.meters),
         });
 
         let token = tasks.token().clone();
+        let meters = self.meters;
+        let mut before = Arc::clone(&context.state.load().entries);
         let published = move |state: &AgentState| {
+            meters.show_entries(&before, state);
+            before = Arc::clone(&state.entries);
             jwt_svids.purge(&state.bundles.own);
             subscriptions.refresh(state);
         };

@@ -190,10 +190,20 @@ impl OwnSvid {
     }
 
     async fn replace(&mut self, agent: &AgentIdentity) -> Result<(), AttestError> {
-        if agent.reattestable { self.reattest(agent).await } else { self.renew().await }
+        if agent.reattestable { self.reattest(agent).await } else { self.rotate().await }
     }
 
     async fn reattest(&mut self, agent: &AgentIdentity) -> Result<(), AttestError> {
+        let call = self.attester.meters.reattest.clone();
+        call.measure(self.attest_anew(agent), AttestError::code).await
+    }
+
+    async fn rotate(&mut self) -> Result<(), AttestError> {
+        let call = self.attester.meters.rotate.clone();
+        call.measure(self.renew(), AttestError::code).await
+    }
+
+    async fn attest_anew(&mut self, agent: &AgentIdentity) -> Result<(), AttestError> {
         debug!("Reattesting node");
         let bundle = self.state.load().bundles.own.as_ref().clone();
         let attested = self.attester.attest(&Trust::Bundle(bundle), Some(self.key.id())).await?;

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -17,6 +17,8 @@ use spiffe::x509::{Certificate, pem_blocks, to_pem};
 use spiffe::{Bundle, TrustDomain, X509Authority};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+use crate::meters::Meters;
 
 /// The name of the file in the data directory.
 const FILE: &str = "agent-data.json";
@@ -98,6 +100,7 @@ pub(crate) struct Store {
 struct Shared {
     path: PathBuf,
     data: Mutex<AgentData>,
+    meters: OnceLock<Arc<Meters>>,
 }
 
 impl Store {
@@ -115,8 +118,16 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => AgentData::default(),
             Err(error) => return Err(read(error)),
         };
-        let shared = Arc::new(Shared { path, data: Mutex::new(data) });
+        let shared = Arc::new(Shared { path, data: Mutex::new(data), meters: OnceLock::new() });
         Ok(Self { shared, blocking: Blocking::new(1) })
+    }
+
+    /// Shows how far the first contact with the server is, now and whenever that changes.
+    pub(crate) fn measured(self, meters: Arc<Meters>) -> Self {
+        meters.show_bootstrap(&self.data());
+        // Set once only: there is one program.
+        self.shared.meters.set(meters).ok();
+        self
     }
 
     /// What is stored.
@@ -149,6 +160,9 @@ impl Shared {
         }
         runtime::files::replace(&self.path, next.to_json().as_bytes(), 0o600)
             .map_err(|source| StoreError::Write { path: self.path.clone(), source })?;
+        if let Some(meters) = self.meters.get() {
+            meters.show_bootstrap(&next);
+        }
         *data = next;
         Ok(())
     }

@@ -88,6 +88,27 @@ impl fmt::Debug for OwnAnchors {
     }
 }
 
+/// The authorities of every trust domain whose bundle the agent has.
+pub struct AllAnchors(pub Snapshot<AgentState>);
+
+impl Anchors for AllAnchors {
+    fn anchors(&self, trust_domain: &str) -> Option<Arc<[Certificate]>> {
+        let state = self.0.load();
+        if trust_domain == state.bundles.own.trust_domain.as_str() {
+            return Some(Arc::clone(&state.bundles.anchors));
+        }
+        let foreign = state.bundles.federated.iter().find(|(name, _)| name.as_str() == trust_domain)?.1;
+        let parsed = foreign.x509_authorities.iter().filter(|authority| !authority.tainted);
+        Some(parsed.filter_map(|authority| Certificate::parse(&authority.der).ok()).collect())
+    }
+}
+
+impl fmt::Debug for AllAnchors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AllAnchors")
+    }
+}
+
 /// Presents `chain` with `key` from now on.
 pub fn present(own: &OwnCertificate, chain: &[Certificate], key: &Arc<dyn Key>) {
     let chain: Vec<CertDer> = chain.iter().map(|certificate| CertDer::new(certificate.der())).collect();

@@ -24,7 +24,7 @@ type Reason = Box<dyn std::error::Error + Send + Sync>;
 /// Runs a server until it is told to stop.
 pub(crate) fn run_server(config: ServerConfig, log: Log) -> Result<(), Crashed> {
     let ended = until_stopped(|shutdown, clock| async move {
-        let server = Server::build(config, log, clock).await?;
+        let server = Server::build(config, log, clock).await?.with_version(crate::SPIRE_VERSION);
         Ok(server.run(&shutdown).await?)
     });
     match ended {

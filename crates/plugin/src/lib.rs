@@ -15,6 +15,7 @@ pub mod config;
 pub mod error;
 pub mod info;
 pub mod keymanager;
+pub mod metered;
 pub mod nodeattestor;
 pub mod upstream;
 pub mod workloadattestor;

@@ -13,7 +13,7 @@ use runtime::health::Health;
 use runtime::log::Log;
 use runtime::snapshot::Snapshot;
 use spiffe::{TrustDomain, UnixSecs};
-use store::{Committed, Store};
+use store::Committed;
 use tonic::Status;
 
 use crate::authz;
@@ -22,6 +22,8 @@ use crate::caller::Caller;
 use crate::federation::Federation;
 use crate::keep::{Applied, BundleSet, Fresh, KnownBundle};
 use crate::limits::Limits;
+use crate::measured::Datastore;
+use crate::meters::Meters;
 use crate::own_svid::OwnSvid;
 
 /// The running server, as its APIs see it. Shared by all of them.
@@ -29,7 +31,7 @@ pub(crate) struct Context {
     /// The checked configuration.
     pub(crate) config: ServerConfig,
     /// The datastore.
-    pub(crate) store: Store,
+    pub(crate) store: Datastore,
     /// The entries and agents.
     pub(crate) graph: Snapshot<EntryGraph>,
     /// The bundles of all trust domains.
@@ -44,6 +46,8 @@ pub(crate) struct Context {
     pub(crate) own_svid: Snapshot<OwnSvid>,
     /// The node attestors by name.
     pub(crate) node_attestors: BTreeMap<String, Arc<dyn ServerNodeAttestor>>,
+    /// What is measured.
+    pub(crate) meters: Arc<Meters>,
     /// How often addresses may call.
     pub(crate) limits: Limits,
     /// How far the snapshots are with what this server writes.

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use config::{PluginBlock, PluginData};
 use runtime::clock::Clock;
+use runtime::metrics::Metrics;
 use serde::Deserialize;
 use store::{Changes, Options, Store, StoreError};
 use tokio::sync::mpsc;
+
+use crate::measured::Datastore;
 
 /// The release whose behaviour this server has, written to the version row of the datastore.
 const SPIRE_RELEASE: &str = "1.15.3";
@@ -61,7 +64,8 @@ pub(crate) async fn open(
     plugins: &[PluginBlock],
     clock: &Arc<dyn Clock>,
     changes: mpsc::Sender<Changes>,
-) -> Result<Store, DatastoreError> {
+    metrics: &Metrics,
+) -> Result<Datastore, DatastoreError> {
     let settings = settings(plugins)?;
     let clock = Arc::clone(clock);
     let mut options = Options::new(settings.connection_string, Arc::new(move || clock.now()));
@@ -69,7 +73,7 @@ pub(crate) async fn open(
     SPIRE_RELEASE.clone_into(&mut options.code_version);
     options.changes = Some(changes);
     let opened = runtime::blocking::Blocking::new(1).run(move || Store::open(&options)).await;
-    Ok(opened.map_err(|_| DatastoreError::Interrupted)??)
+    Ok(Datastore::new(opened.map_err(|_| DatastoreError::Interrupted)??, metrics))
 }
 
 fn settings(plugins: &[PluginBlock]) -> Result<Settings, DatastoreError> {

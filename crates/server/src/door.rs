@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use http::{Request, Response};
-use runtime::listen;
+use runtime::{listen, metrics};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
 
 use crate::api::Services;
-use crate::authz::{self, Lookup};
+use crate::audit::Watch;
+use crate::authz::{self, Lookup, Rule};
 use crate::caller::{Caller, Peer};
 use crate::context::Context;
 
@@ -31,7 +32,7 @@ impl Door {
         Self { context, services }
     }
 
-    async fn pass(self, mut request: Request<Body>) -> Response<Body> {
+    async fn pass(self, request: Request<Body>) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let Some(connection) = request.extensions().get::<listen::Peer>() else {
             return Status::internal("caller missing from request").into_http();
@@ -45,6 +46,18 @@ impl Door {
                 return unimplemented(format!("unknown method {method} for service {service}"));
             }
         };
+        let running = self.context.meters.rpc(rule).start();
+        let connection = connection.clone();
+        metrics::observed(running, self.judged(request, rule, peer, &connection).await)
+    }
+
+    async fn judged(
+        self,
+        mut request: Request<Body>,
+        rule: &'static Rule,
+        peer: Arc<Peer>,
+        connection: &listen::Peer,
+    ) -> Response<Body> {
         let role = match authz::authorise(&self.context, rule, &peer).await {
             Ok(role) => role,
             Err(denied) => {
@@ -62,7 +75,19 @@ impl Door {
             .and_then(|patience| self.context.clock.instant().checked_add(patience));
         let caller = Caller { peer, role, rule, deadline };
         request.extensions_mut().insert(caller.clone());
+        let watch = self.context.config.audit_log.then(|| Watch::new(&self.context, &caller, connection));
+        let watch = match watch.transpose() {
+            Ok(watch) => watch,
+            Err(refused) => return refused.into_http(),
+        };
+        if let Some(watch) = &watch {
+            request = watch.request(request);
+        }
         let answer = in_known_words(self.services.answer(request).await);
+        let answer = match watch {
+            Some(watch) => watch.answer(answer),
+            None => answer,
+        };
         if let Some(status) = Status::from_header_map(answer.headers()) {
             show(&caller, &status);
         }

@@ -9,6 +9,7 @@
 //! the datastore; a write is answered after the snapshots show it; only `ca` signs.
 
 mod api;
+mod audit;
 mod authz;
 mod ca_driver;
 mod caller;
@@ -18,6 +19,8 @@ mod door;
 mod federation;
 mod keep;
 mod limits;
+mod measured;
+mod meters;
 mod own_svid;
 mod prune;
 mod start;
@@ -46,7 +49,7 @@ use crate::ca_driver::{Driver, Inbox};
 use crate::context::Context;
 use crate::door::Door;
 use crate::federation::Endpoint;
-use crate::keep::Keeper;
+use crate::keep::{Keeper, StoredAnchors};
 use crate::own_svid::Renewal;
 
 /// A server whose port and socket are bound.
@@ -62,6 +65,7 @@ pub struct Server {
     endpoint: Option<Endpoint>,
     refreshes: federation::Inbox,
     address: SocketAddr,
+    version: &'static str,
 }
 
 impl Server {
@@ -73,6 +77,13 @@ impl Server {
     /// Whatever keeps it from working, as one line.
     pub async fn build(config: ServerConfig, log: Log, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         start::build(config, log, clock).await
+    }
+
+    /// Says in its metrics another version of the program than this crate's.
+    #[must_use]
+    pub const fn with_version(mut self, version: &'static str) -> Self {
+        self.version = version;
+        self
     }
 
     /// Where it listens, with the port that was chosen.
@@ -105,7 +116,8 @@ impl Server {
     /// The task that failed first; that ends all others.
     pub async fn run(self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
         let Self { context, keeper, driver, commands, renewal, port, socket, .. } = self;
-        let Self { listener, endpoint, refreshes, address, .. } = self;
+        let Self { listener, endpoint, refreshes, address, version, .. } = self;
+        let presented = renewal.presented();
         let mut tasks = Tasks::new(shutdown.token().clone());
         // Calls that drain still write, and wait for what they wrote.
         let drained = CancellationToken::new();
@@ -115,6 +127,15 @@ impl Server {
         tasks.spawn("health checks", wellbeing::watch(Arc::clone(&context), shutdown.token().clone()));
         tasks.spawn("federation", federation::run(Arc::clone(&context), refreshes, shutdown.token().clone()));
         prune::spawn(&mut tasks, &context);
+        let metrics = context.meters.metrics.clone();
+        context.meters.started(version, context.trust_domain());
+        tasks.spawn("metrics", metrics.clone().run(shutdown.token().clone()));
+        let (page, stop) = (Arc::clone(&context), shutdown.token().clone());
+        let anchors = Arc::new(StoredAnchors(context.bundles.clone()));
+        tasks.spawn("metrics page", async move {
+            meters::serve_page(&page.config, metrics, presented, anchors, stop).await;
+            Ok::<_, Infallible>(())
+        });
         if context.config.log.file.is_some() {
             let log = context.log.clone();
             tasks.spawn("log rotation", log.reopen_on_signal(shutdown.token().clone()));

@@ -16,6 +16,7 @@ use tonic::Status;
 
 use crate::authz::Limit;
 use crate::caller::Caller;
+use crate::meters::{Meters, of_limit};
 
 /// The buckets of every address. Cheap to clone; clones are the same.
 #[derive(Clone)]
@@ -26,6 +27,7 @@ struct Inner {
     hasher: RandomState,
     clock: Arc<dyn Clock>,
     enabled: config::ServerRateLimits,
+    meters: Arc<Meters>,
 }
 
 /// Which bucket: that of an address, or the one shared by those for which there is no room.
@@ -53,9 +55,9 @@ struct Taken<'a> {
 
 impl Limits {
     /// No calls yet.
-    pub(crate) fn new(enabled: config::ServerRateLimits, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(enabled: config::ServerRateLimits, clock: Arc<dyn Clock>, meters: Arc<Meters>) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self(Arc::new(Inner { shards, hasher: RandomState::new(), clock, enabled }))
+        Self(Arc::new(Inner { shards, hasher: RandomState::new(), clock, enabled, meters }))
     }
 
     /// Waits until `caller` may do `count` of what its method is limited for. Cancel-safe.
@@ -68,6 +70,10 @@ impl Limits {
         if !self.is_on(limit) {
             return Ok(());
         }
+        of_limit(self.0.meters.limit(caller.rule), self.wait(caller, limit, address, count)).await
+    }
+
+    async fn wait(&self, caller: &Caller, limit: Limit, address: IpAddr, count: usize) -> Result<(), Status> {
         let burst = burst(limit);
         if count > burst {
             return Err(Status::resource_exhausted(format!("rate ({count}) exceeds burst size ({burst})")));
@@ -202,7 +208,9 @@ mod tests {
     fn limits() -> (Limits, ManualClock) {
         let clock = ManualClock::new(UNIX_EPOCH);
         let enabled = config::ServerRateLimits { attestation: true, signing: true };
-        (Limits::new(enabled, Arc::new(clock.clone())), clock)
+        let trust_domain = spiffe::TrustDomain::parse("example.org").unwrap();
+        let meters = Meters::new(runtime::metrics::Metrics::none(), &trust_domain);
+        (Limits::new(enabled, Arc::new(clock.clone()), meters), clock)
     }
 
     fn caller(method: &'static str, last: u8, patience: Option<(&ManualClock, u64)>) -> Caller {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ca::issue::{IssueError, Issuer, X509Request};
 use runtime::blocking::{Blocking, Interrupted};
 use runtime::clock::Clock;
+use runtime::metrics::Call;
 use runtime::snapshot::{Publisher, Snapshot};
 use spiffe::key::{KeyError, KeyKind, PrivateKey};
 use spiffe::tls::OwnCertificate;
@@ -14,6 +15,7 @@ use spiffe::{TrustDomain, UnixSecs};
 use tokio_util::sync::CancellationToken;
 
 use crate::keep::BundleSet;
+use crate::meters::of_any;
 
 /// How often it is looked at.
 const TICK: Duration = Duration::from_secs(5);
@@ -39,6 +41,7 @@ pub(crate) struct Renewal {
     blocking: Blocking,
     presented: Arc<OwnCertificate>,
     svid: Publisher<OwnSvid>,
+    rotated: Call,
 }
 
 /// Why there is no new SVID.
@@ -68,13 +71,14 @@ impl Renewal {
         kind: KeyKind,
         clock: Arc<dyn Clock>,
         bundles: Snapshot<BundleSet>,
+        rotated: Call,
     ) -> Result<Self, RenewalError> {
         let blocking = Blocking::new(1);
         let presented = OwnCertificate::empty();
-        let svid = renew(&issuer, kind, &*clock, &blocking, &presented).await?;
+        let svid = of_any(&rotated, renew(&issuer, kind, &*clock, &blocking, &presented)).await?;
         let trust_domain = issuer.profile().trust_domain.clone();
         let svid = Publisher::new(svid);
-        Ok(Self { issuer, kind, clock, bundles, trust_domain, blocking, presented, svid })
+        Ok(Self { issuer, kind, clock, bundles, trust_domain, blocking, presented, svid, rotated })
     }
 
     /// What TLS presents; it follows renewals.
@@ -124,7 +128,8 @@ impl Renewal {
             return Ok(());
         }
         tracing::debug!(subsystem_name = "svid_rotator", "Rotating server SVID");
-        let renewed = renew(&self.issuer, self.kind, &*self.clock, &self.blocking, &self.presented).await?;
+        let renewed = renew(&self.issuer, self.kind, &*self.clock, &self.blocking, &self.presented);
+        let renewed = of_any(&self.rotated, renewed).await?;
         self.svid.publish(Arc::new(renewed));
         Ok(())
     }

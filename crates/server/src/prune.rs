@@ -12,6 +12,7 @@ use runtime::tasks::Tasks;
 use store::StoreError;
 
 use crate::context::Context;
+use crate::meters::of_store;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -26,7 +27,8 @@ const TOKENS_KEPT: i64 = DAY;
 /// Starts all that prunes.
 pub(crate) fn spawn(tasks: &mut Tasks, context: &Arc<Context>) {
     every(tasks, context, "pruning of entries", 5 * MINUTE, |context| async move {
-        let pruned = context.store.prune_entries(context.now()).await?.value;
+        let pruned = context.store.prune_entries(context.now());
+        let pruned = of_store(&context.meters.entry_prune, pruned).await?.value;
         if !pruned.is_empty() {
             tracing::info!(
                 subsystem_name = "registration_manager",
@@ -41,8 +43,10 @@ pub(crate) fn spawn(tasks: &mut Tasks, context: &Arc<Context>) {
     });
     every(tasks, context, "pruning of authorities", 6 * HOUR, |context| async move {
         let before = context.now().plus(-AUTHORITIES_KEPT);
-        let pruned = context.store.prune_bundle(context.trust_domain().clone(), before).await?;
+        let pruned = context.store.prune_bundle(context.trust_domain().clone(), before);
+        let pruned = of_store(&context.meters.bundle_prune, pruned).await?;
         if context.applied(pruned).await {
+            context.meters.bundle_pruned.increment();
             tracing::debug!(
                 subsystem_name = "ca_manager",
                 "Expired certificates were successfully pruned from bundle"
@@ -63,7 +67,8 @@ pub(crate) fn spawn(tasks: &mut Tasks, context: &Arc<Context>) {
         every(tasks, context, "pruning of agents", period, move |context| async move {
             let kept = i64::try_from(rule.expired_for.as_secs()).unwrap_or(i64::MAX);
             let before = context.now().plus(-kept);
-            context.store.prune_agents(before, rule.tofu, rule.batch_size).await.map(drop)
+            let pruned = context.store.prune_agents(before, rule.tofu, rule.batch_size);
+            of_store(&context.meters.agent_prune, pruned).await.map(drop)
         });
     }
 }

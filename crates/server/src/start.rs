@@ -22,7 +22,7 @@ use runtime::log::Log;
 use runtime::snapshot::{Publisher, Snapshot};
 use spiffe::tls::OwnCertificate;
 use spiffe::{IdError, TrustDomain};
-use store::{AgentFilter, EntryFilter, Page, Store, StoreError};
+use store::{AgentFilter, EntryFilter, Page, StoreError};
 use tokio::sync::mpsc;
 
 use crate::Server;
@@ -30,8 +30,10 @@ use crate::ca_driver::{Commands, Driver, DriverError, Kinds, Parts};
 use crate::context::Context;
 use crate::datastore::{self, DatastoreError};
 use crate::federation::{Endpoint, EndpointError, Federation};
-use crate::keep::{BundleSet, Keeper, QUEUE};
+use crate::keep::{Around, BundleSet, Keeper, QUEUE};
 use crate::limits::Limits;
+use crate::measured::Datastore;
+use crate::meters::{self, Meters};
 use crate::own_svid::{Renewal, RenewalError};
 use crate::tls;
 
@@ -77,6 +79,9 @@ pub enum StartError {
     /// The trust domain cannot have a server.
     #[error("trust domain is unusable")]
     TrustDomain(#[from] IdError),
+    /// Metrics cannot be sent as configured.
+    #[error("cannot set up metrics")]
+    Metrics(#[from] runtime::metrics::SinkError),
     /// There are no authorities.
     #[error("cannot start certificate authority: {0}")]
     Authorities(String),
@@ -140,9 +145,11 @@ pub(crate) async fn build(
         "Configured"
     );
     make_data_directory(&config)?;
+    let metrics = meters::metrics(&config)?;
+    let meters = Meters::new(metrics.clone(), &config.trust_domain);
 
     let (committed, changes) = mpsc::channel(QUEUE);
-    let store = datastore::open(&config.plugins, &clock, committed).await?;
+    let store = datastore::open(&config.plugins, &clock, committed, &metrics).await?;
     let bundles = Publisher::new(BundleSet::default());
     let plugins = load_plugins(&config, &clock, &bundles).await?;
     check_trust_domain(&store, &config.trust_domain).await?;
@@ -153,8 +160,11 @@ pub(crate) async fn build(
         changes,
         bundles,
         config.trust_domain.clone(),
-        Arc::clone(&clock),
-        health.check("catalog.datastore"),
+        Around {
+            clock: Arc::clone(&clock),
+            check: health.check("catalog.datastore"),
+            meters: Arc::clone(&meters),
+        },
         &config.experimental,
     );
     let mut keeper = keeper.await.map_err(StartError::Load)?;
@@ -162,7 +172,7 @@ pub(crate) async fn build(
     let profile = Arc::new(profile(&config, plugins.credential_composers)?);
     let parts = Parts {
         profile: Arc::clone(&profile),
-        keys: plugins.key_manager,
+        keys: plugin::metered::server_keys(plugins.key_manager, &metrics),
         upstream: plugins.upstream_authority,
         store: store.clone(),
         clock: Arc::clone(&clock),
@@ -172,14 +182,21 @@ pub(crate) async fn build(
             wit: config.experimental.wit_svid.then_some(config.ca.wit_key),
         },
         check: health.check("server.ca.rotator"),
+        meters: Arc::clone(&meters),
     };
     let mut driver = Driver::load(parts).await?;
     driver.rotate().await?;
     keeper.catch_up();
 
-    let issuer = Issuer::new(profile, driver.active());
-    let renewal =
-        Renewal::start(issuer.clone(), config.ca.x509_key, Arc::clone(&clock), keeper.bundles()).await?;
+    let issuer = Issuer::new(profile, driver.active()).with_metrics(&metrics);
+    let renewal = Renewal::start(
+        issuer.clone(),
+        config.ca.x509_key,
+        Arc::clone(&clock),
+        keeper.bundles(),
+        meters.svid_rotate.clone(),
+    )
+    .await?;
     let source = tls::source(&config, keeper.bundles(), renewal.presented(), &clock)?;
     let port = TlsListener::bind(config.bind, source)?.with_trusted_proxies(trusted_proxies(&config)?);
     let socket = UnixListener::bind(&config.socket_path, SOCKET)?;
@@ -192,7 +209,8 @@ pub(crate) async fn build(
     let context = Context {
         authorities,
         federation,
-        limits: Limits::new(config.rate_limits, Arc::clone(&clock)),
+        limits: Limits::new(config.rate_limits, Arc::clone(&clock), Arc::clone(&meters)),
+        meters,
         config,
         store,
         graph: keeper.graph(),
@@ -219,6 +237,7 @@ pub(crate) async fn build(
         endpoint,
         refreshes,
         address,
+        version: env!("CARGO_PKG_VERSION"),
     })
 }
 
@@ -244,16 +263,10 @@ fn trusted_proxies(config: &ServerConfig) -> Result<Vec<Network>, NoNetwork> {
 
 /// Keys that ask for what is to come must not be passed over: the operator relies on them.
 fn refuse_what_is_not_built(config: &ServerConfig) -> Result<(), StartError> {
-    let telemetry = &config.telemetry;
     let asked = [
         (config.experimental.policy.is_some(), "experimental.auth_opa_policy_engine"),
         (config.experimental.require_pq_kem, "experimental.require_pq_kem"),
-        (config.audit_log, "audit_log_enabled"),
         (config.profiling.enabled, "profiling_enabled"),
-        (telemetry.prometheus.is_some(), "telemetry.Prometheus"),
-        (!telemetry.dogstatsd.is_empty(), "telemetry.DogStatsd"),
-        (!telemetry.statsd.is_empty(), "telemetry.Statsd"),
-        (!telemetry.m3.is_empty(), "telemetry.M3"),
     ];
     match asked.into_iter().find(|(is_asked, _)| *is_asked) {
         Some((_, key)) => Err(StartError::NotBuilt { key }),
@@ -310,7 +323,7 @@ async fn health_listener(config: &ServerConfig) -> Result<Option<HealthListener>
 }
 
 /// Refuses a database of another trust domain, judged by its first entry; agents only make a warning.
-async fn check_trust_domain(store: &Store, own: &TrustDomain) -> Result<(), StartError> {
+async fn check_trust_domain(store: &Datastore, own: &TrustDomain) -> Result<(), StartError> {
     let first = store.list_entries(EntryFilter::default(), Some(Page::first(1))).await;
     let first = first.map_err(StartError::Load)?;
     if let Some(stored) = first.entries.first()

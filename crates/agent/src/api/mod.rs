@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use runtime::BoxError;
 use runtime::listen::{self, Callers, Limits, ListenError, UnixListener, UnixOptions};
+use runtime::metrics::observed;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::service_fn;
@@ -27,12 +28,21 @@ use tracing::info;
 
 use crate::attestors::Attestors;
 use crate::context::Context;
+use crate::meters::Meters;
 use debug::DebugApi;
 use health::HealthApi;
 use logger::LoggerApi;
 use reflection::Reflection;
 use route::Service;
 use workload::WorkloadApi;
+
+/// What is served, and the first part of the keys under which those in flight are counted.
+pub(crate) const SERVICES: [(Service, Option<&str>); 4] = [
+    (workload::SERVICE, Some("workload_api")),
+    (health::SERVICE, None),
+    (debug::SERVICE, Some("debug_api")),
+    (logger::SERVICE, Some("logger_api")),
+];
 
 /// The sockets, bound: clients that connect now are answered once [`Apis::run`] runs.
 pub struct Apis {
@@ -69,8 +79,8 @@ impl Apis {
     pub async fn run(self, token: CancellationToken) {
         let Self { context, public, admin } = self;
         let config = &context.config;
-        let attestors =
-            Arc::new(Attestors::new(context.workload_attestors.clone(), Arc::clone(&context.clock)));
+        let attestors = Attestors::new(context.workload_attestors.clone(), Arc::clone(&context.clock));
+        let attestors = Arc::new(attestors.measured(Arc::clone(&context.meters)));
         let health = HealthApi::new((!config.disable_workload_api).then(|| Arc::clone(&attestors)));
 
         let public = async {
@@ -118,6 +128,7 @@ struct Public {
     workload: Option<Arc<WorkloadApi>>,
     health: HealthApi,
     reflection: Reflection,
+    meters: Arc<Meters>,
 }
 
 impl Public {
@@ -133,7 +144,7 @@ impl Public {
             Arc::new(WorkloadApi::new(Arc::clone(context), attestors, stop))
         });
         let reflection = Reflection::new(&services);
-        Self { services, workload, health, reflection }
+        Self { services, workload, health, reflection, meters: Arc::clone(&context.meters) }
     }
 
     async fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
@@ -145,11 +156,13 @@ impl Public {
             Ok(found) => found,
             Err(status) => return status.into_http(),
         };
-        match &self.workload {
+        let running = self.meters.rpc(service, method);
+        let answer = match &self.workload {
             Some(api) if service == workload::SERVICE.name => Arc::clone(api).answer(method, request).await,
             _ if service == health::SERVICE.name => self.health.answer(method, request).await,
             _ => self.reflection.clone().answer(request).await,
-        }
+        };
+        observed(running, answer)
     }
 }
 
@@ -157,11 +170,16 @@ impl Public {
 struct Admin {
     debug: DebugApi,
     logger: LoggerApi,
+    meters: Arc<Meters>,
 }
 
 impl Admin {
     fn new(context: &Arc<Context>) -> Self {
-        Self { debug: DebugApi::new(Arc::clone(context)), logger: LoggerApi::new(Arc::clone(context)) }
+        Self {
+            debug: DebugApi::new(Arc::clone(context)),
+            logger: LoggerApi::new(Arc::clone(context)),
+            meters: Arc::clone(&context.meters),
+        }
     }
 
     async fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
@@ -169,11 +187,17 @@ impl Admin {
             return route::refused(status);
         }
         let path = request.uri().path().to_owned();
-        match route::find(&path, &[debug::SERVICE, logger::SERVICE]) {
-            Ok((service, _)) if service == debug::SERVICE.name => self.debug.answer(request).await,
-            Ok((_, method)) => self.logger.answer(method, request).await,
-            Err(status) => status.into_http(),
-        }
+        let (service, method) = match route::find(&path, &[debug::SERVICE, logger::SERVICE]) {
+            Ok(found) => found,
+            Err(status) => return status.into_http(),
+        };
+        let running = self.meters.rpc(service, method);
+        let answer = if service == debug::SERVICE.name {
+            self.debug.answer(request).await
+        } else {
+            self.logger.answer(method, request).await
+        };
+        observed(running, answer)
     }
 }
 

@@ -5,9 +5,9 @@ use tonic::Status;
 use tonic::body::Body;
 
 /// A service of a socket and its methods.
-pub(super) struct Service {
-    pub(super) name: &'static str,
-    pub(super) methods: &'static [&'static str],
+pub(crate) struct Service {
+    pub(crate) name: &'static str,
+    pub(crate) methods: &'static [&'static str],
 }
 
 /// The service and the method of a path such as `/grpc.health.v1.Health/Check`, if one of `services`

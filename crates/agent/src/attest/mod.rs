@@ -32,6 +32,7 @@ pub(crate) use bootstrap::Trust;
 use stream::AttestationStream;
 
 use crate::connection::{Connection, Lease, Verdict, verdict};
+use crate::meters::Meters;
 use crate::state::{AgentIdentity, Bundles};
 use crate::stored::{AgentData, BootstrapUse, Store, StoreError};
 use crate::tls::{self, FixedAnchors, PostQuantum};
@@ -53,6 +54,7 @@ pub(crate) struct Attester {
     pub(crate) key_manager: Arc<dyn KeyManager>,
     pub(crate) node_attestor: Arc<dyn AgentNodeAttestor>,
     pub(crate) store: Store,
+    pub(crate) meters: Arc<Meters>,
 }
 
 /// An agent's own SVID with its key, and the bundle it goes by.
@@ -125,6 +127,25 @@ impl AttestError {
     /// What it means to the agent.
     pub(crate) fn verdict(&self) -> Verdict {
         if let Self::Call { status, .. } = self { verdict(status) } else { Verdict::Transient }
+    }
+
+    /// The code that metrics give.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Call { status, .. } => status.code(),
+            Self::Timeout(_) => Code::DeadlineExceeded,
+            Self::Bootstrap(_)
+            | Self::NoBundle
+            | Self::Dial(_)
+            | Self::Tls(_)
+            | Self::Key(_)
+            | Self::Plugin(_)
+            | Self::Svid(_)
+            | Self::Bundle(_)
+            | Self::Store(_)
+            | Self::Rebootstrap
+            | Self::NotReattestable => Code::Unknown,
+        }
     }
 
     /// Whether the server said that it will not have this agent.
@@ -259,6 +280,11 @@ impl Attester {
         current: Option<&KeyId>,
     ) -> Result<Attested, AttestError> {
         let key = self.generate(current).await?;
+        let call = self.meters.node_attestation(self.node_attestor.info().name());
+        call.measure(self.new_svid(trust, key), AttestError::code).await
+    }
+
+    async fn new_svid(&self, trust: &Trust, key: Arc<dyn Key>) -> Result<Attested, AttestError> {
         let csr = csr(&*key).await.map_err(AttestError::Key)?;
         let clients = self.open(trust)?;
         let mut stream = AttestationStream::new(clients.agent(), self.node_attestor.info().name(), csr);

@@ -30,6 +30,7 @@ use tonic::{Code, Status};
 use tracing::{debug, error, info, warn};
 
 use crate::connection::Connection;
+use crate::meters::Meters;
 use crate::own_svid::Denials;
 use crate::rotation::RotationRule;
 use crate::state::{AgentState, Change, Held, Inbox, RefusedSvid, Stopped, X509Svid};
@@ -69,6 +70,7 @@ pub(crate) struct Issuing {
     /// `x509_svid_cache_max_size`
     pub(crate) most: usize,
     pub(crate) rule: RotationRule,
+    pub(crate) meters: Arc<Meters>,
 }
 
 /// Why a whole batch failed.
@@ -84,6 +86,17 @@ enum BatchError {
     Call(Box<Status>),
     #[error("failed to batch new X509 SVID(s): the server did not answer in time")]
     Timeout,
+}
+
+impl BatchError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Keys(_) | Self::Interrupted(_) => Code::Unknown,
+            Self::Dial(_) => Code::Unavailable,
+            Self::Call(status) => status.code(),
+            Self::Timeout => Code::DeadlineExceeded,
+        }
+    }
 }
 
 /// What went wrong before, and when to go on.
@@ -150,6 +163,8 @@ impl Issuing {
                 self.inbox.apply(Change::Evicted { ids: plan.evict, at }).await?;
             }
             if plan.tainted > 0 && !is_ahead(memory.paused_until, now) {
+                self.meters.process_tainted_x509.start().done(Code::Ok);
+                self.meters.tainted_x509.observe(plan.tainted as f64);
                 memory.tainted_from = now + TAINTED_PAUSE;
             }
             let mut next = plan.next;
@@ -178,6 +193,21 @@ impl Issuing {
         }
     }
 
+    /// Shows why the SVIDs of a batch are replaced.
+    fn show(&self, batch: &[Arc<Held>]) {
+        let outdated = |held: &&Arc<Held>| {
+            held.svid.as_ref().is_some_and(|svid| svid.revision != held.entry.revision_number)
+        };
+        let replaced = batch.iter().filter(|held| held.svid.is_some()).count();
+        let outdated = batch.iter().filter(outdated).count();
+        if outdated > 0 {
+            self.meters.outdated.observe(outdated as f64);
+        }
+        if replaced > outdated {
+            self.meters.expiring.observe((replaced - outdated) as f64);
+        }
+    }
+
     /// Has a batch signed: what came of each entry, or how long to wait before the next try.
     async fn sign(
         &mut self,
@@ -186,7 +216,8 @@ impl Issuing {
     ) -> Result<Vec<(EntryId, Option<X509Svid>)>, Duration> {
         let size = batch.len();
         let lone = batch.first().filter(|_| size == 1).map(Arc::clone);
-        match self.call(batch).await {
+        self.show(&batch);
+        match self.meters.fetch_svids.measure(self.call(batch), BatchError::code).await {
             Ok((requests, answers)) => {
                 memory.batch = (memory.batch * 2).min(self.largest_batch());
                 memory.backoff.reset();

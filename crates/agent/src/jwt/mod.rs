@@ -6,7 +6,7 @@
 mod cache;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -22,6 +22,7 @@ use tracing::{error, warn};
 use zeroize::Zeroizing;
 
 use crate::connection::Connection;
+use crate::meters::Meters;
 use crate::rotation::RotationRule;
 
 pub use cache::Key;
@@ -83,6 +84,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     patience_with_hit: Duration,
     tokens: Mutex<Tokens>,
+    meters: OnceLock<Arc<Meters>>,
 }
 
 struct Tokens {
@@ -105,7 +107,21 @@ impl JwtSvids {
     ) -> Self {
         let tokens =
             Tokens { cache: Cache::new(most), rule: RotationRule::new(None), flights: HashMap::new() };
-        Self(Arc::new(Shared { connection, clock, patience_with_hit, tokens: Mutex::new(tokens) }))
+        Self(Arc::new(Shared {
+            connection,
+            clock,
+            patience_with_hit,
+            tokens: Mutex::new(tokens),
+            meters: OnceLock::new(),
+        }))
+    }
+
+    /// Shows how many there are.
+    pub(crate) fn measured(self, meters: Arc<Meters>) -> Self {
+        meters.jwt_svids.set(0.0);
+        // Set once only: there is one program.
+        self.0.meters.set(meters).ok();
+        self
     }
 
     /// A token of `entry` for `audience`. Cancel-safe.
@@ -148,7 +164,18 @@ impl JwtSvids {
             bundle.jwt_authorities.iter().any(|authority| authority.tainted && authority.key_id == key_id)
         };
         if bundle.jwt_authorities.iter().any(|authority| authority.tainted) {
-            self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner).cache.remove_signed_by(tainted);
+            let running = self.0.meters.get().map(|meters| meters.process_tainted_jwt.start());
+            let mut tokens = self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = tokens.cache.len();
+            tokens.cache.remove_signed_by(tainted);
+            if let (Some(meters), Some(running)) = (self.0.meters.get(), running) {
+                let gone = before - tokens.cache.len();
+                if gone > 0 {
+                    meters.tainted_jwt.observe(gone as f64);
+                }
+                meters.jwt_svids.set_count(tokens.cache.len());
+                running.done(Code::Ok);
+            }
         }
     }
 
@@ -180,6 +207,9 @@ impl JwtSvids {
             if let Ok(svid) = &minted {
                 let renew_at = tokens.rule.jwt(svid.issued_at, svid.expires_at);
                 tokens.cache.insert(of, Arc::clone(svid), renew_at);
+                if let Some(meters) = shared.meters.get() {
+                    meters.jwt_svids.set_count(tokens.cache.len());
+                }
             }
             minted
         };

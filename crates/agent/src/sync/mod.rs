@@ -26,6 +26,7 @@ use tracing::{error, trace, warn};
 
 use crate::attest::certificates;
 use crate::connection::Connection;
+use crate::meters::Meters;
 use crate::own_svid::Denials;
 use crate::state::{AgentState, Change, Inbox, Stopped};
 use crate::stored::{AgentData, Store};
@@ -60,6 +61,7 @@ pub(crate) struct Sync {
     pub(crate) protocol: Protocol,
     /// What the server is told about this program.
     pub(crate) version: &'static str,
+    pub(crate) meters: Arc<Meters>,
 }
 
 /// How entries are asked for.
@@ -93,6 +95,14 @@ impl SyncError {
     fn call(doing: &'static str) -> impl Fn(Status) -> Self {
         move |status| Self::Call { doing, status: Box::new(status) }
     }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Dial(_) => Code::Unavailable,
+            Self::Call { status, .. } => status.code(),
+            Self::Timeout => Code::DeadlineExceeded,
+        }
+    }
 }
 
 impl Sync {
@@ -113,7 +123,8 @@ impl Sync {
         let mut backoff = Backoff::new(self.interval).with_cap(LONGEST.min(self.interval * LONGEST_MULTIPLE));
         let mut first = Backoff::new(FIRST_RETRY.min(self.interval));
         loop {
-            let wait = match self.once().await {
+            let synced = self.meters.fetch_entries.measure(self.once(), SyncError::code).await;
+            let wait = match synced {
                 Ok(outcome) => {
                     self.health.cleared(TROUBLE);
                     self.apply(outcome).await?;
@@ -209,6 +220,7 @@ impl Sync {
     async fn apply(&self, outcome: Outcome) -> Result<(), Stopped> {
         let Outcome { entries, own, federated } = outcome;
         trace!(entries = entries.len(), bundles = federated.len() + 1, "Synchronized");
+        self.show(&entries, federated.len() + 1);
         let known = Arc::clone(&self.state.load().bundles.own);
         let is_news = own.as_ref().is_some_and(|own| own.x509_authorities != known.x509_authorities);
         let is_trying = self.store.data().trying_since.is_some();
@@ -224,6 +236,22 @@ impl Sync {
         }
         let at = UnixSecs::from(self.clock.now());
         self.inbox.apply(Change::Synced { entries, own, federated, at }).await
+    }
+}
+
+impl Sync {
+    /// Shows what a sync brought, beside what was known.
+    fn show(&self, entries: &[Arc<Entry>], bundles: usize) {
+        let (gauges, known) = (&self.meters.sync, Arc::clone(&self.state.load().entries));
+        let before = |entry: &Arc<Entry>| known.get(&entry.id).map(|held| held.entry.revision_number);
+        let missing = entries.iter().filter(|entry| before(entry).is_none()).count();
+        let is_stale =
+            |entry: &&Arc<Entry>| before(entry).is_some_and(|known| known != entry.revision_number);
+        gauges.bundles.set_count(bundles);
+        gauges.entries.set_count(entries.len());
+        gauges.missing.set_count(missing);
+        gauges.stale.set_count(entries.iter().filter(is_stale).count());
+        gauges.dropped.set_count((known.len() + missing).saturating_sub(entries.len()));
     }
 }
 

@@ -101,6 +101,7 @@ impl World {
             state,
             subscriptions: subscriptions.clone(),
             jwt_svids,
+            meters: Arc::default(),
             workload_attestors: attestors.into_iter().map(counted).collect(),
         });
         let token = tasks.token().clone();

@@ -10,6 +10,7 @@ mod x509;
 use std::sync::Arc;
 
 use plugin::{Key, PluginError};
+use runtime::metrics::{Counter, Metrics};
 use runtime::snapshot::Snapshot;
 use spiffe::key::{SigAlg, Signature};
 use spiffe::x509::{CertificateError, ProfileError, SvidError};
@@ -27,13 +28,31 @@ use crate::profile::Profile;
 pub struct Issuer {
     profile: Arc<Profile>,
     active: Snapshot<ActiveAuthorities>,
+    signed: Signed,
+}
+
+/// How many credentials were signed.
+#[derive(Clone, Default)]
+struct Signed {
+    x509: Counter,
+    x509_ca: Counter,
+    jwt: Counter,
 }
 
 impl Issuer {
     /// An issuer by these rules, with whatever authorities are active when it is asked.
     #[must_use]
-    pub const fn new(profile: Arc<Profile>, active: Snapshot<ActiveAuthorities>) -> Self {
-        Self { profile, active }
+    pub fn new(profile: Arc<Profile>, active: Snapshot<ActiveAuthorities>) -> Self {
+        Self { profile, active, signed: Signed::default() }
+    }
+
+    /// Counts what it signs.
+    #[must_use]
+    pub fn with_metrics(self, metrics: &Metrics) -> Self {
+        let counter = |what| metrics.counter(&["server_ca", "sign", what], &[]);
+        let signed =
+            Signed { x509: counter("x509_svid"), x509_ca: counter("x509_ca_svid"), jwt: counter("jwt_svid") };
+        Self { signed, ..self }
     }
 
     /// The rules.
@@ -54,7 +73,13 @@ impl Issuer {
     /// Any of [`IssueError`] but the key manager's.
     pub fn prepare_x509(&self, request: X509Request, now: UnixSecs) -> Result<PreparedX509, IssueError> {
         let signer = self.active.load().x509.clone().ok_or(IssueError::NoX509)?;
-        x509::prepare(&self.profile, signer, request, now)
+        let counter = match request {
+            X509Request::DownstreamCa { .. } => &self.signed.x509_ca,
+            X509Request::Workload { .. } | X509Request::Agent { .. } | X509Request::Server { .. } => {
+                &self.signed.x509
+            }
+        };
+        Ok(x509::prepare(&self.profile, signer, request, now)?.counted_by(counter))
     }
 
     /// Prepares a JWT-SVID.
@@ -63,7 +88,7 @@ impl Issuer {
     /// Any of [`IssueError`] but the key manager's.
     pub fn prepare_jwt(&self, request: &JwtRequest, now: UnixSecs) -> Result<PreparedToken, IssueError> {
         let signer = self.active.load().jwt.clone().ok_or(IssueError::NoJwt)?;
-        token::prepare_jwt(&self.profile, signer, request, now)
+        Ok(token::prepare_jwt(&self.profile, signer, request, now)?.counted_by(&self.signed.jwt))
     }
 
     /// Prepares a WIT-SVID.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use runtime::metrics::Counter;
 use serde_json::{Map, Value};
 use spiffe::key::SigAlg;
 use spiffe::{SpiffeId, UnixSecs};
@@ -53,6 +54,7 @@ pub struct PreparedToken {
     issued_at: UnixSecs,
     expires_at: UnixSecs,
     what: &'static str,
+    counter: Counter,
 }
 
 /// A signed token.
@@ -69,6 +71,11 @@ pub struct TokenSvid {
 }
 
 impl PreparedToken {
+    /// Counted once it is signed.
+    pub(super) fn counted_by(self, counter: &Counter) -> Self {
+        Self { counter: counter.clone(), ..self }
+    }
+
     /// Lets the composers have their say, checks what came of it, and signs it.
     ///
     /// # Errors
@@ -76,7 +83,7 @@ impl PreparedToken {
     /// [`IssueError::BadSignature`].
     pub async fn sign(mut self) -> Result<TokenSvid, IssueError> {
         let (claims, expires_at) = self.composed().await?;
-        let Self { signer, id, issued_at, what, .. } = self;
+        let Self { signer, id, issued_at, what, counter, .. } = self;
         let alg = signer.alg;
         let kind = if what == WIT { "wit+jwt" } else { "JWT" };
         let signing_input = signing_input(&signer, kind, &claims);
@@ -95,6 +102,7 @@ impl PreparedToken {
                 BASE64_URL_SAFE_NO_PAD.encode_string(signature.as_bytes(), &mut token);
             }
         }
+        counter.increment();
         Ok(TokenSvid { token, id, issued_at, expires_at })
     }
 
@@ -173,7 +181,16 @@ pub(super) fn prepare_jwt(
     }
     claims.text("sub", request.id.as_str());
     let (claims, id, composers) = (claims.finish(), request.id.clone(), profile.composers.clone());
-    Ok(PreparedToken { signer, composers, claims, id, issued_at: now, expires_at, what: JWT })
+    Ok(PreparedToken {
+        signer,
+        composers,
+        claims,
+        id,
+        issued_at: now,
+        expires_at,
+        what: JWT,
+        counter: Counter::default(),
+    })
 }
 
 pub(super) fn prepare_wit(
@@ -197,7 +214,16 @@ pub(super) fn prepare_wit(
     }
     claims.text("sub", request.id.as_str());
     let (claims, id, composers) = (claims.finish(), request.id.clone(), Composers::default());
-    Ok(PreparedToken { signer, composers, claims, id, issued_at: now, expires_at, what: WIT })
+    Ok(PreparedToken {
+        signer,
+        composers,
+        claims,
+        id,
+        issued_at: now,
+        expires_at,
+        what: WIT,
+        counter: Counter::default(),
+    })
 }
 
 fn expiry(

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use plugin::{CredentialComposer, SvidAttributes};
+use runtime::metrics::Counter;
 use spiffe::key::{PublicKey, Signature};
 use spiffe::x509::{
     CertDer, Certificate, Name, Role, Serial, Tbs, X509Template, assemble, check_ca, check_svid,
@@ -61,6 +62,7 @@ pub struct PreparedX509 {
     template: X509Template,
     kind: Kind,
     now: UnixSecs,
+    counter: Counter,
 }
 
 /// Whose certificate it is: composers are asked by it.
@@ -88,13 +90,18 @@ pub struct X509Svid {
 }
 
 impl PreparedX509 {
+    /// Counted once it is signed.
+    pub(super) fn counted_by(self, counter: &Counter) -> Self {
+        Self { counter: counter.clone(), ..self }
+    }
+
     /// Lets the composers have their say, checks what came of it, and signs it.
     ///
     /// # Errors
     /// [`IssueError::Compose`], [`IssueError::Profile`], [`IssueError::Sign`] or
     /// [`IssueError::BadSignature`].
     pub async fn sign(self) -> Result<X509Svid, IssueError> {
-        let Self { signer, composers, mut template, kind, now } = self;
+        let Self { signer, composers, mut template, kind, now, counter } = self;
         for composer in composers.iter() {
             compose(&**composer, &mut template, kind).await?;
         }
@@ -105,6 +112,7 @@ impl PreparedX509 {
         let mut chain = Vec::with_capacity(1 + signer.upstream_chain().len());
         chain.push(assemble(&tbs, &signature));
         chain.extend_from_slice(signer.upstream_chain());
+        counter.increment();
         let X509Template { id, serial, validity, .. } = template;
         let (not_before, not_after) = (validity.not_before, validity.not_after);
         Ok(X509Svid { id, chain, serial, not_before, not_after })
@@ -209,5 +217,12 @@ pub(super) fn prepare(
     if at < now {
         return Err(IssueError::Expired { what: kind.what(), at });
     }
-    Ok(PreparedX509 { signer, composers: profile.composers.clone(), template, kind, now })
+    Ok(PreparedX509 {
+        signer,
+        composers: profile.composers.clone(),
+        template,
+        kind,
+        now,
+        counter: Counter::default(),
+    })
 }

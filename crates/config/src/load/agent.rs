@@ -568,7 +568,6 @@ fn unbuilt(file: &File, config: &AgentConfig) -> Vec<crate::Unbuilt> {
         "remove the flag",
     );
     missing.when(config.server_port == 0, "agent.server_port", "set it to a port below 65536");
-    missing.telemetry(&file.telemetry);
     missing.plugins(Side::Agent, &config.plugins, &AGENT_PLUGINS);
     missing.0
 }

@@ -579,7 +579,6 @@ fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
         let key = format!("server.federation.bundle_endpoint.port = {port}");
         missing.when(true, key, "set it to a port, at most 65535");
     }
-    missing.when(server.audit_log_enabled, "server.audit_log_enabled", "remove it or set it to false");
     missing.when(server.profiling_enabled, "server.profiling_enabled", "remove it or set it to false");
     missing.when(
         experimental.auth_opa_policy_engine.is_some(),
@@ -587,7 +586,6 @@ fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
         "remove it; the default policy is in force",
     );
     missing.when(experimental.require_pq_kem, "server.experimental.require_pq_kem", "remove it");
-    missing.telemetry(&file.telemetry);
     let lifetimes = [
         ("ca_ttl", config.ca.ttl),
         ("default_x509_svid_ttl", config.x509_svid_ttl),

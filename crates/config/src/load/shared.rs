@@ -192,22 +192,6 @@ impl Missing {
             self.0.push(Unbuilt { key: key.into(), advice });
         }
     }
-
-    pub(super) fn telemetry(&mut self, raw: &Telemetry) {
-        let advice = "remove it; there are no metrics yet";
-        self.when(raw.prometheus.is_some(), "telemetry.Prometheus", advice);
-        self.when(!raw.dogstatsd.is_empty(), "telemetry.DogStatsd", advice);
-        self.when(!raw.statsd.is_empty(), "telemetry.Statsd", advice);
-        self.when(!raw.m3.is_empty(), "telemetry.M3", advice);
-        self.when(raw.in_memory.is_some(), "telemetry.InMem", advice);
-        self.when(!raw.prefix.is_empty(), "telemetry.MetricPrefix", advice);
-        self.when(raw.trust_domain_label.is_some(), "telemetry.EnableTrustDomainLabel", advice);
-        self.when(raw.hostname_label.is_some(), "telemetry.EnableHostnameLabel", advice);
-        self.when(!raw.allowed_prefixes.is_empty(), "telemetry.AllowedPrefixes", advice);
-        self.when(!raw.blocked_prefixes.is_empty(), "telemetry.BlockedPrefixes", advice);
-        self.when(!raw.allowed_labels.is_empty(), "telemetry.AllowedLabels", advice);
-        self.when(!raw.blocked_labels.is_empty(), "telemetry.BlockedLabels", advice);
-    }
 }
 
 impl Missing {

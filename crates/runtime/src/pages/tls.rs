@@ -107,9 +107,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 fn unreadable(path: &Path, error: &pem::Error) -> TlsError {
-    let text = match error {
-        pem::Error::Io(error) if error.kind() == io::ErrorKind::NotFound => "no such file".to_owned(),
-        other => other.to_string(),
-    };
+    let is_missing = matches!(error, pem::Error::Io(error) if error.kind() == io::ErrorKind::NotFound);
+    let text = if is_missing { "no such file".to_owned() } else { error.to_string() };
     TlsError::File { path: path.to_owned(), text }
 }

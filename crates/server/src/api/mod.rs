@@ -34,6 +34,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
+pub(crate) use status::code as code_of;
+
 use crate::context::Context;
 
 /// A stream of answers.

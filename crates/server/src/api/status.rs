@@ -51,7 +51,7 @@ pub(super) fn refused_as(code: Code, text: &str, what: &str, why: &StoreError) -
 }
 
 /// The code by which the datastore refuses.
-pub(super) const fn code(why: &StoreError) -> Code {
+pub(crate) const fn code(why: &StoreError) -> Code {
     match why {
         StoreError::NotFound(_) => Code::NotFound,
         StoreError::AlreadyExists(_) => Code::AlreadyExists,

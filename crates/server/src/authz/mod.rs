@@ -4,4 +4,4 @@ mod judge;
 mod rules;
 
 pub(crate) use judge::{authorise, judge};
-pub(crate) use rules::{Limit, Lookup, Rule, look_up};
+pub(crate) use rules::{Limit, Lookup, RULES, Rule, look_up};

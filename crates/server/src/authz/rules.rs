@@ -118,7 +118,7 @@ const fn rule(method: &'static str, who: Who, listener: Listener, limit: Option<
 
 /// In the order of the paths.
 #[rustfmt::skip]
-static RULES: &[Rule] = &[
+pub(crate) static RULES: &[Rule] = &[
     rule("/grpc.health.v1.Health/Check", Who::Local, Listener::Local, None),
     rule("/grpc.health.v1.Health/List", Who::Local, Listener::Local, None),
     rule("/grpc.health.v1.Health/Watch", Who::Local, Listener::Local, None),

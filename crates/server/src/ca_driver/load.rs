@@ -41,7 +41,12 @@ impl Driver {
         let tokens = |family, name, kind: Option<_>| {
             let Some(kind) = kind else { return Ok(None) };
             let entries = token_entries(family, &record.journal, &bundle, &keys, now)?;
-            Ok::<_, DriverError>(Some(Tokens { name, kind, slots: Slots::restore(entries.into_iter()) }))
+            Ok::<_, DriverError>(Some(Tokens {
+                family,
+                name,
+                kind,
+                slots: Slots::restore(entries.into_iter()),
+            }))
         };
         let jwt = tokens(Family::Jwt, "JWT key", parts.kinds.jwt)?;
         let wit = tokens(Family::Wit, "WIT key", parts.kinds.wit)?;
@@ -53,7 +58,7 @@ impl Driver {
         driver.publish_active();
         driver.show_active_x509();
         for tokens in [&driver.jwt, &driver.wit].into_iter().flatten() {
-            tokens.show_active();
+            tokens.show_active(&driver.parts.meters);
         }
         Ok(driver)
     }

@@ -26,13 +26,16 @@ use runtime::snapshot::{Publisher, Snapshot};
 use spiffe::key::KeyKind;
 use spiffe::x509::CertDer;
 use spiffe::{Bundle, JwtAuthority, UnixSecs, X509Authority};
-use store::{Changes, Store, StoreError};
+use store::{Changes, StoreError};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::command::{Answer, Commands, Inbox, Order, Refusal};
 
 use self::record::Record;
 use self::upstream::Upstream;
+
+use crate::measured::Datastore;
+use crate::meters::{Meters, of_any};
 
 /// How often it is asked what is to be done.
 const TICK: Duration = Duration::from_secs(10);
@@ -59,13 +62,15 @@ pub(crate) struct Parts {
     /// Signs the CA, if the server is below others.
     pub(crate) upstream: Option<Arc<dyn UpstreamAuthority>>,
     /// Holds journal and bundle.
-    pub(crate) store: Store,
+    pub(crate) store: Datastore,
     /// The time.
     pub(crate) clock: Arc<dyn Clock>,
     /// What keys to make.
     pub(crate) kinds: Kinds,
     /// Told when authorities cannot be rotated.
     pub(crate) check: Check,
+    /// What is measured.
+    pub(crate) meters: Arc<Meters>,
 }
 
 /// The kinds of keys; a family without one is turned off.
@@ -81,6 +86,7 @@ pub(crate) struct Kinds {
 
 /// A family of token keys.
 struct Tokens {
+    family: Family,
     /// As the log calls it.
     name: &'static str,
     kind: KeyKind,
@@ -234,6 +240,11 @@ impl Driver {
 
     /// Makes the next CA; what was written.
     async fn prepare_x509(&mut self) -> Result<Option<Changes>, DriverError> {
+        let meters = Arc::clone(&self.parts.meters);
+        of_any(&meters.x509_prepare, self.make_x509()).await
+    }
+
+    async fn make_x509(&mut self) -> Result<Option<Changes>, DriverError> {
         let slot = self.x509.to_prepare();
         tracing::debug!(subsystem_name = "ca_manager", slot = slot.as_str(), "Preparing X509 CA");
         self.x509.vacate();
@@ -302,6 +313,12 @@ impl Driver {
 
     /// Makes the next key of tokens; what was written.
     async fn prepare_tokens(&mut self, family: Family) -> Result<Option<Changes>, DriverError> {
+        let meters = Arc::clone(&self.parts.meters);
+        let call = if family == Family::Wit { &meters.wit_prepare } else { &meters.jwt_prepare };
+        of_any(call, self.make_tokens(family)).await
+    }
+
+    async fn make_tokens(&mut self, family: Family) -> Result<Option<Changes>, DriverError> {
         let now = self.now();
         let Some(tokens) = self.tokens(family) else { return Ok(None) };
         let (slot, kind, name) = (tokens.slots.to_prepare(), tokens.kind, tokens.name);
@@ -355,9 +372,10 @@ impl Driver {
     }
 
     async fn activate_tokens(&mut self, family: Family) -> Result<(), DriverError> {
+        let meters = Arc::clone(&self.parts.meters);
         let Some(tokens) = self.tokens(family) else { return Ok(()) };
         let activation = tokens.slots.activate()?;
-        tokens.show_active();
+        tokens.show_active(&meters);
         self.publish_active();
         self.note_activation(family, &activation).await
     }
@@ -401,6 +419,10 @@ impl Driver {
 
     fn show_active_x509(&self) {
         let Ok((facts, _)) = self.x509.active() else { return };
+        let (meters, ttl) = (&self.parts.meters, facts.not_after.since(self.now()));
+        meters.x509_activated.increment();
+        meters.x509_expiration.set_seconds(facts.not_after.0);
+        meters.x509_ttl.set_seconds(ttl);
         tracing::info!(
             subsystem_name = "ca_manager",
             slot = self.x509.current_name().as_str(),
@@ -413,15 +435,20 @@ impl Driver {
         tracing::debug!(
             subsystem_name = "ca_manager",
             trust_domain_id = %self.parts.profile.trust_domain.id(),
-            ttl = facts.not_after.since(self.now()),
+            ttl,
             "Successfully rotated X.509 CA"
         );
     }
 }
 
 impl Tokens {
-    fn show_active(&self) {
+    fn show_active(&self, meters: &Meters) {
         let Ok((facts, _)) = self.slots.active() else { return };
+        match self.family {
+            Family::X509 => {}
+            Family::Jwt => meters.jwt_activated.increment(),
+            Family::Wit => meters.wit_activated.increment(),
+        }
         let name = self.name;
         tracing::info!(
             subsystem_name = "ca_manager",

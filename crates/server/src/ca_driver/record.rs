@@ -2,7 +2,9 @@
 
 use ca::journal::Journal;
 use spiffe::Bundle;
-use store::{CaJournal, Changes, Store, StoreError};
+use store::{CaJournal, Changes, StoreError};
+
+use crate::measured::Datastore;
 
 /// The journal, and whether the stored one is the same.
 #[derive(Default)]
@@ -20,7 +22,7 @@ impl Record {
     /// If the datastore fails; then all is as it was.
     pub(super) async fn publish(
         &mut self,
-        store: &Store,
+        store: &Datastore,
         more: Bundle,
         journal: Journal,
     ) -> Result<Option<Changes>, StoreError> {
@@ -32,7 +34,7 @@ impl Record {
     }
 
     /// Stores the journal if it differs from the stored one; a failure is logged and made good later.
-    pub(super) async fn save_if_needed(&mut self, store: &Store) {
+    pub(super) async fn save_if_needed(&mut self, store: &Datastore) {
         if !self.needs_saving {
             return;
         }

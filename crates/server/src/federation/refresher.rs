@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::fetch::{FetchFailed, fetch};
 use super::source::Source;
 use crate::context::Context;
+use crate::meters::of_any;
 
 /// Who waits for the outcome of a poll.
 pub(super) type Ask = oneshot::Sender<Result<(), Arc<FetchFailed>>>;
@@ -49,7 +50,7 @@ impl Refresher {
             let fetched = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                fetched = fetch(&self.context, &self.trust_domain, &self.source) => fetched,
+                fetched = self.fetch() => fetched,
             };
             let outcome = match fetched {
                 Ok(bundle) => self.keep(bundle).await,
@@ -86,6 +87,11 @@ impl Refresher {
         );
     }
 
+    async fn fetch(&self) -> Result<Bundle, FetchFailed> {
+        let fetching = fetch(&self.context, &self.trust_domain, &self.source);
+        of_any(&self.context.meters.federated_fetch(&self.trust_domain), fetching).await
+    }
+
     /// Stores what was fetched, if it is news.
     async fn keep(&mut self, fetched: Bundle) -> Result<(), FetchFailed> {
         self.look_for_rollback(&fetched);
@@ -98,6 +104,7 @@ impl Refresher {
         }
         let set = store.set_bundle(bundle).await.map_err(FetchFailed::Store)?;
         self.context.applied(set).await;
+        self.context.meters.federated_updated(&self.trust_domain).increment();
         tracing::info!(
             subsystem_name = SUBSYSTEM,
             trust_domain = %self.trust_domain,

@@ -15,10 +15,11 @@ use std::time::Duration;
 use graph::{AgentRecord, Change as GraphChange, ChangeBatch, EntryGraph};
 use runtime::clock::Clock;
 use runtime::health::Check;
+use runtime::metrics::{Code, Running};
 use runtime::snapshot::{Publisher, Snapshot};
 use spiffe::TrustDomain;
 use store::feed::{Feed, Hints, Limits};
-use store::{Agent, Change, Changes, Store, StoreError};
+use store::{Agent, Change, Changes, StoreError};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,9 @@ use super::turn::{self, Asked, Done, Loaded, Turned};
 use super::watchdog::Watchdog;
 use super::written::{self, Lately};
 use super::{Applied, BundleSet};
+use crate::api;
+use crate::measured::Datastore;
+use crate::meters::{Meters, of_store};
 
 /// How many writes may be committed before they are applied; beyond that writers wait.
 pub(crate) const QUEUE: usize = 1024;
@@ -38,7 +42,7 @@ type Turning = Pin<Box<dyn Future<Output = Turned> + Send>>;
 
 /// The owner of the snapshots.
 pub(crate) struct Keeper {
-    store: Store,
+    store: Datastore,
     clock: Arc<dyn Clock>,
     changes: mpsc::Receiver<Changes>,
     /// What others write; `None` where nobody else does.
@@ -61,23 +65,36 @@ pub(crate) struct Keeper {
     failures: u32,
     turn_every: Duration,
     reload_every: Duration,
+    meters: Arc<Meters>,
+    /// The turn that is under way.
+    measured: Option<Running>,
+}
+
+/// What the keeper has of the server around it.
+pub(crate) struct Around {
+    /// The time.
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Shows whether other servers' changes can be read.
+    pub(crate) check: Check,
+    /// What is measured.
+    pub(crate) meters: Arc<Meters>,
 }
 
 impl Keeper {
     /// Loads everything. `changes` is what the store was opened with; `bundles` may have readers
-    /// already; `check` shows whether other servers' changes can be read.
+    /// already.
     ///
     /// # Errors
     /// If the datastore cannot be read.
     pub(crate) async fn load(
-        store: Store,
+        store: Datastore,
         changes: mpsc::Receiver<Changes>,
         bundles: Publisher<BundleSet>,
         trust_domain: TrustDomain,
-        clock: Arc<dyn Clock>,
-        check: Check,
+        around: Around,
         config: &config::ServerExperimental,
     ) -> Result<Self, StoreError> {
+        let Around { clock, check, meters } = around;
         // The feed begins before the rows are read, so that nothing falls between.
         let mut feed = None;
         if store.is_shared() {
@@ -89,10 +106,12 @@ impl Keeper {
             let federating = turn::federating(Snapshot::fixed(EntryGraph::new(trust_domain.clone())));
             feed = Some(store.follow(Feed::new(limits), federating, false).await?.feed);
         }
-        let Loaded { entries, agents, bundles: stored } = turn::load(&store).await?;
+        let loading = of_store(&meters.cache_reload, turn::load(&store));
+        let Loaded { entries, agents, bundles: stored } = loading.await?;
         bundles.publish(Arc::new(BundleSet::new(stored)));
         let entries = entries.into_iter().map(|stored| (stored.row_id, stored.entry));
         let graph = EntryGraph::load(trust_domain, entries, agents.iter().map(|agent| record(agent)));
+        meters.cache.show(&graph.counts());
         let (applied, _) = watch::channel(0);
         let watchdog = Watchdog::new(clock.instant());
         check.started();
@@ -115,6 +134,8 @@ impl Keeper {
             failures: 0,
             turn_every: TURN.min(config.cache_reload_interval),
             reload_every: config.full_cache_reload_interval,
+            meters,
+            measured: None,
         })
     }
 
@@ -218,12 +239,14 @@ impl Keeper {
         if !affected.is_empty() {
             tracing::trace!(changes = batch.len(), agents = affected.agents().count(), "Entries changed");
         }
+        self.meters.cache.show(&next.counts());
         self.graph.publish(Arc::new(next));
     }
 
     /// Begins a turn. What this server writes from here on is newer than what the turn reads.
     fn begin(&mut self) -> Turning {
         self.is_turning = true;
+        self.measured = Some(self.meters.cache_reload.start());
         self.written = Hints::default();
         let now = self.clock.now();
         if let Some(feed) = &mut self.feed {
@@ -244,6 +267,9 @@ impl Keeper {
         self.catch_up();
         self.is_turning = false;
         let Turned { asked, outcome } = turned;
+        if let Some(measured) = self.measured.take() {
+            measured.done(outcome.as_ref().map_or_else(|(error, _)| api::code_of(error), |_| Code::Ok));
+        }
         match outcome {
             Ok(done) => {
                 self.apply(done, &asked);

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 pub(crate) use bundles::{BundleSet, KnownBundle, StoredAnchors};
 pub(crate) use fresh::Fresh;
-pub(crate) use keeper::{Keeper, QUEUE};
+pub(crate) use keeper::{Around, Keeper, QUEUE};
 
 /// Says how far the snapshots are. Cheap to clone.
 #[derive(Clone, Debug)]

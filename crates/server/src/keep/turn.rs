@@ -9,11 +9,12 @@ use runtime::blocking::Blocking;
 use runtime::snapshot::Snapshot;
 use spiffe::{Bundle, EntryId};
 use store::feed::{Federating, Feed, Followed, Hints, Next};
-use store::{Agent, Change, Store, StoreError, StoredEntry};
+use store::{Agent, Change, StoreError, StoredEntry};
 
 use super::BundleSet;
 use super::fresh::Drawn;
 use super::keeper::record;
+use crate::measured::Datastore;
 
 /// What a turn is for.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +61,7 @@ pub(super) struct Loaded {
 
 /// Reads what others changed, if `feed` says how far that was read, and everything if it must be.
 pub(super) async fn turn(
-    store: Store,
+    store: Datastore,
     feed: Option<Feed>,
     graph: Snapshot<EntryGraph>,
     asked: Asked,
@@ -72,7 +73,7 @@ pub(super) async fn turn(
 }
 
 async fn read(
-    store: Store,
+    store: Datastore,
     feed: Option<Feed>,
     graph: Snapshot<EntryGraph>,
     asked: Asked,
@@ -100,7 +101,7 @@ async fn read(
 }
 
 /// Reads everything.
-pub(super) async fn load(store: &Store) -> Result<Loaded, StoreError> {
+pub(super) async fn load(store: &Datastore) -> Result<Loaded, StoreError> {
     Ok(Loaded {
         entries: store.load_entries().await?,
         agents: store.load_agents().await?,

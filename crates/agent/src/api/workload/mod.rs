@@ -176,6 +176,7 @@ impl WorkloadApi {
     fn check_rate(&self, call: &Call, limit: Option<&Limit>, selectors: &SelectorSet) -> Result<(), Status> {
         match limit {
             Some(limit) if call.pid != self.own_pid && !limit.allows(selectors) => {
+                self.context.meters.rate_exceeded(limited_name(call.method)).increment();
                 Err(Status::unavailable(format!("rate limit exceeded for /{}/{}", SERVICE.name, call.method)))
             }
             _ => Ok(()),
@@ -198,6 +199,16 @@ impl WorkloadApi {
             );
         }
         Status::permission_denied("no identity issued")
+    }
+}
+
+/// A method as the configuration calls its limit.
+fn limited_name(method: &str) -> &'static str {
+    match method {
+        "FetchX509SVID" => "fetch_x509_svid",
+        "FetchX509Bundles" => "fetch_x509_bundles",
+        "FetchJWTSVID" => "fetch_jwt_svid",
+        _ => "fetch_jwt_bundles",
     }
 }
 

@@ -1,0 +1,161 @@
+//! The audit log: a line per call, or per item of a batch, with SPIRE's fields.
+//!
+//! What stands in a line is read from the messages that pass the door, after the answer has passed: no
+//! service knows that it is watched. Calls that are not authorised have no line here, as in SPIRE; the
+//! server's own log tells of them. A request longer than the receive limit is refused before it is
+//! whole, so what is held per call is bounded.
+
+mod fields;
+mod tee;
+
+use std::fmt::Display;
+use std::sync::Arc;
+
+use http::{Request, Response};
+use proto::spire::types;
+use runtime::listen;
+use runtime::log::{Level, Value};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use crate::caller::{Caller, Peer, Role};
+use crate::context::Context;
+
+use self::fields::Item;
+use self::tee::{Seen, observed, watched};
+
+/// The fields of a line.
+type Fields = Vec<(String, Value)>;
+
+/// A call that is watched.
+pub(crate) struct Watch {
+    context: Arc<Context>,
+    method: &'static str,
+    caller: Option<String>,
+    /// What all lines of the call have in common.
+    common: Fields,
+    request: Arc<Seen>,
+}
+
+impl Watch {
+    /// Watches a call of `caller` over `connection`.
+    ///
+    /// # Errors
+    /// `Internal` for a local process of which nothing can be found out: nobody unknown is let in.
+    pub(crate) fn new(
+        context: &Arc<Context>,
+        caller: &Caller,
+        connection: &listen::Peer,
+    ) -> Result<Self, Status> {
+        let mut common = of_method(caller.rule.method);
+        common.extend([text("request_id", uuid::Uuid::new_v4()), text("type", "audit")]);
+        common.extend(of_role(context, caller));
+        match &*caller.peer {
+            Peer::Local => common.extend(of_process(connection)?),
+            Peer::Remote { address, .. } => common.push(text("caller_addr", address)),
+        }
+        let id = caller.peer.certificate().map(|certificate| certificate.id.as_str().to_owned());
+        common.extend(id.iter().map(|id| text("caller_id", id)));
+        Ok(Self {
+            context: Arc::clone(context),
+            method: caller.rule.method,
+            caller: id,
+            common,
+            request: Arc::default(),
+        })
+    }
+
+    /// The request, seen as it is read.
+    pub(crate) fn request(&self, request: Request<Body>) -> Request<Body> {
+        watched(request, Arc::clone(&self.request))
+    }
+
+    /// The answer, seen as it is sent; at its end the lines are written.
+    pub(crate) fn answer(self, answer: Response<Body>) -> Response<Body> {
+        observed(answer, move |answer, status| self.write(answer, &status))
+    }
+
+    fn write(&self, answer: &[u8], status: &Status) {
+        let (requests, answers) = (self.request.messages(), tee::messages(answer));
+        let around = fields::Around {
+            method: self.method,
+            trust_domain: self.context.trust_domain(),
+            caller: self.caller.as_deref(),
+        };
+        for Item { fields, status } in fields::items(&around, &requests, &answers, status) {
+            self.line(fields, status.as_ref());
+        }
+    }
+
+    fn line(&self, fields: Fields, status: Option<&types::Status>) {
+        let mut line = self.common.clone();
+        match status {
+            Some(status) if status.code != 0 => {
+                line.extend([text("status", "error"), text("status_message", &status.message)]);
+                line.push(("status_code".to_owned(), code(status.code)));
+            }
+            _ => line.push(text("status", "success")),
+        }
+        line.extend(fields);
+        self.context.log.record(Level::Info, "API accessed", line);
+    }
+}
+
+/// The code: its name in text, its number in JSON.
+fn code(number: i32) -> Value {
+    let code = Code::from_i32(number);
+    let name = if code == Code::Cancelled { "Canceled".to_owned() } else { format!("{code:?}") };
+    Value::Named { name, number: number.into() }
+}
+
+fn of_method(path: &str) -> Fields {
+    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
+    let service = service.strip_prefix("spire.api.server.").unwrap_or(service);
+    let service = match service {
+        "logger.v1.Logger" => "Logger",
+        "grpc.health.v1.Health" => "Health",
+        other => other,
+    };
+    vec![text("service", service), text("method", method), text("subsystem_name", "api")]
+}
+
+fn of_role(context: &Context, caller: &Caller) -> Fields {
+    let is_by_configuration = || {
+        let certificate = caller.peer.certificate();
+        certificate.is_some_and(|certificate| context.config.admin_ids.contains(&certificate.id))
+    };
+    let (role, via) = match caller.role {
+        Role::Anybody => ("nobody", ""),
+        Role::Local => ("local", "transport"),
+        Role::Admin if is_by_configuration() => ("admin", "config"),
+        Role::Admin => ("admin", "entries"),
+        Role::Downstream => ("downstream", "entries"),
+        Role::Agent => ("agent", "datastore"),
+    };
+    vec![text("authorized_as", role), text("authorized_via", via)]
+}
+
+fn of_process(connection: &listen::Peer) -> Result<Fields, Status> {
+    let unknown = || Status::internal("failed to get peertracker");
+    let caller = connection.caller().ok_or_else(unknown)?;
+    let failed = |why: std::io::Error| Status::internal(format!("failed UIDs lookup: {why}"));
+    let (uid, gid) = caller.process.effective_ids().map_err(failed)?;
+    let mut fields = vec![number("caller_uid", uid), number("caller_gid", gid)];
+    // Its file may be out of sight, in another namespace.
+    if let Ok(path) = caller.process.read_link("exe") {
+        fields.push(text("caller_path", path.display()));
+    }
+    let gone = |why: runtime::peer::CallerError| {
+        Status::internal(format!("peertracker fails: {}", runtime::chain(&why)))
+    };
+    caller.verify().map_err(gone)?;
+    Ok(fields)
+}
+
+fn text(name: &str, value: impl Display) -> (String, Value) {
+    (name.to_owned(), Value::Text(format!("{value}")))
+}
+
+fn number(name: &str, value: impl Display) -> (String, Value) {
+    (name.to_owned(), Value::Bare(format!("{value}")))
+}

@@ -1,0 +1,138 @@
+//! The datastore, each of its operations counted and timed under SPIRE's name for it.
+//!
+//! What is one transaction here may be several operations in SPIRE; it counts as each of them. The
+//! wrapper is a [`Store`] in everything else.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime::metrics::{Call, Metrics};
+use spiffe::{Bundle, EntryId, JwtAuthority, SpiffeId, TrustDomain, UnixSecs};
+use store::{
+    Agent, AgentCondition, AgentFilter, AgentPage, AgentUpdate, Attestation, Attested, BundleMask,
+    BundlePage, CaJournal, Committed, CreatedEntry, DeleteMode, EntryFilter, EntryMask, EntryPage,
+    FederationMask, FederationRelationship, FederationRelationshipPage, JoinToken, NewEntry, Page, Store,
+    StoreError, StoredEntry,
+};
+
+use crate::meters::of_store;
+
+/// The datastore of this server. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Datastore {
+    store: Store,
+    calls: Arc<Calls>,
+}
+
+impl Datastore {
+    /// This store, measured.
+    pub(crate) fn new(store: Store, metrics: &Metrics) -> Self {
+        Self { store, calls: Arc::new(Calls::new(metrics)) }
+    }
+}
+
+impl Deref for Datastore {
+    type Target = Store;
+
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
+/// Declares the operations that are measured: the signature of each, and the parts of its name after
+/// `datastore`. With several names it is measured under each.
+macro_rules! measured {
+    ($($operation:ident($($argument:ident: $kind:ty),*) -> $outcome:ty as $([$($part:literal),+])&+;)*) => {
+        struct Calls {
+            $($operation: Vec<Call>,)*
+        }
+
+        impl Calls {
+            fn new(metrics: &Metrics) -> Self {
+                Self { $($operation: vec![$(metrics.call(&["datastore", $($part),+], &[])),+],)* }
+            }
+        }
+
+        impl Datastore {
+            $(
+                /// As the store's operation of this name.
+                pub(crate) async fn $operation(&self, $($argument: $kind),*) -> Result<$outcome, StoreError> {
+                    all(&self.calls.$operation, self.store.$operation($($argument),*)).await
+                }
+            )*
+        }
+    };
+}
+
+measured! {
+    create_bundle(bundle: Bundle) -> Committed<()> as ["bundle", "create"];
+    set_bundle(bundle: Bundle) -> Committed<()> as ["bundle", "set"];
+    append_bundle(bundle: Bundle) -> Committed<Arc<Bundle>> as ["bundle", "append"];
+    append_bundle_with_journal(bundle: Bundle, journal: CaJournal) -> Committed<(Arc<Bundle>, CaJournal)>
+        as ["bundle", "append"] & ["ca_journal", "set"];
+    update_bundle(bundle: Bundle, mask: BundleMask) -> Committed<Arc<Bundle>> as ["bundle", "update"];
+    delete_bundle(trust_domain: TrustDomain, mode: DeleteMode) -> Committed<()> as ["bundle", "delete"];
+    fetch_bundle(trust_domain: TrustDomain) -> Option<Arc<Bundle>> as ["bundle", "fetch"];
+    list_bundles(page: Option<Page>) -> BundlePage as ["bundle", "list"];
+    count_bundles() -> i32 as ["bundle", "count"];
+    prune_bundle(trust_domain: TrustDomain, before: UnixSecs) -> Committed<bool> as ["bundle", "prune"];
+    taint_x509_authority(trust_domain: TrustDomain, subject_key_id: String) -> Committed<Arc<Bundle>>
+        as ["bundle", "x509", "taint"];
+    revoke_x509_authority(trust_domain: TrustDomain, subject_key_id: String) -> Committed<Arc<Bundle>>
+        as ["bundle", "x509", "revoke"];
+    taint_jwt_authority(trust_domain: TrustDomain, key_id: String) -> Committed<JwtAuthority>
+        as ["bundle", "jwt", "taint"];
+    revoke_jwt_authority(trust_domain: TrustDomain, key_id: String) -> Committed<JwtAuthority>
+        as ["bundle", "jwt", "revoke"];
+    create_join_token(token: JoinToken, alias: Option<NewEntry>) -> Committed<Option<CreatedEntry>>
+        as ["join_token", "create"];
+    fetch_join_token(token: String) -> Option<JoinToken> as ["join_token", "fetch"];
+    delete_join_token(token: String) -> Committed<()> as ["join_token", "delete"];
+    prune_join_tokens(before: UnixSecs) -> Committed<usize> as ["join_token", "prune"];
+    attest_agent(attestation: Attestation) -> Committed<Attested>
+        as ["node", "create"] & ["node", "selectors", "set"];
+    update_agent(id: SpiffeId, update: AgentUpdate, condition: AgentCondition) -> Committed<Option<Arc<Agent>>>
+        as ["node", "update"];
+    promote_agent(id: SpiffeId, new_serial: String) -> Committed<Option<Arc<Agent>>> as ["node", "update"];
+    ban_agent(id: SpiffeId) -> Committed<Arc<Agent>> as ["node", "update"];
+    delete_agent(id: SpiffeId) -> Committed<()> as ["node", "delete"];
+    prune_agents(before: UnixSecs, non_reattestable: bool, batch: u32) -> Committed<Vec<SpiffeId>>
+        as ["node", "prune"];
+    fetch_agent(id: SpiffeId) -> Option<Arc<Agent>> as ["node", "fetch"] & ["node", "selectors", "fetch"];
+    list_agents(filter: AgentFilter, page: Option<Page>) -> AgentPage as ["node", "list"];
+    load_agents() -> Vec<Arc<Agent>> as ["node", "list"] & ["node", "selectors", "list"];
+    count_agents(filter: AgentFilter) -> i32 as ["node", "count"];
+    create_entry(entry: NewEntry) -> Committed<CreatedEntry> as ["registration_entry", "create"];
+    update_entry(entry: NewEntry, mask: EntryMask) -> Committed<StoredEntry> as ["registration_entry", "update"];
+    delete_entry(id: EntryId) -> Committed<EntryId> as ["registration_entry", "delete"];
+    prune_entries(before: UnixSecs) -> Committed<Vec<EntryId>> as ["registration_entry", "prune"];
+    fetch_entry(id: EntryId) -> Option<StoredEntry> as ["registration_entry", "fetch"];
+    list_entries(filter: EntryFilter, page: Option<Page>) -> EntryPage as ["registration_entry", "list"];
+    load_entries() -> Vec<StoredEntry> as ["registration_entry", "list"];
+    count_entries(filter: EntryFilter) -> i32 as ["registration_entry", "count"];
+    set_ca_journal(journal: CaJournal) -> Committed<CaJournal> as ["ca_journal", "set"];
+    fetch_ca_journal(active_x509_authority_id: String) -> Option<CaJournal> as ["ca_journal", "fetch"];
+    prune_ca_journals(before: UnixSecs) -> Committed<Vec<i64>> as ["ca_journal", "prune"];
+    create_federation_relationship(relationship: FederationRelationship) -> Committed<FederationRelationship>
+        as ["federation_relationship", "create"];
+    update_federation_relationship(relationship: FederationRelationship, mask: FederationMask)
+        -> Committed<FederationRelationship> as ["federation_relationship", "update"];
+    delete_federation_relationship(trust_domain: TrustDomain) -> Committed<()>
+        as ["federation_relationship", "delete"];
+    fetch_federation_relationship(trust_domain: TrustDomain) -> Option<FederationRelationship>
+        as ["federation_relationship", "fetch"];
+    list_federation_relationships(page: Option<Page>) -> FederationRelationshipPage
+        as ["federation_relationship", "list"];
+    prune_events(age: Duration) -> Committed<usize>
+        as ["registration_entry_event", "prune"] & ["node_event", "prune"];
+}
+
+/// Does `work` as a call of each of these.
+async fn all<T>(calls: &[Call], work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match calls {
+        [only] => of_store(only, work).await,
+        [first, second] => of_store(first, of_store(second, work)).await,
+        _ => work.await,
+    }
+}

@@ -1,0 +1,141 @@
+//! What server and agent measure of themselves, at every sink that there is.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use finial_conformance::{Measured, Page, Product, get, metric_rows, names_of, received, receiver};
+
+fn recorded() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
+}
+
+/// The test that shows a row on the page of a program.
+const EVIDENCE: &str = "conformance::metrics_rows_are_on_the_pages";
+
+#[test]
+fn metrics_rows_are_on_the_pages() {
+    let measured = Measured::start(&Product::under_test(), &recorded(), "");
+    measured.exercise();
+    measured.await_series("server", "spire_server_entry_cache_reload");
+    measured.await_series("server", "spire_server_entry_entries_by_entryid_cache_count");
+
+    let pages = [("server", measured.page("server")), ("agent", measured.page("agent"))];
+
+    let mut missing = Vec::new();
+    for row in metric_rows(&recorded()).iter().filter(|row| row.is_done && row.evidence == EVIDENCE) {
+        for (program, page) in pages.iter().filter(|(program, _)| is_of(&row.component, program)) {
+            let absent = names_of(row, program).into_iter().filter(|name| !page.contains_key(name));
+            missing.extend(absent);
+        }
+    }
+    if std::env::var_os("FINIAL_SHOW").is_some() {
+        for (_, page) in &pages {
+            page.keys().for_each(|name| println!("{name}"));
+        }
+    }
+    assert!(missing.is_empty(), "not on the pages: {missing:#?}");
+    has_host(&pages[0].1);
+    assert_eq!(get(measured.plane.word("p1"), "/any/path").unwrap().0, 200);
+}
+
+fn is_of(component: &str, program: &str) -> bool {
+    component == "both" || component == program
+}
+
+/// Every series of the program itself has the machine's name.
+fn has_host(page: &Page) {
+    for (name, labels) in page.iter().filter(|(name, _)| name.starts_with("spire_")) {
+        assert!(labels.iter().all(|labels| labels.contains("host")), "{name}: {labels:?}");
+    }
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+#[test]
+fn metrics_go_to_statsd_dogstatsd_and_m3() {
+    let (statsd, statsd_port) = receiver();
+    let (dogstatsd, dogstatsd_port) = receiver();
+    let (m3, m3_port) = receiver();
+    let sinks = format!(
+        "Statsd = [{{ address = \"127.0.0.1:{statsd_port}\" }}]\n\
+         DogStatsd = [{{ address = \"127.0.0.1:{dogstatsd_port}\" }}]\n\
+         M3 = [{{ address = \"127.0.0.1:{m3_port}\" env = \"testing\" }}]\n\
+         EnableTrustDomainLabel = true\nEnableHostnameLabel = false"
+    );
+    let measured = Measured::start(&Product::under_test(), &recorded(), &sinks);
+    measured.exercise();
+
+    let lines = received(&statsd, |all| {
+        contains(all, "spire_server.rpc.entry.v1.entry.batch_create_entry.OK.example_org:1.000000|c\n")
+            && contains(
+                all,
+                "spire_server.rpc.entry.v1.entry.batch_create_entry.elapsed_time.OK.example_org:",
+            )
+            && contains(all, "spire_agent.rpc.workload_api.fetch_x509svid.")
+            && contains(all, "spire_server.uptime_in_ms.example_org:")
+    });
+    for line in String::from_utf8(lines).unwrap().lines() {
+        let (_, value) = line.rsplit_once(':').unwrap();
+        assert!(["|c", "|g", "|ms"].iter().any(|kind| value.ends_with(kind)), "{line}");
+    }
+    received(&dogstatsd, |all| {
+        contains(
+            all,
+            "spire_server.rpc.entry.v1.entry.batch_create_entry:1|c|#status:OK,trust_domain:example_org\n",
+        ) && contains(all, "spire_agent.workload_api.connection:1|c|#trust_domain:example_org\n")
+    });
+    received(&m3, |all| {
+        let has = |texts: &[&str]| texts.iter().all(|text| contains(all, text));
+        has(&["emitMetricBatchV2", "rpc_entry_v1_entry_batch_create_entry", "trust_domain", "example_org"])
+            && has(&["service", "spire_server", "spire_agent", "env", "testing", "bucketid", "0-10ms"])
+    });
+}
+
+#[test]
+fn metrics_are_named_and_filtered_as_configured() {
+    let filters = "MetricPrefix = \"mine\"\n\
+                   AllowedPrefixes = [\"mine.rpc.entry\"]\nBlockedPrefixes = [\"mine.rpc\", \"mine.datastore\"]\n\
+                   BlockedLabels = [\"host\"]\nAllowedLabels = [\"status\", \"version\", \"host\"]";
+    let measured = Measured::start(&Product::under_test(), &recorded(), filters);
+    measured.exercise();
+
+    let page = measured.page("server");
+
+    let own: BTreeSet<&str> =
+        page.keys().map(String::as_str).filter(|name| name.starts_with("mine_")).collect();
+    assert!(
+        own.contains("mine_started") && own.contains("mine_rpc_entry_v1_entry_batch_create_entry"),
+        "{own:?}"
+    );
+    assert!(!page.keys().any(|name| name.starts_with("spire_")));
+    for name in own {
+        let is_blocked = name.starts_with("mine_datastore")
+            || (name.starts_with("mine_rpc") && !name.starts_with("mine_rpc_entry"));
+        assert!(!is_blocked, "{name}");
+        for labels in &page[name] {
+            assert!(labels.iter().all(|label| label == "status" || label == "version"), "{name}: {labels:?}");
+        }
+    }
+}
+
+#[test]
+fn metrics_of_the_last_hour_are_logged_on_a_signal() {
+    let mut measured = Measured::start(&Product::under_test(), &recorded(), "InMem {}");
+    measured.exercise();
+    // What happened in this second is told once it is over.
+    std::thread::park_timeout(Duration::from_millis(1500));
+
+    for program in ["server", "agent"] {
+        let running = if program == "server" { measured.plane.server() } else { measured.plane.agent() };
+        running.unwrap().signal("USR1");
+        let wanted = [
+            format!("][G] 'spire_{program}.started."),
+            format!("][C] 'spire_{program}.rpc."),
+            format!("][S] 'spire_{program}.rpc."),
+        ];
+        measured.await_logged(program, &wanted);
+    }
+}
