@@ -59,6 +59,26 @@ fn go() -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Sees to it that the database servers are there, which the tests start themselves. From Debian, by
+/// name: a server is no part of the product, and any release of the last years will do.
+pub(crate) fn install_databases() {
+    let servers = [("postgresql", "/usr/lib/postgresql"), ("mariadb-server", "/usr/sbin/mariadbd")];
+    let missing = servers.into_iter().filter(|(_, program)| !Path::new(program).exists());
+    let packages: Vec<&str> = missing.map(|(package, _)| package).collect();
+    if packages.is_empty() {
+        return;
+    }
+    let install = || {
+        process::check(&mut process::command("apt-get", ["update", "--quiet"]))?;
+        let mut install =
+            process::command("apt-get", ["install", "--yes", "--quiet", "--no-install-recommends"]);
+        process::check(install.args(&packages).env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    if let Err(error) = install() {
+        println!("no {}: {error:#}", packages.join(", no "));
+    }
+}
+
 fn sources() -> PathBuf {
     crate::root().join("tools/conformance/clients")
 }

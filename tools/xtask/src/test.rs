@@ -4,7 +4,7 @@
 //! drive, so that they share what dependencies they can.
 
 use std::fs;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -55,7 +55,8 @@ fn doc() -> Result<()> {
 
 fn unit() -> Result<()> {
     let args = ["test", "--release", "--locked", "--workspace", "--exclude", "finial-conformance"];
-    process::check(&mut process::command("cargo", args))
+    clients::install_databases();
+    counting_skips(&mut process::command("cargo", args))
 }
 
 fn conformance() -> Result<()> {
@@ -73,14 +74,15 @@ fn conformance() -> Result<()> {
         started.elapsed().as_secs_f64() * 1e3
     );
 
-    let skips = std::env::temp_dir().join(format!("finial-skips-{}", std::process::id()));
     let args = ["test", "--release", "--locked", "--package", "finial-conformance"];
-    let tested = process::check(
-        process::command("cargo", args)
-            .env("FINIAL_BIN", &binary)
-            .env("FINIAL_SKIPS", &skips)
-            .envs(clients::environment()),
-    );
+    clients::install_databases();
+    counting_skips(process::command("cargo", args).env("FINIAL_BIN", &binary).envs(clients::environment()))
+}
+
+/// Runs tests, and tells which checks could not be made. In CI there must be none.
+fn counting_skips(tests: &mut Command) -> Result<()> {
+    let skips = std::env::temp_dir().join(format!("finial-skips-{}", std::process::id()));
+    let tested = process::check(tests.env("FINIAL_SKIPS", &skips));
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     if skips.exists() {
         fs::remove_file(&skips).context("cannot remove the list of skipped checks")?;
