@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use prost::Message;
 use proto::spire::common;
-use rusqlite::params;
 use spiffe::bundle::JwtAuthorityError;
 use spiffe::{Bundle, JwtAuthority, TrustDomain, UnixSecs, X509Authority};
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
 
-use crate::dialect::sqlite::{Conn, Tx, blob, int, text};
+use crate::dialect::{Conn, Row, Tx, blob, int, text, values};
 use crate::list::token;
 use crate::{CaJournal, Change, Committed, Page, Store, StoreError, entries, journal};
 
@@ -161,7 +160,7 @@ impl Store {
     /// If the database fails.
     pub async fn count_bundles(&self) -> Result<i32, StoreError> {
         self.read(|conn| {
-            let count = conn.first("SELECT count(*) FROM bundles", [], |row| int(row, 0))?;
+            let count = conn.first("SELECT count(*) FROM bundles", values![], |row| int(row, 0))?;
             Ok(i32::try_from(count.unwrap_or(0)).unwrap_or(i32::MAX))
         })
         .await
@@ -259,38 +258,48 @@ impl Store {
     }
 }
 
+/// Reads one bundle.
+const ONE: &str = "SELECT trust_domain, data FROM bundles WHERE trust_domain = ?1";
+
 /// Creates or replaces a bundle.
 pub(crate) fn set(tx: &mut Tx<'_>, bundle: &Bundle) -> Result<(), StoreError> {
-    if fetch(tx.conn, &bundle.trust_domain)?.is_none() {
-        return create(tx, bundle);
+    if fetch_locked(tx, &bundle.trust_domain)?.is_none() {
+        return create(tx, bundle).map_err(|error| tx.lost_race(error));
     }
     replace(tx, bundle.clone()).map(drop)
 }
 
 /// The bundle of a trust domain.
 pub(crate) fn fetch(conn: &Conn, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
-    let sql = "SELECT trust_domain, data FROM bundles WHERE trust_domain = ?1";
-    let row = conn.first(sql, [trust_domain.id().as_str()], |row| Ok((text(row, 0)?, blob(row, 1)?)))?;
-    row.map(|(trust_domain, data)| decode(&trust_domain, &data)).transpose()
+    conn.first(ONE, values![trust_domain.id().as_str()], read)
+}
+
+/// [`fetch`] before a change: nobody else may change it meanwhile.
+fn fetch_locked(tx: &Tx<'_>, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
+    tx.conn.first_locked(ONE, values![trust_domain.id().as_str()], read)
+}
+
+fn read(row: &Row<'_>) -> Result<Bundle, StoreError> {
+    decode(&text(row, 0)?, &blob(row, 1)?)
 }
 
 fn create(tx: &mut Tx<'_>, bundle: &Bundle) -> Result<(), StoreError> {
     tx.conn.insert(
         "INSERT INTO bundles (created_at, updated_at, trust_domain, data) VALUES (?1, ?1, ?2, ?3)",
-        params![tx.stamp(), bundle.trust_domain.id().as_str(), encode(bundle)],
+        values![tx.now, bundle.trust_domain.id().as_str(), encode(bundle)],
     )?;
     tx.changed(Change::BundleSet(bundle.clone().into()));
     Ok(())
 }
 
 fn must_fetch(tx: &Tx<'_>, trust_domain: &TrustDomain) -> Result<Bundle, StoreError> {
-    fetch(tx.conn, trust_domain)?.ok_or_else(StoreError::not_found)
+    fetch_locked(tx, trust_domain)?.ok_or_else(StoreError::not_found)
 }
 
 fn replace(tx: &mut Tx<'_>, bundle: Bundle) -> Result<Arc<Bundle>, StoreError> {
     tx.conn.execute(
         "UPDATE bundles SET updated_at = ?1, data = ?2 WHERE trust_domain = ?3",
-        params![tx.stamp(), encode(&bundle), bundle.trust_domain.id().as_str()],
+        values![tx.now, encode(&bundle), bundle.trust_domain.id().as_str()],
     )?;
     let bundle = Arc::new(bundle);
     tx.changed(Change::BundleSet(Arc::clone(&bundle)));
@@ -303,8 +312,8 @@ fn raise(tx: &mut Tx<'_>, mut bundle: Bundle) -> Result<Arc<Bundle>, StoreError>
 }
 
 fn append(tx: &mut Tx<'_>, more: &Bundle) -> Result<Arc<Bundle>, StoreError> {
-    let Some(mut bundle) = fetch(tx.conn, &more.trust_domain)? else {
-        create(tx, more)?;
+    let Some(mut bundle) = fetch_locked(tx, &more.trust_domain)? else {
+        create(tx, more).map_err(|error| tx.lost_race(error))?;
         return Ok(Arc::new(more.clone()));
     };
     let changed = add_missing(&mut bundle.x509_authorities, &more.x509_authorities)
@@ -348,13 +357,13 @@ fn add_missing<T: Clone + PartialEq>(all: &mut Vec<T>, more: &[T]) -> bool {
 
 fn delete(tx: &mut Tx<'_>, trust_domain: &TrustDomain, mode: DeleteMode) -> Result<(), StoreError> {
     let sql = "SELECT id FROM bundles WHERE trust_domain = ?1";
-    let id = tx.conn.first(sql, [trust_domain.id().as_str()], |row| int(row, 0))?;
+    let id = tx.conn.first_locked(sql, values![trust_domain.id().as_str()], |row| int(row, 0))?;
     let id = id.ok_or_else(StoreError::not_found)?;
     let federated = tx.conn.rows(
         "SELECT e.id, e.entry_id FROM registered_entries e \
          INNER JOIN federated_registration_entries f ON f.registered_entry_id = e.id \
          WHERE f.bundle_id = ?1 ORDER BY e.id",
-        [id],
+        values![id],
         |row| Ok((int(row, 0)?, text(row, 1)?)),
     )?;
     if mode == DeleteMode::Restrict && !federated.is_empty() {
@@ -369,8 +378,8 @@ fn delete(tx: &mut Tx<'_>, trust_domain: &TrustDomain, mode: DeleteMode) -> Resu
         }
     }
     // Join rows of entries that are gone are cleared too: a later bundle must not inherit them.
-    tx.conn.execute("DELETE FROM federated_registration_entries WHERE bundle_id = ?1", [id])?;
-    tx.conn.execute("DELETE FROM bundles WHERE id = ?1", [id])?;
+    tx.conn.execute("DELETE FROM federated_registration_entries WHERE bundle_id = ?1", values![id])?;
+    tx.conn.execute("DELETE FROM bundles WHERE id = ?1", values![id])?;
     if mode == DeleteMode::Dissociate {
         // SPIRE tells nobody that these entries changed. An event makes other servers look.
         let row_ids: Vec<i64> = federated.iter().map(|(row_id, _)| *row_id).collect();
@@ -388,18 +397,19 @@ fn delete(tx: &mut Tx<'_>, trust_domain: &TrustDomain, mode: DeleteMode) -> Resu
 fn list(conn: &Conn, page: Option<&Page>) -> Result<BundlePage, StoreError> {
     let (after, limit) = match page {
         Some(page) => (page.after()?, i64::from(page.size)),
-        None => (i64::MIN, -1),
+        None => (i64::MIN, i64::MAX),
     };
     let sql = "SELECT id, trust_domain, data FROM bundles WHERE id > ?1 ORDER BY id LIMIT ?2";
-    let rows =
-        conn.rows(sql, [after, limit], |row| Ok((int(row, 0)?, decode(&text(row, 1)?, &blob(row, 2)?)?)))?;
+    let rows = conn.rows(sql, values![after, limit], |row| {
+        Ok((int(row, 0)?, decode(&text(row, 1)?, &blob(row, 2)?)?))
+    })?;
     let next_token = token(rows.last().map(|(id, _)| *id).filter(|_| page.is_some()));
     let bundles = rows.into_iter().map(|(_, bundle)| Arc::new(bundle)).collect();
     Ok(BundlePage { bundles, next_token })
 }
 
 fn prune(tx: &mut Tx<'_>, trust_domain: &TrustDomain, before: UnixSecs) -> Result<bool, StoreError> {
-    let Some(old) = fetch(tx.conn, trust_domain)? else { return Ok(false) };
+    let Some(old) = fetch_locked(tx, trust_domain)? else { return Ok(false) };
     let mut bundle = old.clone();
     let mut x509_authorities = Vec::new();
     for authority in &old.x509_authorities {

@@ -26,6 +26,10 @@ pub enum StoreError {
     /// The database refused or failed (gRPC `Unknown`).
     #[error("{0}")]
     Database(String),
+    /// The database is away; it is looked for, and the same may go well a little later (gRPC
+    /// `Unavailable`).
+    #[error("datastore-sql: {0}")]
+    Unavailable(String),
     /// The datastore cannot be opened; the text is one line for the operator.
     #[error("{0}")]
     Open(String),

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::dialect::sqlite::{Conn, Tx, int, text};
+use spiffe::UnixSecs;
+
+use crate::dialect::{Conn, Tx, Value, int, text, values};
 use crate::{Committed, Store, StoreError};
 
 /// One row of an event table.
@@ -30,7 +32,7 @@ impl Store {
     /// If the database fails.
     pub async fn latest_events(&self) -> Result<EventIds, StoreError> {
         self.read(|conn| {
-            let max = |sql| Ok::<_, StoreError>(conn.first(sql, [], |r| int(r, 0))?.unwrap_or(0));
+            let max = |sql| Ok::<_, StoreError>(conn.first(sql, values![], |r| int(r, 0))?.unwrap_or(0));
             Ok(EventIds {
                 entries: max("SELECT max(id) FROM registered_entries_events")?,
                 agents: max("SELECT max(id) FROM attested_node_entries_events")?,
@@ -62,23 +64,23 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn prune_events(&self, age: Duration) -> Result<Committed<usize>, StoreError> {
-        let now = spiffe::UnixSecs::from(self.now());
+        let now = UnixSecs::from(self.now());
         let before = now.0.saturating_sub(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
-        self.write(move |tx| prune(tx, before)).await
+        self.write(move |tx| prune(tx, UnixSecs(before))).await
     }
 }
 
 fn since(conn: &Conn, sql: &str, id: i64) -> Result<Vec<Event>, StoreError> {
-    conn.rows(sql, [id], |row| Ok(Event { id: int(row, 0)?, subject: text(row, 1)? }))
+    conn.rows(sql, values![id], |row| Ok(Event { id: int(row, 0)?, subject: text(row, 1)? }))
 }
 
-fn prune(tx: &Tx<'_>, before: i64) -> Result<usize, StoreError> {
+fn prune(tx: &Tx<'_>, before: UnixSecs) -> Result<usize, StoreError> {
     let mut pruned = 0;
     for sql in [
         "DELETE FROM registered_entries_events WHERE unixepoch(created_at) < ?1",
         "DELETE FROM attested_node_entries_events WHERE unixepoch(created_at) < ?1",
     ] {
-        pruned += tx.conn.execute(sql, [before])?;
+        pruned += tx.conn.execute(sql, &[Value::Moment(before)])?;
     }
     Ok(pruned)
 }

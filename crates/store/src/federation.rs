@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use proto::convert::federation::EndpointProfile;
-use rusqlite::params;
 use spiffe::{Bundle, SpiffeId, TrustDomain};
 
 use crate::bundles;
-use crate::dialect::sqlite::{Conn, Tx, int, text};
+use crate::dialect::{Conn, Row, Tx, Value, int, text, values};
 use crate::list::token;
 use crate::{Change, Committed, Page, Store, StoreError};
 
@@ -81,7 +80,7 @@ impl Store {
     ) -> Result<Committed<()>, StoreError> {
         self.write(move |tx| {
             let sql = "DELETE FROM federated_trust_domains WHERE trust_domain = ?1";
-            if tx.conn.execute(sql, [trust_domain.as_str()])? == 0 {
+            if tx.conn.execute(sql, values![trust_domain.as_str()])? == 0 {
                 return Err(StoreError::not_found());
             }
             tx.changed(Change::FederationDeleted(trust_domain.clone()));
@@ -133,11 +132,11 @@ fn create(
     tx.conn.insert(
         "INSERT INTO federated_trust_domains (created_at, updated_at, trust_domain, \
          bundle_endpoint_url, bundle_endpoint_profile, endpoint_spiffe_id, implicit) \
-         VALUES (?1, ?1, ?2, ?3, ?4, ?5, 0)",
-        params![
-            tx.stamp(),
+         VALUES (?1, ?1, ?2, ?3, ?4, ?5, false)",
+        values![
+            tx.now,
             relationship.trust_domain.as_str(),
-            relationship.bundle_endpoint_url,
+            &relationship.bundle_endpoint_url,
             profile,
             endpoint_id.unwrap_or_default(),
         ],
@@ -153,27 +152,30 @@ fn update(
 ) -> Result<FederationRelationship, StoreError> {
     let name = relationship.trust_domain.as_str();
     let sql = "SELECT 1 FROM federated_trust_domains WHERE trust_domain = ?1";
-    if tx.conn.first(sql, [name], |_| Ok(()))?.is_none() {
+    if tx.conn.first_locked(sql, values![name], |_| Ok(()))?.is_none() {
         return Err(StoreError::NotFound(
             "unable to fetch federation relationship: record not found".to_owned(),
         ));
     }
     let (profile, endpoint_id) = columns(&relationship.profile);
-    let set = |column: &str, value: &str| {
-        let sql = format!("UPDATE federated_trust_domains SET {column} = ?1 WHERE trust_domain = ?2");
-        tx.conn.execute(&sql, [value, name])
-    };
-    set("updated_at", &tx.stamp())?;
+    let mut set = vec!["updated_at = ?"];
+    let mut values = vec![Value::from(tx.now)];
     if mask.bundle_endpoint_url {
-        set("bundle_endpoint_url", &relationship.bundle_endpoint_url)?;
+        set.push("bundle_endpoint_url = ?");
+        values.push((&relationship.bundle_endpoint_url).into());
     }
     if mask.profile {
-        set("bundle_endpoint_profile", profile)?;
+        set.push("bundle_endpoint_profile = ?");
+        values.push(profile.into());
         // A switch to `https_web` leaves the old id where it was, as SPIRE does.
         if let Some(endpoint_id) = endpoint_id {
-            set("endpoint_spiffe_id", endpoint_id)?;
+            set.push("endpoint_spiffe_id = ?");
+            values.push(endpoint_id.into());
         }
     }
+    values.push(name.into());
+    let sql = format!("UPDATE federated_trust_domains SET {} WHERE trust_domain = ?", set.join(", "));
+    tx.conn.execute(&sql, &values)?;
     if let Some(bundle) = relationship.bundle.as_ref().filter(|_| mask.bundle) {
         bundles::set(tx, bundle)?;
     }
@@ -185,7 +187,7 @@ fn update(
 fn fetch(conn: &Conn, trust_domain: &TrustDomain) -> Result<Option<FederationRelationship>, StoreError> {
     let sql = "SELECT id, trust_domain, bundle_endpoint_url, bundle_endpoint_profile, \
                endpoint_spiffe_id FROM federated_trust_domains WHERE trust_domain = ?1";
-    let row = conn.first(sql, [trust_domain.as_str()], read)?;
+    let row = conn.first(sql, values![trust_domain.as_str()], read)?;
     row.map(|row| finish(conn, &row)).transpose()
 }
 
@@ -194,15 +196,15 @@ fn list(conn: &Conn, page: Option<&Page>) -> Result<FederationRelationshipPage, 
                endpoint_spiffe_id FROM federated_trust_domains WHERE id > ?1 ORDER BY id LIMIT ?2";
     let (after, limit) = match page {
         Some(page) => (page.after()?, i64::from(page.size)),
-        None => (i64::MIN, -1),
+        None => (i64::MIN, i64::MAX),
     };
-    let rows = conn.rows(sql, [after, limit], read)?;
+    let rows = conn.rows(sql, values![after, limit], read)?;
     let next_token = token(rows.last().map(|row| row.id).filter(|_| page.is_some()));
     let relationships = rows.iter().map(|row| finish(conn, row)).collect::<Result<_, _>>()?;
     Ok(FederationRelationshipPage { relationships, next_token })
 }
 
-fn read(row: &rusqlite::Row<'_>) -> Result<Stored, StoreError> {
+fn read(row: &Row<'_>) -> Result<Stored, StoreError> {
     Ok(Stored {
         id: int(row, 0)?,
         trust_domain: text(row, 1)?,

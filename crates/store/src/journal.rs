@@ -4,10 +4,9 @@
 use bytes::Bytes;
 use prost::Message;
 use proto::spire::journal::Entries;
-use rusqlite::{Row, params};
 use spiffe::UnixSecs;
 
-use crate::dialect::sqlite::{Conn, Tx, blob, int, text};
+use crate::dialect::{Conn, Row, Tx, blob, int, text, values};
 use crate::{Committed, Store, StoreError};
 
 /// A stored journal.
@@ -41,7 +40,7 @@ impl Store {
         self.read(move |conn| {
             let sql = "SELECT id, data, active_x509_authority_id FROM ca_journals \
                        WHERE active_x509_authority_id = ?1 ORDER BY id LIMIT 1";
-            conn.first(sql, [&active_x509_authority_id], read)
+            conn.first(sql, values![&active_x509_authority_id], read)
         })
         .await
     }
@@ -69,20 +68,20 @@ pub(crate) fn set(tx: &Tx<'_>, journal: &CaJournal) -> Result<CaJournal, StoreEr
         stored.id = tx.conn.insert(
             "INSERT INTO ca_journals (created_at, updated_at, data, active_x509_authority_id, \
              active_jwt_authority_id) VALUES (?1, ?1, ?2, ?3, '')",
-            params![tx.stamp(), &journal.data[..], journal.active_x509_authority_id],
+            values![tx.now, &journal.data[..], &journal.active_x509_authority_id],
         )?;
         return Ok(stored);
     }
     let touched = tx.conn.execute(
         "UPDATE ca_journals SET updated_at = ?1, data = ?2, active_x509_authority_id = ?3 \
          WHERE id = ?4",
-        params![tx.stamp(), &journal.data[..], journal.active_x509_authority_id, journal.id],
+        values![tx.now, &journal.data[..], &journal.active_x509_authority_id, journal.id],
     )?;
     if touched == 0 { Err(StoreError::not_found()) } else { Ok(stored) }
 }
 
 fn all(conn: &Conn) -> Result<Vec<CaJournal>, StoreError> {
-    conn.rows("SELECT id, data, active_x509_authority_id FROM ca_journals ORDER BY id", [], read)
+    conn.rows("SELECT id, data, active_x509_authority_id FROM ca_journals ORDER BY id", values![], read)
 }
 
 fn read(row: &Row<'_>) -> Result<CaJournal, StoreError> {
@@ -98,7 +97,7 @@ fn prune(tx: &Tx<'_>, before: UnixSecs) -> Result<Vec<i64>, StoreError> {
         let x509 = entries.x509_c_as.iter().map(|authority| authority.not_after);
         let jwt = entries.jwt_keys.iter().map(|authority| authority.not_after);
         if x509.chain(jwt).all(|not_after| not_after <= before.0) {
-            tx.conn.execute("DELETE FROM ca_journals WHERE id = ?1", [journal.id])?;
+            tx.conn.execute("DELETE FROM ca_journals WHERE id = ?1", values![journal.id])?;
             tracing::info!(ca_journal_id = journal.id, "Pruned stale CA journal record");
             pruned.push(journal.id);
         }

@@ -1,7 +1,7 @@
 //! The SQL datastore on SPIRE's schema.
 //!
-//! [`Store`] is a concrete type over a closed set of databases (today `SQLite`) with one typed
-//! method per operation. Every mutating method commits the change, SPIRE's event row included, in one
+//! [`Store`] is a concrete type over a closed set of databases (`SQLite`, `PostgreSQL`, MySQL) with one
+//! typed method per operation. Every mutating method commits the change, SPIRE's event row included, in one
 //! transaction that is on disk before the method returns, and hands back a [`Committed`] with the
 //! changes and their place in the commit order. The same changes go, in commit order and whether
 //! or not the caller still waits, to the channel of [`Options::changes`].
@@ -42,5 +42,5 @@ pub use list::{FederatesWithFilter, Match, Page, SelectorFilter};
 pub use nodes::{
     Agent, AgentCondition, AgentFilter, AgentPage, AgentUpdate, Attestation, Attested, Reattest,
 };
-pub use store::{Now, Options, Store};
+pub use store::{DatabaseType, Now, Options, Store, TlsFiles};
 pub use tokens::JoinToken;

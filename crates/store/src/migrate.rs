@@ -2,12 +2,18 @@
 //!
 //! The decision is taken before anything is written: a database that is refused stays untouched.
 
-use std::path::Path;
-
-use rusqlite::{Connection, OptionalExtension, params};
-
-use crate::dialect::sqlite::explain;
+use crate::dialect::{Conn, Dialect, int, values};
 use crate::{Options, StoreError, schema, stamp};
+
+/// Reads the version row.
+pub(crate) const VERSION_ROW: &str = "SELECT version, code_version FROM migrations ORDER BY id LIMIT 1";
+
+/// What the version row says; zero and empty where it says nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) version: i64,
+    pub(crate) code_version: String,
+}
 
 /// What has to be done.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,28 +29,6 @@ pub(crate) enum Plan {
         /// Its version.
         from: i64,
     },
-}
-
-/// Why a database is refused.
-#[derive(Debug)]
-pub(crate) enum Refusal {
-    Database(rusqlite::Error),
-    Schema(String),
-}
-
-impl Refusal {
-    pub(crate) fn into_store(self, name: &Path) -> StoreError {
-        match self {
-            Self::Database(error) => explain(name, &error),
-            Self::Schema(text) => StoreError::Open(format!("datastore-sql: {text}")),
-        }
-    }
-}
-
-impl From<rusqlite::Error> for Refusal {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Database(error)
-    }
 }
 
 /// A `MAJOR.MINOR.PATCH[-PRERELEASE]` version, ordered as semantic versioning says.
@@ -94,31 +78,21 @@ impl Version {
     }
 }
 
-/// Looks at the database and decides; writes nothing.
-pub(crate) fn plan(raw: &Connection, options: &Options) -> Result<Plan, Refusal> {
-    let own = Version::parse(&options.code_version)
-        .ok_or_else(|| Refusal::Schema(format!("bad own code version {:?}", options.code_version)))?;
-    let there = raw
-        .query_row("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'migrations'", [], |_| Ok(()))
-        .optional()?;
-    if there.is_none() {
-        return Ok(Plan::Create);
-    }
-    let row = raw
-        .query_row("SELECT version, code_version FROM migrations ORDER BY id LIMIT 1", [], |row| {
-            Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<String>>(1)?))
-        })
-        .optional()?;
-    let (version, code_version) = row.unwrap_or_default();
-    let (version, code_version) = (version.unwrap_or(0), code_version.unwrap_or_default());
+/// Decides by what was found in the database; `None` = it is new.
+pub(crate) fn plan(found: Option<Found>, options: &Options) -> Result<Plan, StoreError> {
+    let refused = |text: String| Err(StoreError::Open(format!("datastore-sql: {text}")));
+    let Some(own) = Version::parse(&options.code_version) else {
+        return refused(format!("bad own code version {:?}", options.code_version));
+    };
+    let Some(Found { version, code_version }) = found else { return Ok(Plan::Create) };
     let stored = if code_version.is_empty() {
         Version::ZERO
+    } else if let Some(stored) = Version::parse(&code_version) {
+        stored
     } else {
-        Version::parse(&code_version).ok_or_else(|| {
-            Refusal::Schema(format!(
-                "error getting DB code version: unable to parse code version from DB: {code_version}"
-            ))
-        })?
+        return refused(format!(
+            "error getting DB code version: unable to parse code version from DB: {code_version}"
+        ));
     };
     if version == schema::VERSION {
         let newer = own.is_above(&stored);
@@ -128,11 +102,11 @@ pub(crate) fn plan(raw: &Connection, options: &Options) -> Result<Plan, Refusal>
         if own.is_neighbour_of(&stored) {
             return Ok(Plan::Nothing);
         }
-        return Err(Refusal::Schema("auto-migration must be enabled for current DB".to_owned()));
+        return refused("auto-migration must be enabled for current DB".to_owned());
     }
     if version > schema::VERSION {
         if !own.is_neighbour_of(&stored) {
-            return Err(Refusal::Schema("incompatible DB schema and code version".to_owned()));
+            return refused("incompatible DB schema and code version".to_owned());
         }
         tracing::warn!(
             schema = version,
@@ -141,51 +115,55 @@ pub(crate) fn plan(raw: &Connection, options: &Options) -> Result<Plan, Refusal>
         return Ok(Plan::Nothing);
     }
     if version < schema::OLDEST {
-        return Err(Refusal::Schema(format!(
+        return refused(format!(
             "migrating from schema version {version} requires a previous SPIRE release; \
              please follow the upgrade strategy at doc/upgrading.md"
-        )));
+        ));
     }
     Ok(Plan::Migrate { from: version })
 }
 
-/// Does it, each step in one transaction with its version row.
-pub(crate) fn carry_out(raw: &Connection, plan: &Plan, options: &Options) -> Result<(), Refusal> {
-    let now = stamp::format(stamp::instant((options.now)()), 0);
+/// Does it, each step in one transaction with its version row. (MySQL ends a transaction before a change
+/// of a table; a step that was cut short there is done again.)
+pub(crate) fn carry_out(conn: &Conn, plan: &Plan, options: &Options) -> Result<(), StoreError> {
+    let now = stamp::instant((options.now)());
     let own = &options.code_version;
     let set = "UPDATE migrations SET version = ?1, code_version = ?2, updated_at = ?3";
     match plan {
         Plan::Nothing => {}
         Plan::StoreCodeVersion => {
-            raw.execute(set, params![schema::VERSION, own, now])?;
+            step(conn, || conn.execute(set, values![schema::VERSION, own, now]).map(drop))?;
         }
         Plan::Create => {
             tracing::info!("Initializing new database");
-            let tx = raw.unchecked_transaction()?;
-            for statement in schema::SQLITE_TABLES {
-                tx.execute_batch(statement)?;
-            }
-            tx.execute(
-                "INSERT INTO migrations (created_at, updated_at, version, code_version) \
-                 VALUES (?1, ?1, ?2, ?3)",
-                params![now, schema::VERSION, own],
-            )?;
-            tx.commit()?;
+            step(conn, || {
+                for statement in schema::creation(conn.dialect()) {
+                    conn.define(&statement)?;
+                }
+                conn.execute(
+                    "INSERT INTO migrations (created_at, updated_at, version, code_version) \
+                     VALUES (?1, ?1, ?2, ?3)",
+                    values![now, schema::VERSION, own],
+                )?;
+                Ok(())
+            })?;
         }
         Plan::Migrate { from } => {
             tracing::info!(schema = from, "Running migrations...");
             for version in *from..schema::VERSION {
-                let tx = raw.unchecked_transaction()?;
-                tx.execute(set, params![version + 1, own, now])?;
-                let (table, column, add) = if version == 23 {
-                    ("attested_node_entries", "agent_version", schema::TO_24)
-                } else {
-                    ("registered_entries", "additional_attributes", schema::TO_25)
-                };
-                if !has_column(&tx, table, column)? {
-                    tx.execute_batch(add)?;
-                }
-                tx.commit()?;
+                let (table, column, add) = schema::added_in(version + 1, conn.dialect());
+                step(conn, || {
+                    if conn.dialect() != Dialect::MySql {
+                        conn.execute(set, values![version + 1, own, now])?;
+                    }
+                    if !has_column(conn, table, column)? {
+                        conn.define(&add)?;
+                    }
+                    if conn.dialect() == Dialect::MySql {
+                        conn.execute(set, values![version + 1, own, now])?;
+                    }
+                    Ok(())
+                })?;
             }
             tracing::info!("Done running migrations");
         }
@@ -193,10 +171,32 @@ pub(crate) fn carry_out(raw: &Connection, plan: &Plan, options: &Options) -> Res
     Ok(())
 }
 
-fn has_column(raw: &Connection, table: &str, column: &str) -> rusqlite::Result<bool> {
-    raw.query_row("SELECT count(*) FROM pragma_table_info(?1) WHERE name = ?2", [table, column], |row| {
-        Ok(row.get::<_, i64>(0)? > 0)
-    })
+fn step(conn: &Conn, work: impl Fn() -> Result<(), StoreError>) -> Result<(), StoreError> {
+    conn.begin_write()?;
+    match work() {
+        Ok(()) => conn.commit(),
+        Err(error) => {
+            if !conn.is_idle() {
+                conn.rollback()?;
+            }
+            Err(error)
+        }
+    }
+}
+
+fn has_column(conn: &Conn, table: &str, column: &str) -> Result<bool, StoreError> {
+    let sql = match conn.dialect() {
+        Dialect::Sqlite => "SELECT count(*) FROM pragma_table_info(?1) WHERE name = ?2",
+        Dialect::Postgres => {
+            "SELECT count(*) FROM information_schema.columns \
+             WHERE table_schema = current_schema() AND table_name = ?1 AND column_name = ?2"
+        }
+        Dialect::MySql => {
+            "SELECT count(*) FROM information_schema.columns \
+             WHERE table_schema = database() AND table_name = ?1 AND column_name = ?2"
+        }
+    };
+    Ok(conn.first(sql, values![table, column], |row| int(row, 0))?.unwrap_or(0) > 0)
 }
 
 #[cfg(test)]

@@ -3,10 +3,9 @@
 
 use std::fmt;
 
-use rusqlite::params;
 use spiffe::UnixSecs;
 
-use crate::dialect::sqlite::{Tx, int, text};
+use crate::dialect::{Tx, int, text, values};
 use crate::entries::{self, CreatedEntry, NewEntry};
 use crate::{Committed, Store, StoreError};
 
@@ -44,7 +43,7 @@ impl Store {
             tx.conn.insert(
                 "INSERT INTO join_tokens (created_at, updated_at, token, expiry) \
                  VALUES (?1, ?1, ?2, ?3)",
-                params![tx.stamp(), token.token, token.expires_at.0],
+                values![tx.now, &token.token, token.expires_at.0],
             )?;
             alias.as_ref().map(|alias| entries::create(tx, alias)).transpose()
         })
@@ -58,7 +57,7 @@ impl Store {
     pub async fn fetch_join_token(&self, token: String) -> Result<Option<JoinToken>, StoreError> {
         self.read(move |conn| {
             let sql = "SELECT token, expiry FROM join_tokens WHERE token = ?1";
-            conn.first(sql, [&token], |row| {
+            conn.first(sql, values![&token], |row| {
                 Ok(JoinToken { token: text(row, 0)?, expires_at: UnixSecs(int(row, 1)?) })
             })
         })
@@ -82,11 +81,12 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn prune_join_tokens(&self, before: UnixSecs) -> Result<Committed<usize>, StoreError> {
-        self.write(move |tx| tx.conn.execute("DELETE FROM join_tokens WHERE expiry < ?1", [before.0])).await
+        self.write(move |tx| tx.conn.execute("DELETE FROM join_tokens WHERE expiry < ?1", values![before.0]))
+            .await
     }
 }
 
 /// Deletes a token; whether it was there. The number of rows decides who of several used it.
 pub(crate) fn consume(tx: &Tx<'_>, token: &str) -> Result<bool, StoreError> {
-    Ok(tx.conn.execute("DELETE FROM join_tokens WHERE token = ?1", [token])? == 1)
+    Ok(tx.conn.execute("DELETE FROM join_tokens WHERE token = ?1", values![token])? == 1)
 }

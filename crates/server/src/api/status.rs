@@ -58,6 +58,7 @@ pub(crate) const fn code(why: &StoreError) -> Code {
         StoreError::InvalidArgument(_) => Code::InvalidArgument,
         StoreError::FailedPrecondition(_) => Code::FailedPrecondition,
         StoreError::Internal(_) => Code::Internal,
+        StoreError::Unavailable(_) => Code::Unavailable,
         StoreError::Database(_) | StoreError::Open(_) | StoreError::Corrupt { .. } | StoreError::Closed => {
             Code::Unknown
         }

@@ -4,12 +4,11 @@
 //! row whose entry is gone, and then is the token; downstream entries and selector sets are
 //! picked from the page afterwards. Clients have seen all of this, so it stays.
 
-use rusqlite::params_from_iter;
 use spiffe::SelectorSet;
 
 use super::rows::{self, Read};
 use super::{EntryFilter, EntryPage};
-use crate::dialect::sqlite::{Conn, int};
+use crate::dialect::{Conn, Dialect, Value, int};
 use crate::list::token;
 use crate::{Match, Page, SelectorFilter, StoreError};
 
@@ -76,16 +75,16 @@ fn once(conn: &Conn, filter: &EntryFilter, page: Option<&Page>) -> Result<Read, 
 /// The ids of a page, before anything is fetched.
 fn matching_ids(conn: &Conn, filter: &EntryFilter, page: Option<&Page>) -> Result<Vec<i64>, StoreError> {
     let mut terms = Vec::new();
-    let mut values: Vec<String> = Vec::new();
+    let mut values: Vec<Value<'_>> = Vec::new();
     for (column, id) in [("parent_id", &filter.parent_id), ("spiffe_id", &filter.spiffe_id)] {
         if let Some(id) = id {
             terms.push(format!("SELECT id AS e_id FROM registered_entries WHERE {column} = ?"));
-            values.push(id.to_string());
+            values.push(id.as_str().into());
         }
     }
     if !filter.hint.is_empty() {
         terms.push("SELECT id AS e_id FROM registered_entries WHERE hint = ?".to_owned());
-        values.push(filter.hint.clone());
+        values.push((&filter.hint).into());
     }
     if let Some(selectors) = &filter.selectors {
         selector_terms(selectors, &mut terms, &mut values);
@@ -100,36 +99,51 @@ fn matching_ids(conn: &Conn, filter: &EntryFilter, page: Option<&Page>) -> Resul
     if terms.is_empty() {
         terms.push("SELECT id AS e_id FROM registered_entries".to_owned());
     }
-    let mut sql = format!("SELECT e_id FROM ({})", terms.join(" INTERSECT "));
+    let mut sql = format!("SELECT e_id FROM ({}) AS ids", intersection(&terms, conn.dialect()));
     if let Some(page) = page {
-        sql.push_str(" WHERE e_id > CAST(? AS INTEGER) ORDER BY e_id LIMIT CAST(? AS INTEGER)");
-        values.push(page.after()?.to_string());
-        values.push(page.size.to_string());
+        sql.push_str(" WHERE e_id > ? ORDER BY e_id LIMIT ?");
+        values.push(page.after()?.into());
+        values.push(page.size.into());
     }
-    conn.rows(&sql, params_from_iter(values), |row| int(row, 0))
+    conn.rows(&sql, &values, |row| int(row, 0))
 }
 
-fn selector_terms(filter: &SelectorFilter, terms: &mut Vec<String>, values: &mut Vec<String>) {
+/// What is in all of them. MySQL learnt `INTERSECT` late.
+fn intersection(terms: &[String], dialect: Dialect) -> String {
+    if dialect != Dialect::MySql {
+        return terms.join(" INTERSECT ");
+    }
+    let mut sql = "SELECT DISTINCT t0.e_id AS e_id FROM".to_owned();
+    for (number, term) in terms.iter().enumerate() {
+        match number {
+            0 => sql.push_str(&format!(" ({term}) AS t0")),
+            _ => sql.push_str(&format!(" INNER JOIN ({term}) AS t{number} ON t{number}.e_id = t0.e_id")),
+        }
+    }
+    sql
+}
+
+fn selector_terms<'a>(filter: &'a SelectorFilter, terms: &mut Vec<String>, values: &mut Vec<Value<'a>>) {
     let one = "SELECT registered_entry_id AS e_id FROM selectors WHERE type = ? AND value = ?";
     match filter.matching {
         // At least one of them; what else the item has is looked at afterwards.
         Match::Subset | Match::Any => {
             let any = vec![one; filter.selectors.len()].join(" UNION ");
-            terms.push(format!("SELECT e_id FROM ({any})"));
+            terms.push(format!("SELECT e_id FROM ({any}) AS hits"));
         }
         Match::Exact | Match::Superset => {
             terms.extend(filter.selectors.iter().map(|_| one.to_owned()));
         }
     }
     for selector in &filter.selectors {
-        values.extend([selector.kind().to_owned(), selector.value().to_owned()]);
+        values.extend([selector.kind().into(), selector.value().into()]);
     }
 }
 
 fn federation_term(
     wanted: &std::collections::BTreeSet<String>,
     matching: Match,
-    values: &mut Vec<String>,
+    values: &mut Vec<Value<'_>>,
 ) -> String {
     let list = vec!["?"; wanted.len()].join(",");
     let others = format!("COUNT(CASE WHEN b.trust_domain NOT IN ({list}) THEN 1 END) = 0");
@@ -145,7 +159,7 @@ fn federation_term(
         Match::Any => vec![some],
     };
     for _ in &conditions {
-        values.extend(wanted.iter().cloned());
+        values.extend(wanted.iter().cloned().map(Value::from));
     }
     format!(
         "SELECT e.id AS e_id FROM registered_entries e \

@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use prost::Message;
 use proto::spire::common::registration_entry::AdditionalAttributes as WireAttributes;
-use rusqlite::{Row, params};
 use spiffe::entry::AdditionalAttributes;
 use spiffe::{Entry, EntryId, IdError, Selector, SelectorSet, SpiffeId, Texts, TrustDomain, UnixSecs};
 
-use super::StoredEntry;
-use crate::dialect::sqlite::{Conn, blob, flag, instant, int, text};
+use super::{NewEntry, StoredEntry};
+use crate::dialect::{Conn, Row, blob, flag, instant, int, text, values};
 use crate::{StoreError, stamp};
 
 macro_rules! columns {
@@ -32,25 +31,29 @@ pub(crate) struct Read {
 /// All entries.
 pub(crate) fn all(conn: &Conn) -> Result<Vec<StoredEntry>, StoreError> {
     let mut drafts = Drafts::default();
-    conn.each(concat!(columns!(), " ORDER BY id"), [], |row| drafts.push(row))?;
-    conn.each("SELECT registered_entry_id, type, value FROM selectors ORDER BY id", [], |row| {
+    conn.each(concat!(columns!(), " ORDER BY id"), values![], |row| drafts.push(row))?;
+    conn.each("SELECT registered_entry_id, type, value FROM selectors ORDER BY id", values![], |row| {
         drafts.selector(row)
     })?;
-    conn.each("SELECT registered_entry_id, value FROM dns_names ORDER BY id", [], |row| {
+    conn.each("SELECT registered_entry_id, value FROM dns_names ORDER BY id", values![], |row| {
         drafts.dns_name(row)
     })?;
     conn.each(
         "SELECT f.registered_entry_id, b.trust_domain FROM federated_registration_entries f \
          INNER JOIN bundles b ON b.id = f.bundle_id ORDER BY b.trust_domain",
-        [],
+        values![],
         |row| drafts.federates_with(row),
     )?;
     Ok(drafts.finish().entries)
 }
 
-/// The entries of some rows, given as a JSON array of row ids.
+/// How many ids one statement is given.
+const MOST_IDS: usize = 16_384;
+
+/// The entries of some rows, in order of their ids.
 pub(crate) fn by_ids(conn: &Conn, ids: &[i64], downstream: bool) -> Result<Read, StoreError> {
-    let list = serde_json::to_string(ids).unwrap_or_default();
+    let mut sorted = ids.to_vec();
+    sorted.sort_unstable();
     let mut drafts = Drafts::default();
     let sql = if downstream {
         concat!(
@@ -60,33 +63,36 @@ pub(crate) fn by_ids(conn: &Conn, ids: &[i64], downstream: bool) -> Result<Read,
     } else {
         concat!(columns!(), " WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id")
     };
-    conn.each(sql, [&list], |row| drafts.push(row))?;
-    conn.each(
-        "SELECT registered_entry_id, type, value FROM selectors \
-         WHERE registered_entry_id IN (SELECT value FROM json_each(?1)) ORDER BY id",
-        [&list],
-        |row| drafts.selector(row),
-    )?;
-    conn.each(
-        "SELECT registered_entry_id, value FROM dns_names \
-         WHERE registered_entry_id IN (SELECT value FROM json_each(?1)) ORDER BY id",
-        [&list],
-        |row| drafts.dns_name(row),
-    )?;
-    conn.each(
-        "SELECT f.registered_entry_id, b.trust_domain FROM federated_registration_entries f \
-         INNER JOIN bundles b ON b.id = f.bundle_id \
-         WHERE f.registered_entry_id IN (SELECT value FROM json_each(?1)) ORDER BY b.trust_domain",
-        [&list],
-        |row| drafts.federates_with(row),
-    )?;
+    for some in sorted.chunks(MOST_IDS) {
+        let some = values![some];
+        conn.each(sql, some, |row| drafts.push(row))?;
+        conn.each(
+            "SELECT registered_entry_id, type, value FROM selectors \
+             WHERE registered_entry_id IN (SELECT value FROM json_each(?1)) ORDER BY id",
+            some,
+            |row| drafts.selector(row),
+        )?;
+        conn.each(
+            "SELECT registered_entry_id, value FROM dns_names \
+             WHERE registered_entry_id IN (SELECT value FROM json_each(?1)) ORDER BY id",
+            some,
+            |row| drafts.dns_name(row),
+        )?;
+        conn.each(
+            "SELECT f.registered_entry_id, b.trust_domain FROM federated_registration_entries f \
+             INNER JOIN bundles b ON b.id = f.bundle_id \
+             WHERE f.registered_entry_id IN (SELECT value FROM json_each(?1)) ORDER BY b.trust_domain",
+            some,
+            |row| drafts.federates_with(row),
+        )?;
+    }
     Ok(drafts.finish())
 }
 
 /// One entry by its id.
 pub(crate) fn fetch(conn: &Conn, id: &EntryId) -> Result<Option<StoredEntry>, StoreError> {
     let sql = "SELECT id FROM registered_entries WHERE entry_id = ?1";
-    let Some(row_id) = conn.first(sql, params![id.as_str()], |row| int(row, 0))? else {
+    let Some(row_id) = conn.first(sql, values![id.as_str()], |row| int(row, 0))? else {
         return Ok(None);
     };
     let mut read = by_ids(conn, &[row_id], false)?;
@@ -99,11 +105,42 @@ pub(crate) fn fetch(conn: &Conn, id: &EntryId) -> Result<Option<StoredEntry>, St
 /// The entries of some ids.
 pub(crate) fn fetch_many(conn: &Conn, ids: &[EntryId]) -> Result<Vec<StoredEntry>, StoreError> {
     let texts: Vec<&str> = ids.iter().map(EntryId::as_str).collect();
-    let list = serde_json::to_string(&texts).unwrap_or_default();
     let sql = "SELECT id FROM registered_entries \
                WHERE entry_id IN (SELECT value FROM json_each(?1)) ORDER BY id";
-    let row_ids = conn.rows(sql, [&list], |row| int(row, 0))?;
+    let mut row_ids = Vec::with_capacity(texts.len());
+    for some in texts.chunks(MOST_IDS) {
+        row_ids.extend(conn.rows(sql, values![some], |row| int(row, 0))?);
+    }
     Ok(by_ids(conn, &row_ids, false)?.entries)
+}
+
+/// A new entry as it will be read: what was just written need not be asked for.
+pub(crate) fn as_read(new: &NewEntry, id: EntryId, created_at: UnixSecs) -> Entry {
+    let mut federates_with = new.federates_with.clone();
+    federates_with.sort();
+    federates_with.dedup();
+    let selectors: Arc<[Selector]> = shared(new.selectors.clone());
+    // Attributes that say nothing are stored as nothing.
+    let attributes = new.additional_attributes.filter(|set| *set != AdditionalAttributes::default());
+    Entry {
+        id,
+        spiffe_id: new.spiffe_id.clone(),
+        parent_id: new.parent_id.clone(),
+        selector_set: SelectorSet::of(&selectors),
+        selectors,
+        x509_svid_ttl: new.x509_svid_ttl,
+        jwt_svid_ttl: new.jwt_svid_ttl,
+        federates_with: shared(federates_with),
+        admin: new.admin,
+        downstream: new.downstream,
+        expires_at: new.expires_at,
+        dns_names: shared(new.dns_names.clone()),
+        revision_number: 0,
+        store_svid: new.store_svid,
+        hint: new.hint.clone(),
+        created_at,
+        additional_attributes: attributes,
+    }
 }
 
 /// Entries that are being put together from the rows of four tables.

@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rusqlite::{Row, params_from_iter};
 use spiffe::{Bundle, EntryId, SpiffeId, TrustDomain};
 
 use super::{Answer, Ask, BundleStamp, EventAsk, Feed, Hints};
-use crate::dialect::sqlite::{Conn, int, text};
+use crate::dialect::{Conn, Dialect, Row, Value, int, text, values};
 use crate::{Agent, AgentFilter, Event, Store, StoreError, StoredEntry, bundles, entries, nodes};
 
 /// How many rows one query reads.
@@ -54,12 +53,6 @@ pub struct Fingerprint {
 pub type Federating = Arc<dyn Fn(&TrustDomain) -> BTreeSet<EntryId> + Send + Sync>;
 
 impl Store {
-    /// Whether other servers may write to this datastore: then a [`Feed`] is needed.
-    #[must_use]
-    pub const fn is_shared(&self) -> bool {
-        false
-    }
-
     /// One turn of the feed, in one transaction and so at one moment: asks what it wants to know, and
     /// reads the rows that were hinted.
     ///
@@ -99,8 +92,19 @@ fn answer(conn: &Conn, ask: &Ask) -> Result<Answer, StoreError> {
         entries: events(conn, "registered_entries_events", "entry_id", &ask.entries)?,
         agents: events(conn, "attested_node_entries_events", "spiffe_id", &ask.agents)?,
         bundles: stamps(conn)?,
-        step: 1,
+        step: step(conn)?,
     })
+}
+
+/// From one event id to the next: a cluster of MySQL servers may give each member every third.
+fn step(conn: &Conn) -> Result<i64, StoreError> {
+    match conn.dialect() {
+        Dialect::Sqlite | Dialect::Postgres => Ok(1),
+        Dialect::MySql => {
+            let step = conn.first("SELECT @@auto_increment_increment", values![], |row| int(row, 0))?;
+            Ok(step.unwrap_or(1).max(1))
+        }
+    }
 }
 
 fn rows(conn: &Conn, hints: &Hints) -> Result<Rows, StoreError> {
@@ -122,10 +126,17 @@ fn rows(conn: &Conn, hints: &Hints) -> Result<Rows, StoreError> {
 }
 
 fn fingerprint(conn: &Conn) -> Result<Fingerprint, StoreError> {
-    let sql = "SELECT count(*), COALESCE(max(id), 0), COALESCE(sum(revision_number), 0) \
-               FROM registered_entries";
-    let entries = conn.first(sql, [], |row| Ok((int(row, 0)?, int(row, 1)?, int(row, 2)?)))?;
-    let agents = conn.first("SELECT count(*) FROM attested_node_entries", [], |row| int(row, 0))?;
+    let number = match conn.dialect() {
+        Dialect::Sqlite => "INTEGER",
+        Dialect::Postgres => "BIGINT",
+        Dialect::MySql => "SIGNED",
+    };
+    let sql = format!(
+        "SELECT count(*), COALESCE(max(id), 0), CAST(COALESCE(sum(revision_number), 0) AS {number}) \
+         FROM registered_entries"
+    );
+    let entries = conn.first(&sql, values![], |row| Ok((int(row, 0)?, int(row, 1)?, int(row, 2)?)))?;
+    let agents = conn.first("SELECT count(*) FROM attested_node_entries", values![], |row| int(row, 0))?;
     let (entries, last_row, revisions) = entries.unwrap_or_default();
     Ok(Fingerprint { entries, last_row, revisions, agents: agents.unwrap_or_default() })
 }
@@ -143,30 +154,30 @@ fn events(conn: &Conn, table: &str, subject: &str, ask: &EventAsk) -> Result<Vec
     match ask {
         EventAsk::Latest(limit) => {
             let sql = format!("SELECT id, {subject} FROM {table} ORDER BY id DESC LIMIT {limit}");
-            let mut events = conn.rows(&sql, [], read)?;
+            let mut events = conn.rows(&sql, values![], read)?;
             events.reverse();
             Ok(events)
         }
         EventAsk::Since { after, holes, limit } => {
-            let mut params = vec![*after];
+            let mut params = vec![Value::from(*after)];
             let mut sql = format!("SELECT id, {subject} FROM {table} WHERE id > ?");
             // Few different texts, so that few statements are prepared: the last hole fills up.
             if let Some(last) = holes.last() {
                 for place in 0..holes.len().next_power_of_two() {
                     let (first, last) = holes.get(place).unwrap_or(last);
-                    params.extend([*first, *last]);
+                    params.extend([Value::from(*first), Value::from(*last)]);
                     sql.push_str(" OR id BETWEEN ? AND ?");
                 }
             }
             sql.push_str(&format!(" ORDER BY id LIMIT {limit}"));
-            conn.rows(&sql, params_from_iter(params), read)
+            conn.rows(&sql, &params, read)
         }
     }
 }
 
 fn stamps(conn: &Conn) -> Result<Vec<BundleStamp>, StoreError> {
     let sql = "SELECT trust_domain, id, updated_at, length(data) FROM bundles ORDER BY id";
-    let rows = conn.rows(sql, [], |row| {
+    let rows = conn.rows(sql, values![], |row| {
         let name = text(row, 0)?;
         let Ok(id) = SpiffeId::parse(&name) else { return Ok(None) };
         Ok(Some(BundleStamp {

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use rusqlite::params_from_iter;
-use rusqlite::types::Value;
 use spiffe::SelectorSet;
 
 use super::{Agent, AgentFilter, AgentPage, rows};
-use crate::dialect::sqlite::{Conn, int};
+use crate::dialect::{Conn, Value, int};
 use crate::list::token;
 use crate::{Match, Page, StoreError};
 
@@ -57,7 +55,8 @@ fn check(filter: &AgentFilter) -> Result<(), StoreError> {
 
 fn matching_ids(conn: &Conn, filter: &AgentFilter, page: Option<&Page>) -> Result<Vec<i64>, StoreError> {
     let mut sql = "SELECT n.id FROM attested_node_entries n WHERE n.spiffe_id <> ''".to_owned();
-    let mut values: Vec<Value> = Vec::new();
+    let ids: Vec<&str> = filter.ids.iter().map(spiffe::SpiffeId::as_str).collect();
+    let mut values: Vec<Value<'_>> = Vec::new();
     if let Some(page) = page {
         sql.push_str(" AND n.id > ?");
         values.push(page.after()?.into());
@@ -65,15 +64,15 @@ fn matching_ids(conn: &Conn, filter: &AgentFilter, page: Option<&Page>) -> Resul
     // Instants are compared, not texts: rows may come from servers in several zones.
     if let Some(before) = filter.expires_before {
         sql.push_str(" AND unixepoch(n.expires_at) < ?");
-        values.push(before.0.into());
+        values.push(Value::Moment(before));
     }
     if let Some(at) = filter.valid_at {
         sql.push_str(" AND unixepoch(n.expires_at) >= ?");
-        values.push(at.0.into());
+        values.push(Value::Moment(at));
     }
     if !filter.attestation_type.is_empty() {
         sql.push_str(" AND n.data_type = ?");
-        values.push(filter.attestation_type.clone().into());
+        values.push((&filter.attestation_type).into());
     }
     match filter.banned {
         Some(true) => sql.push_str(" AND n.serial_number = ''"),
@@ -86,9 +85,8 @@ fn matching_ids(conn: &Conn, filter: &AgentFilter, page: Option<&Page>) -> Resul
         None => {}
     }
     if !filter.ids.is_empty() {
-        let ids: Vec<&str> = filter.ids.iter().map(spiffe::SpiffeId::as_str).collect();
         sql.push_str(" AND n.spiffe_id IN (SELECT value FROM json_each(?))");
-        values.push(serde_json::to_string(&ids).unwrap_or_default().into());
+        values.push((&ids).into());
     }
     if let Some(selectors) = &filter.selectors {
         let one = "EXISTS (SELECT 1 FROM node_resolver_map_entries s \
@@ -99,16 +97,16 @@ fn matching_ids(conn: &Conn, filter: &AgentFilter, page: Option<&Page>) -> Resul
         };
         sql.push_str(&format!(" AND ({})", vec![one; selectors.selectors.len()].join(join)));
         for selector in &selectors.selectors {
-            values.push(selector.kind().to_owned().into());
-            values.push(selector.value().to_owned().into());
+            values.push(selector.kind().into());
+            values.push(selector.value().into());
         }
     }
     sql.push_str(" ORDER BY n.id");
     if let Some(page) = page {
         sql.push_str(" LIMIT ?");
-        values.push(i64::from(page.size).into());
+        values.push(page.size.into());
     }
-    conn.rows(&sql, params_from_iter(values), |row| int(row, 0))
+    conn.rows(&sql, &values, |row| int(row, 0))
 }
 
 fn keep_matching(agents: &mut Vec<Arc<Agent>>, filter: &AgentFilter) {

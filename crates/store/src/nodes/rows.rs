@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rusqlite::{Params, Row};
 use spiffe::{Selector, SpiffeId, UnixSecs};
 
 use super::Agent;
 use crate::StoreError;
-use crate::dialect::sqlite::{Conn, flag, instant, int, text};
+use crate::dialect::{Conn, Row, Value, flag, instant, int, text, values};
 
 macro_rules! columns {
     () => {
@@ -20,38 +19,48 @@ macro_rules! columns {
 /// All agents.
 pub(crate) fn all(conn: &Conn) -> Result<Vec<Arc<Agent>>, StoreError> {
     let sql = "SELECT spiffe_id, type, value FROM node_resolver_map_entries ORDER BY id";
-    let selectors = grouped(conn, sql, [])?;
-    with_selectors(conn, concat!(columns!(), " ORDER BY id"), [], selectors)
+    let selectors = grouped(conn, sql, values![])?;
+    with_selectors(conn, concat!(columns!(), " ORDER BY id"), values![], selectors)
 }
 
-/// One agent.
+/// One agent. (Some databases find one whose id differs in case.)
 pub(crate) fn fetch(conn: &Conn, id: &str) -> Result<Option<Arc<Agent>>, StoreError> {
     let selectors = selectors(conn, id)?;
     let sql = concat!(columns!(), " WHERE spiffe_id = ?1");
-    Ok(conn.first(sql, [id], |row| read(row, selectors.clone()))?.flatten().map(Arc::new))
+    let agent = conn.first(sql, values![id], |row| read(row, selectors.clone()))?.flatten();
+    Ok(agent.filter(|agent| agent.id.as_str() == id).map(Arc::new))
 }
 
-/// The agents of some rows, in order.
+/// How many ids one statement is given.
+const MOST_IDS: usize = 16_384;
+
+/// The agents of some rows, in order of their ids.
 pub(crate) fn by_ids(conn: &Conn, ids: &[i64]) -> Result<Vec<Arc<Agent>>, StoreError> {
-    let list = serde_json::to_string(ids).unwrap_or_default();
-    let sql = "SELECT s.spiffe_id, s.type, s.value FROM node_resolver_map_entries s \
-               INNER JOIN attested_node_entries n ON n.spiffe_id = s.spiffe_id \
-               WHERE n.id IN (SELECT value FROM json_each(?1)) ORDER BY s.id";
-    let selectors = grouped(conn, sql, [&list])?;
-    let sql = concat!(columns!(), " WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id");
-    with_selectors(conn, sql, [&list], selectors)
+    let mut sorted = ids.to_vec();
+    sorted.sort_unstable();
+    let mut agents = Vec::with_capacity(sorted.len());
+    for some in sorted.chunks(MOST_IDS) {
+        let some = values![some];
+        let sql = "SELECT s.spiffe_id, s.type, s.value FROM node_resolver_map_entries s \
+                   INNER JOIN attested_node_entries n ON n.spiffe_id = s.spiffe_id \
+                   WHERE n.id IN (SELECT value FROM json_each(?1)) ORDER BY s.id";
+        let selectors = grouped(conn, sql, some)?;
+        let sql = concat!(columns!(), " WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id");
+        agents.extend(with_selectors(conn, sql, some, selectors)?);
+    }
+    Ok(agents)
 }
 
 /// The selectors of an agent.
 pub(crate) fn selectors(conn: &Conn, id: &str) -> Result<Vec<Selector>, StoreError> {
     let sql = "SELECT type, value FROM node_resolver_map_entries WHERE spiffe_id = ?1 ORDER BY id";
-    conn.rows(sql, [id], |row| Ok(Selector::new(&text(row, 0)?, &text(row, 1)?)))
+    conn.rows(sql, values![id], |row| Ok(Selector::new(&text(row, 0)?, &text(row, 1)?)))
 }
 
 fn grouped(
     conn: &Conn,
     sql: &str,
-    params: impl Params,
+    params: &[Value<'_>],
 ) -> Result<HashMap<String, Vec<Selector>>, StoreError> {
     let mut selectors: HashMap<String, Vec<Selector>> = HashMap::new();
     conn.each(sql, params, |row| {
@@ -65,7 +74,7 @@ fn grouped(
 fn with_selectors(
     conn: &Conn,
     sql: &str,
-    params: impl Params,
+    params: &[Value<'_>],
     mut selectors: HashMap<String, Vec<Selector>>,
 ) -> Result<Vec<Arc<Agent>>, StoreError> {
     let rows = conn.rows(sql, params, |row| {

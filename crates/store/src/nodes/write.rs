@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use rusqlite::types::Value;
-use rusqlite::{params, params_from_iter};
 use spiffe::{Selector, SelectorSet, SpiffeId, UnixSecs};
 
 use super::{Agent, AgentCondition, AgentUpdate, Attestation, Attested, Reattest, rows};
-use crate::dialect::sqlite::{Conn, Tx, int, text};
+use crate::dialect::{Tx, Value, int, text, values};
 use crate::{Change, StoreError, entries, stamp, tokens};
 
 /// How many agents one pruning deletes unless told otherwise.
@@ -18,7 +16,7 @@ const PRUNE_BATCH: u32 = 1000;
 pub(crate) fn attest(tx: &mut Tx<'_>, attestation: &Attestation) -> Result<Attested, StoreError> {
     let agent = &attestation.agent;
     let sql = "SELECT serial_number FROM attested_node_entries WHERE spiffe_id = ?1";
-    let serial = tx.conn.first(sql, [agent.id.as_str()], |row| text(row, 0))?;
+    let serial = tx.conn.first_locked(sql, values![agent.id.as_str()], |row| text(row, 0))?;
     match &serial {
         Some(serial) if serial.is_empty() => return Ok(Attested::Banned),
         Some(_) if attestation.reattest == Reattest::Refused => return Ok(Attested::Exists),
@@ -45,7 +43,7 @@ pub(crate) fn attest(tx: &mut Tx<'_>, attestation: &Attestation) -> Result<Attes
         };
         set_columns(tx, agent.id.as_str(), &update)?;
     } else {
-        insert(tx, agent)?;
+        insert(tx, agent).map_err(|error| tx.lost_race(error))?;
     }
     event(tx, agent.id.as_str())?;
     reread(tx, &agent.id).map(Attested::Done)
@@ -71,7 +69,7 @@ pub(crate) fn update(
 ) -> Result<Option<Arc<Agent>>, StoreError> {
     let sql = "SELECT serial_number, new_serial_number FROM attested_node_entries \
                WHERE spiffe_id = ?1";
-    let row = tx.conn.first(sql, [id.as_str()], |row| Ok((text(row, 0)?, text(row, 1)?)))?;
+    let row = tx.conn.first_locked(sql, values![id.as_str()], |row| Ok((text(row, 0)?, text(row, 1)?)))?;
     let (serial, new_serial) = row.ok_or_else(StoreError::not_found)?;
     let holds = match condition {
         AgentCondition::Any => true,
@@ -123,7 +121,7 @@ pub(crate) fn prune(
     let expired = tx.conn.rows(
         "SELECT spiffe_id FROM attested_node_entries WHERE unixepoch(expires_at) < ?1 \
          AND serial_number <> '' AND (can_reattest = true OR ?2) ORDER BY id LIMIT ?3",
-        params![before.0, non_reattestable, if batch == 0 { PRUNE_BATCH } else { batch }],
+        values![Value::Moment(before), non_reattestable, if batch == 0 { PRUNE_BATCH } else { batch }],
         |row| text(row, 0),
     )?;
     let mut pruned = Vec::with_capacity(expired.len());
@@ -157,16 +155,16 @@ fn insert(tx: &Tx<'_>, agent: &Agent) -> Result<(), StoreError> {
         "INSERT INTO attested_node_entries (created_at, updated_at, spiffe_id, data_type, \
          serial_number, expires_at, new_serial_number, new_expires_at, can_reattest, \
          agent_version) VALUES (?1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-        params![
-            tx.stamp(),
+        values![
+            tx.now,
             agent.id.as_str(),
-            agent.attestation_type,
-            agent.serial,
-            tx.conn.stamp(stamp::instant_of(agent.expires_at)),
-            agent.new_serial,
-            optional_stamp(tx.conn, agent.new_expires_at),
+            &agent.attestation_type,
+            &agent.serial,
+            stamp::instant_of(agent.expires_at),
+            &agent.new_serial,
+            if_set(agent.new_expires_at),
             agent.can_reattest,
-            agent.agent_version,
+            &agent.agent_version,
         ],
     )?;
     Ok(())
@@ -174,48 +172,59 @@ fn insert(tx: &Tx<'_>, agent: &Agent) -> Result<(), StoreError> {
 
 fn set_columns(tx: &Tx<'_>, id: &str, update: &AgentUpdate) -> Result<(), StoreError> {
     let mut set = vec!["updated_at = ?"];
-    let mut values: Vec<Value> = vec![tx.stamp().into()];
-    let mut put = |column: &'static str, value: Option<Value>| {
+    let mut values: Vec<Value<'_>> = vec![tx.now.into()];
+    let mut put = |column: &'static str, value: Option<Value<'static>>| {
         if let Some(value) = value {
             set.push(column);
             values.push(value);
         }
     };
     let text = |value: &Option<String>| value.clone().map(Value::from);
-    let expiry = |at| Value::from(tx.conn.stamp(stamp::instant_of(at)));
-    let new_expiry = |at| optional_stamp(tx.conn, at).map_or(Value::Null, Value::from);
+    let expiry = |at| Value::from(stamp::instant_of(at));
+    let new_expiry = |at| Value::from(if_set(at));
     put("serial_number = ?", text(&update.serial));
     put("expires_at = ?", update.expires_at.map(expiry));
     put("new_serial_number = ?", text(&update.new_serial));
     put("new_expires_at = ?", update.new_expires_at.map(new_expiry));
     put("can_reattest = ?", update.can_reattest.map(Value::from));
     put("agent_version = ?", text(&update.agent_version));
-    values.push(id.to_owned().into());
+    values.push(id.into());
     let sql = format!("UPDATE attested_node_entries SET {} WHERE spiffe_id = ?", set.join(", "));
-    tx.conn.execute(&sql, params_from_iter(values))?;
+    tx.conn.execute(&sql, &values)?;
     Ok(())
 }
 
 fn replace_selectors(tx: &Tx<'_>, id: &str, selectors: &[Selector]) -> Result<(), StoreError> {
-    tx.conn.execute("DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?1", [id])?;
-    for selector in selectors {
-        tx.conn.insert(
-            "INSERT INTO node_resolver_map_entries (created_at, updated_at, spiffe_id, type, \
-             value) VALUES (?1, ?1, ?2, ?3, ?4)",
-            params![tx.stamp(), id, selector.kind(), selector.value()],
-        )?;
+    delete_selectors(tx, id)?;
+    let rows: Vec<Vec<Value<'_>>> = selectors
+        .iter()
+        .map(|selector| {
+            vec![tx.now.into(), tx.now.into(), id.into(), selector.kind().into(), selector.value().into()]
+        })
+        .collect();
+    let head = "INSERT INTO node_resolver_map_entries (created_at, updated_at, spiffe_id, type, value)";
+    tx.conn.insert_rows(head, &rows)
+}
+
+/// By their row ids: a range of keys that are not there yet would keep other servers from inserting theirs.
+fn delete_selectors(tx: &Tx<'_>, id: &str) -> Result<(), StoreError> {
+    let sql = "SELECT id FROM node_resolver_map_entries WHERE spiffe_id = ?1 ORDER BY id";
+    let ids = tx.conn.rows(sql, values![id], |row| int(row, 0))?;
+    if !ids.is_empty() {
+        let sql = "DELETE FROM node_resolver_map_entries WHERE id IN (SELECT value FROM json_each(?1))";
+        tx.conn.execute(sql, values![&ids])?;
     }
     Ok(())
 }
 
 fn delete_one(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
     let sql = "SELECT data_type FROM attested_node_entries WHERE spiffe_id = ?1";
-    let kind = tx.conn.first(sql, [id], |row| text(row, 0))?;
+    let kind = tx.conn.first_locked(sql, values![id], |row| text(row, 0))?;
     if kind.ok_or_else(StoreError::not_found)? == "join_token" {
         delete_aliases(tx, id)?;
     }
-    tx.conn.execute("DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?1", [id])?;
-    tx.conn.execute("DELETE FROM attested_node_entries WHERE spiffe_id = ?1", [id])?;
+    delete_selectors(tx, id)?;
+    tx.conn.execute("DELETE FROM attested_node_entries WHERE spiffe_id = ?1", values![id])?;
     event(tx, id)
 }
 
@@ -227,7 +236,7 @@ fn delete_aliases(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
          AND (SELECT count(*) FROM selectors s WHERE s.registered_entry_id = e.id) = 1 \
          AND EXISTS (SELECT 1 FROM selectors s WHERE s.registered_entry_id = e.id \
                      AND s.type = 'spiffe_id' AND s.value = ?1) ORDER BY e.id",
-        [id],
+        values![id],
         |row| Ok((int(row, 0)?, text(row, 1)?)),
     )?;
     for (row_id, entry_id) in aliases {
@@ -243,12 +252,8 @@ fn delete_aliases(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
 
 /// Tells other servers that an agent changed.
 fn event(tx: &Tx<'_>, id: &str) -> Result<(), StoreError> {
-    tx.conn.insert(
-        "INSERT INTO attested_node_entries_events (created_at, updated_at, spiffe_id) \
-         VALUES (?1, ?1, ?2)",
-        params![tx.stamp(), id],
-    )?;
-    Ok(())
+    let head = "INSERT INTO attested_node_entries_events (created_at, updated_at, spiffe_id)";
+    tx.conn.insert_at_end(head, vec![tx.now.into(), tx.now.into(), id.to_owned().into()])
 }
 
 /// The agent as it is now, noted as a change.
@@ -258,6 +263,6 @@ fn reread(tx: &mut Tx<'_>, id: &SpiffeId) -> Result<Arc<Agent>, StoreError> {
     Ok(agent)
 }
 
-fn optional_stamp(conn: &Conn, at: UnixSecs) -> Option<String> {
-    (at != UnixSecs(0)).then(|| conn.stamp(stamp::instant_of(at)))
+fn if_set(at: UnixSecs) -> Option<time::OffsetDateTime> {
+    (at != UnixSecs(0)).then(|| stamp::instant_of(at))
 }

@@ -8,7 +8,7 @@ use finial_store::{
 };
 use spiffe::{SpiffeId, UnixSecs};
 
-use crate::support::{entry, id, open, selector};
+use crate::support::{entry, id, on_each_database, open, selector};
 
 const LATER: UnixSecs = UnixSecs(2_000_000_000);
 
@@ -40,145 +40,133 @@ async fn serials(store: &Store, path: &str) -> (String, String) {
     (agent.serial.clone(), agent.new_serial.clone())
 }
 
-#[tokio::test]
-async fn a_first_use_attestation_never_replaces_an_agent() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
+on_each_database! {
+    async fn a_first_use_attestation_never_replaces_an_agent(home: &Home) {
+        let store = home.open();
 
-    let first = attest(&store, agent("/a", "1"), Reattest::Refused).await;
-    let second = attest(&store, agent("/a", "2"), Reattest::Refused).await;
-    let third = attest(&store, agent("/a", "3"), Reattest::Allowed).await;
+        let first = attest(&store, agent("/a", "1"), Reattest::Refused).await;
+        let second = attest(&store, agent("/a", "2"), Reattest::Refused).await;
+        let third = attest(&store, agent("/a", "3"), Reattest::Allowed).await;
 
-    assert!(matches!(first, Attested::Done(_)));
-    assert_eq!(second, Attested::Exists);
-    assert!(matches!(third, Attested::Done(agent) if agent.serial == "3"));
-    assert_eq!(store.agent_events_since(0).await.unwrap().len(), 4);
-}
+        assert!(matches!(first, Attested::Done(_)));
+        assert_eq!(second, Attested::Exists);
+        assert!(matches!(third, Attested::Done(agent) if agent.serial == "3"));
+        assert_eq!(store.agent_events_since(0).await.unwrap().len(), 4);
+    }
 
-#[tokio::test]
-async fn attested_selectors_are_kept_once_and_in_order() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
-    let selectors = ["b:1", "a:2", "b:1", "a:1"].map(selector);
-    let selectors: Arc<[spiffe::Selector]> = selectors.into();
+    async fn attested_selectors_are_kept_once_and_in_order(home: &Home) {
+        let store = home.open();
+        let selectors = ["b:1", "a:2", "b:1", "a:1"].map(selector);
+        let selectors: Arc<[spiffe::Selector]> = selectors.into();
 
-    attest(&store, Agent { selectors, ..agent("/a", "1") }, Reattest::Allowed).await;
+        attest(&store, Agent { selectors, ..agent("/a", "1") }, Reattest::Allowed).await;
 
-    let stored = store.agent_selectors(id("/a")).await.unwrap();
-    assert_eq!(stored, ["a:1", "a:2", "b:1"].map(selector));
-}
+        let stored = store.agent_selectors(id("/a")).await.unwrap();
+        assert_eq!(stored, ["a:1", "a:2", "b:1"].map(selector));
+    }
 
-#[tokio::test]
-async fn nothing_undoes_a_ban_but_deletion() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
-    attest(&store, agent("/a", "1"), Reattest::Allowed).await;
-    let renewal = AgentUpdate {
-        new_serial: Some("2".to_owned()),
-        new_expires_at: Some(LATER),
-        ..AgentUpdate::default()
-    };
-    let not_banned = AgentCondition::NotBanned;
-    store.update_agent(id("/a"), renewal.clone(), not_banned.clone()).await.unwrap();
+    async fn nothing_undoes_a_ban_but_deletion(home: &Home) {
+        let store = home.open();
+        attest(&store, agent("/a", "1"), Reattest::Allowed).await;
+        let renewal = AgentUpdate {
+            new_serial: Some("2".to_owned()),
+            new_expires_at: Some(LATER),
+            ..AgentUpdate::default()
+        };
+        let not_banned = AgentCondition::NotBanned;
+        store.update_agent(id("/a"), renewal.clone(), not_banned.clone()).await.unwrap();
 
-    let banned = store.ban_agent(id("/a")).await.unwrap();
-    let promoted = store.promote_agent(id("/a"), "2".to_owned()).await.unwrap();
-    let renewed = store.update_agent(id("/a"), renewal, not_banned).await.unwrap();
-    let again = attest(&store, agent("/a", "3"), Reattest::Allowed).await;
+        let banned = store.ban_agent(id("/a")).await.unwrap();
+        let promoted = store.promote_agent(id("/a"), "2".to_owned()).await.unwrap();
+        let renewed = store.update_agent(id("/a"), renewal, not_banned).await.unwrap();
+        let again = attest(&store, agent("/a", "3"), Reattest::Allowed).await;
 
-    assert!(matches!(&banned.changes.unwrap().list[..], [Change::AgentSet(agent)] if agent.is_banned()));
-    assert_eq!((promoted.value, renewed.value), (None, None));
-    assert!(promoted.changes.is_none());
-    assert_eq!(again, Attested::Banned);
-    assert_eq!(serials(&store, "/a").await, (String::new(), String::new()));
+        assert!(matches!(&banned.changes.unwrap().list[..], [Change::AgentSet(agent)] if agent.is_banned()));
+        assert_eq!((promoted.value, renewed.value), (None, None));
+        assert!(promoted.changes.is_none());
+        assert_eq!(again, Attested::Banned);
+        assert_eq!(serials(&store, "/a").await, (String::new(), String::new()));
 
-    store.delete_agent(id("/a")).await.unwrap();
-    assert!(matches!(attest(&store, agent("/a", "4"), Reattest::Refused).await, Attested::Done(_)));
-}
+        store.delete_agent(id("/a")).await.unwrap();
+        assert!(matches!(attest(&store, agent("/a", "4"), Reattest::Refused).await, Attested::Done(_)));
+    }
 
-#[tokio::test]
-async fn a_renewed_serial_is_promoted_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
-    let renewed = Agent { new_serial: "2".to_owned(), new_expires_at: LATER, ..agent("/a", "1") };
-    store.create_agent(renewed).await.unwrap();
+    async fn a_renewed_serial_is_promoted_once(home: &Home) {
+        let store = home.open();
+        let renewed = Agent { new_serial: "2".to_owned(), new_expires_at: LATER, ..agent("/a", "1") };
+        store.create_agent(renewed).await.unwrap();
 
-    let wrong = store.promote_agent(id("/a"), "9".to_owned()).await.unwrap();
-    let right = store.promote_agent(id("/a"), "2".to_owned()).await.unwrap();
-    let late = store.promote_agent(id("/a"), "2".to_owned()).await.unwrap();
-    let nobody = store.promote_agent(id("/nobody"), "2".to_owned()).await;
+        let wrong = store.promote_agent(id("/a"), "9".to_owned()).await.unwrap();
+        let right = store.promote_agent(id("/a"), "2".to_owned()).await.unwrap();
+        let late = store.promote_agent(id("/a"), "2".to_owned()).await.unwrap();
+        let nobody = store.promote_agent(id("/nobody"), "2".to_owned()).await;
 
-    assert_eq!((wrong.value, late.value), (None, None));
-    assert_eq!(right.value.unwrap().serial, "2");
-    assert_eq!(serials(&store, "/a").await, ("2".to_owned(), String::new()));
-    assert!(matches!(nobody, Err(StoreError::NotFound(_))));
-}
+        assert_eq!((wrong.value, late.value), (None, None));
+        assert_eq!(right.value.unwrap().serial, "2");
+        assert_eq!(serials(&store, "/a").await, ("2".to_owned(), String::new()));
+        assert!(matches!(nobody, Err(StoreError::NotFound(_))));
+    }
 
-#[tokio::test]
-async fn a_token_and_its_alias_come_together_or_not_at_all() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
-    let token = |text: &str| JoinToken { token: text.to_owned(), expires_at: LATER };
-    let agent = id("/spire/agent/join_token/t");
+    async fn a_token_and_its_alias_come_together_or_not_at_all(home: &Home) {
+        let store = home.open();
+        let token = |text: &str| JoinToken { token: text.to_owned(), expires_at: LATER };
+        let agent = id("/spire/agent/join_token/t");
 
-    let made = store.create_join_token(token("t"), Some(alias(&agent))).await.unwrap();
-    let twice = store.create_join_token(token("t"), Some(entry("/x", &["a:b"]))).await.unwrap_err();
-    let bad = NewEntry {
-        federates_with: vec![spiffe::TrustDomain::parse("nobody.test").unwrap()],
-        ..entry("/y", &["a:b"])
-    };
-    let refused = store.create_join_token(token("u"), Some(bad)).await.unwrap_err();
+        let made = store.create_join_token(token("t"), Some(alias(&agent))).await.unwrap();
+        let twice = store.create_join_token(token("t"), Some(entry("/x", &["a:b"]))).await.unwrap_err();
+        let bad = NewEntry {
+            federates_with: vec![spiffe::TrustDomain::parse("nobody.test").unwrap()],
+            ..entry("/y", &["a:b"])
+        };
+        let refused = store.create_join_token(token("u"), Some(bad)).await.unwrap_err();
 
-    assert!(made.value.is_some_and(|created| !created.existing));
-    assert_eq!(twice.to_string(), "datastore-sql: UNIQUE constraint failed: join_tokens.token");
-    assert_eq!(refused.to_string(), "unable to find federated bundle \"spiffe://nobody.test\"");
-    assert!(store.fetch_join_token("u".to_owned()).await.unwrap().is_none());
-    assert_eq!(store.count_entries(EntryFilter::default()).await.unwrap(), 1);
-    let debug = format!("{:?}", token("secret"));
-    assert!(!debug.contains("secret"), "{debug}");
-}
+        assert!(made.value.is_some_and(|created| !created.existing));
+        home.assert_taken(&twice, "join_tokens.token", "uix_join_tokens_token");
+        assert_eq!(refused.to_string(), "unable to find federated bundle \"spiffe://nobody.test\"");
+        assert!(store.fetch_join_token("u".to_owned()).await.unwrap().is_none());
+        assert_eq!(store.count_entries(EntryFilter::default()).await.unwrap(), 1);
+        let debug = format!("{:?}", token("secret"));
+        assert!(!debug.contains("secret"), "{debug}");
+    }
 
-#[tokio::test]
-async fn deleting_a_join_token_agent_takes_only_its_alias() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
-    let path = "/spire/agent/join_token/t";
-    let joined = Agent { attestation_type: "join_token".to_owned(), ..agent(path, "1") };
-    store.create_agent(joined).await.unwrap();
-    let own = store.create_entry(alias(&id(path))).await.unwrap().value.stored;
-    let workload = NewEntry { parent_id: id(path), ..entry("/w", &["unix:uid:1"]) };
-    store.create_entry(workload).await.unwrap();
+    async fn deleting_a_join_token_agent_takes_only_its_alias(home: &Home) {
+        let store = home.open();
+        let path = "/spire/agent/join_token/t";
+        let joined = Agent { attestation_type: "join_token".to_owned(), ..agent(path, "1") };
+        store.create_agent(joined).await.unwrap();
+        let own = store.create_entry(alias(&id(path))).await.unwrap().value.stored;
+        let workload = NewEntry { parent_id: id(path), ..entry("/w", &["unix:uid:1"]) };
+        store.create_entry(workload).await.unwrap();
 
-    let deleted = store.delete_agent(id(path)).await.unwrap();
+        let deleted = store.delete_agent(id(path)).await.unwrap();
 
-    let changes = deleted.changes.unwrap();
-    assert!(matches!(
-        &changes.list[..],
-        [Change::EntryDeleted { row_id, .. }, Change::AgentDeleted(_)] if *row_id == own.row_id
-    ));
-    let left = store.load_entries().await.unwrap();
-    assert_eq!(left.len(), 1);
-    assert_eq!(left[0].entry.spiffe_id, id("/w"));
-    assert!(store.agent_selectors(id(path)).await.unwrap().is_empty());
-}
+        let changes = deleted.changes.unwrap();
+        assert!(matches!(
+            &changes.list[..],
+            [Change::EntryDeleted { row_id, .. }, Change::AgentDeleted(_)] if *row_id == own.row_id
+        ));
+        let left = store.load_entries().await.unwrap();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].entry.spiffe_id, id("/w"));
+        assert!(store.agent_selectors(id(path)).await.unwrap().is_empty());
+    }
 
-#[tokio::test]
-async fn pruning_spares_the_banned_and_those_that_cannot_return() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
-    let old = |path: &str| Agent { expires_at: UnixSecs(1000), ..agent(path, "1") };
-    store.create_agent(old("/gone")).await.unwrap();
-    store.create_agent(agent("/valid", "1")).await.unwrap();
-    store.create_agent(Agent { can_reattest: false, ..old("/once") }).await.unwrap();
-    store.create_agent(Agent { serial: String::new(), ..old("/banned") }).await.unwrap();
+    async fn pruning_spares_the_banned_and_those_that_cannot_return(home: &Home) {
+        let store = home.open();
+        let old = |path: &str| Agent { expires_at: UnixSecs(1000), ..agent(path, "1") };
+        store.create_agent(old("/gone")).await.unwrap();
+        store.create_agent(agent("/valid", "1")).await.unwrap();
+        store.create_agent(Agent { can_reattest: false, ..old("/once") }).await.unwrap();
+        store.create_agent(Agent { serial: String::new(), ..old("/banned") }).await.unwrap();
 
-    let first = store.prune_agents(UnixSecs(2000), false, 0).await.unwrap();
-    let second = store.prune_agents(UnixSecs(2000), true, 0).await.unwrap();
+        let first = store.prune_agents(UnixSecs(2000), false, 0).await.unwrap();
+        let second = store.prune_agents(UnixSecs(2000), true, 0).await.unwrap();
 
-    assert_eq!(first.value, [id("/gone")]);
-    assert_eq!(second.value, [id("/once")]);
-    let left = store.load_agents().await.unwrap();
-    assert_eq!(left.iter().map(|agent| agent.id.path()).collect::<Vec<_>>(), ["/valid", "/banned"]);
+        assert_eq!(first.value, [id("/gone")]);
+        assert_eq!(second.value, [id("/once")]);
+        let left = store.load_agents().await.unwrap();
+        assert_eq!(left.iter().map(|agent| agent.id.path()).collect::<Vec<_>>(), ["/valid", "/banned"]);
+    }
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use proto::convert::federation::EndpointProfile;
 use proto::spire::journal::{Entries, JwtKeyEntry};
 use spiffe::{Bundle, JwtAuthority, TrustDomain, UnixSecs};
 
-use crate::support::{entry, open, recorded};
+use crate::support::{Home, entry, on_each_database, open, recorded};
 
 fn domain(name: &str) -> TrustDomain {
     TrustDomain::parse(name).unwrap()
@@ -36,67 +36,64 @@ async fn stored(store: &Store, name: &str) -> Arc<Bundle> {
     store.fetch_bundle(domain(name)).await.unwrap().unwrap()
 }
 
-#[tokio::test]
-async fn appending_adds_only_what_is_missing() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
+on_each_database! {
+    async fn appending_adds_only_what_is_missing(home: &Home) {
+        let store = home.open();
 
-    store.append_bundle(with_keys("a.test", &[key("1", 10)])).await.unwrap();
-    let same = store.append_bundle(with_keys("a.test", &[key("1", 10)])).await.unwrap();
-    let more = store.append_bundle(with_keys("a.test", &[key("1", 10), key("2", 20)])).await.unwrap();
-    let again = store.create_bundle(with_keys("a.test", &[])).await.unwrap_err();
+        store.append_bundle(with_keys("a.test", &[key("1", 10)])).await.unwrap();
+        let same = store.append_bundle(with_keys("a.test", &[key("1", 10)])).await.unwrap();
+        let more = store.append_bundle(with_keys("a.test", &[key("1", 10), key("2", 20)])).await.unwrap();
+        let again = store.create_bundle(with_keys("a.test", &[])).await.unwrap_err();
 
-    assert!(same.changes.is_none());
-    assert_eq!(same.value.sequence_number, 0);
-    assert_eq!(more.value.sequence_number, 1);
-    assert_eq!(more.value.jwt_authorities, [key("1", 10), key("2", 20)]);
-    assert_eq!(again.to_string(), "datastore-sql: UNIQUE constraint failed: bundles.trust_domain");
-}
+        assert!(same.changes.is_none());
+        assert_eq!(same.value.sequence_number, 0);
+        assert_eq!(more.value.sequence_number, 1);
+        assert_eq!(more.value.jwt_authorities, [key("1", 10), key("2", 20)]);
+        home.assert_taken(&again, "bundles.trust_domain", "uix_bundles_trust_domain");
+    }
 
-#[tokio::test]
-async fn a_masked_update_keeps_the_rest() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
-    store.set_bundle(with_keys("a.test", &[key("1", 10)])).await.unwrap();
-    let new = Bundle { refresh_hint: 60, sequence_number: 7, ..with_keys("a.test", &[]) };
-    let mask = BundleMask { jwt_authorities: false, sequence_number: false, ..BundleMask::ALL };
+    async fn a_masked_update_keeps_the_rest(home: &Home) {
+        let store = home.open();
+        store.set_bundle(with_keys("a.test", &[key("1", 10)])).await.unwrap();
+        let new = Bundle { refresh_hint: 60, sequence_number: 7, ..with_keys("a.test", &[]) };
+        let mask = BundleMask { jwt_authorities: false, sequence_number: false, ..BundleMask::ALL };
 
-    store.update_bundle(new, mask).await.unwrap();
-    let nobody = store.update_bundle(with_keys("b.test", &[]), mask).await.unwrap_err();
+        store.update_bundle(new, mask).await.unwrap();
+        let nobody = store.update_bundle(with_keys("b.test", &[]), mask).await.unwrap_err();
 
-    let expected = Bundle { refresh_hint: 60, ..with_keys("a.test", &[key("1", 10)]) };
-    assert_eq!(*stored(&store, "a.test").await, expected);
-    assert!(matches!(nobody, StoreError::NotFound(_)));
-}
+        let expected = Bundle { refresh_hint: 60, ..with_keys("a.test", &[key("1", 10)]) };
+        assert_eq!(*stored(&store, "a.test").await, expected);
+        assert!(matches!(nobody, StoreError::NotFound(_)));
+    }
 
-#[tokio::test]
-async fn the_mode_decides_about_entries_of_a_deleted_bundle() {
-    for (mode, left) in [(DeleteMode::Delete, 1), (DeleteMode::Dissociate, 2)] {
-        let dir = tempfile::tempdir().unwrap();
-        let store = open(&dir.path().join("d"));
-        store.set_bundle(with_keys("a.test", &[])).await.unwrap();
-        let federated = NewEntry { federates_with: vec![domain("a.test")], ..entry("/f", &["a:1"]) };
-        store.create_entry(federated).await.unwrap();
-        store.create_entry(entry("/other", &["a:1"])).await.unwrap();
+    async fn the_mode_decides_about_entries_of_a_deleted_bundle(home: &Home) {
+        for (mode, left) in [(DeleteMode::Delete, 1), (DeleteMode::Dissociate, 2)] {
+            let home = Home::new(home.database()).unwrap();
+            let store = home.open();
+            store.set_bundle(with_keys("a.test", &[])).await.unwrap();
+            let federated = NewEntry { federates_with: vec![domain("a.test")], ..entry("/f", &["a:1"]) };
+            store.create_entry(federated).await.unwrap();
+            store.create_entry(entry("/other", &["a:1"])).await.unwrap();
 
-        let kept = store.delete_bundle(domain("a.test"), DeleteMode::Restrict).await.unwrap_err();
-        let deleted = store.delete_bundle(domain("a.test"), mode).await.unwrap();
+            let kept = store.delete_bundle(domain("a.test"), DeleteMode::Restrict).await.unwrap_err();
+            let deleted = store.delete_bundle(domain("a.test"), mode).await.unwrap();
 
-        assert_eq!(
-            kept.to_string(),
-            "datastore-sql: cannot delete bundle; federated with 1 registration entries"
-        );
-        assert!(matches!(kept, StoreError::FailedPrecondition(_)));
-        let entries = store.load_entries().await.unwrap();
-        assert_eq!(entries.len(), left, "{mode:?}");
-        assert!(entries.iter().all(|stored| stored.entry.federates_with.is_empty()));
-        assert!(entries.iter().all(|stored| stored.entry.revision_number == 0));
-        let changes = deleted.changes.unwrap();
-        assert_eq!(changes.list.len(), 2);
-        assert!(matches!(changes.list.last(), Some(Change::BundleDeleted(_))));
-        assert_eq!(store.entry_events_since(2).await.unwrap().len(), 1, "{mode:?}");
-        let gone = store.delete_bundle(domain("a.test"), mode).await.unwrap_err();
-        assert_eq!(gone.to_string(), "datastore-sql: record not found");
+            assert_eq!(
+                kept.to_string(),
+                "datastore-sql: cannot delete bundle; federated with 1 registration entries"
+            );
+            assert!(matches!(kept, StoreError::FailedPrecondition(_)));
+            let entries = store.load_entries().await.unwrap();
+            assert_eq!(entries.len(), left, "{mode:?}");
+            assert!(entries.iter().all(|stored| stored.entry.federates_with.is_empty()));
+            assert!(entries.iter().all(|stored| stored.entry.revision_number == 0));
+            let changes = deleted.changes.unwrap();
+            assert_eq!(changes.list.len(), 2);
+            assert!(matches!(changes.list.last(), Some(Change::BundleDeleted(_))));
+            assert_eq!(store.entry_events_since(2).await.unwrap().len(), 1, "{mode:?}");
+            let gone = store.delete_bundle(domain("a.test"), mode).await.unwrap_err();
+            assert_eq!(gone.to_string(), "datastore-sql: record not found");
+        }
     }
 }
 
@@ -159,68 +156,66 @@ async fn pruning_never_takes_the_last_authority() {
     assert_eq!(after.sequence_number, before.sequence_number + 1);
 }
 
-#[tokio::test]
-async fn relationships_come_and_go_while_the_bundle_stays() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
-    let endpoint = spiffe::SpiffeId::parse("spiffe://a.test/server").unwrap();
-    let relationship = FederationRelationship {
-        trust_domain: domain("a.test"),
-        bundle_endpoint_url: "https://a.test/".to_owned(),
-        profile: EndpointProfile::HttpsSpiffe(endpoint),
-        bundle: Some(Arc::new(with_keys("a.test", &[key("1", 10)]))),
-    };
-    let web = FederationRelationship {
-        profile: EndpointProfile::HttpsWeb,
-        bundle_endpoint_url: "https://b.test/".to_owned(),
-        ..relationship.clone()
-    };
-    let mask = FederationMask { bundle_endpoint_url: false, ..FederationMask::ALL };
+on_each_database! {
+    async fn relationships_come_and_go_while_the_bundle_stays(home: &Home) {
+        let store = home.open();
+        let endpoint = spiffe::SpiffeId::parse("spiffe://a.test/server").unwrap();
+        let relationship = FederationRelationship {
+            trust_domain: domain("a.test"),
+            bundle_endpoint_url: "https://a.test/".to_owned(),
+            profile: EndpointProfile::HttpsSpiffe(endpoint),
+            bundle: Some(Arc::new(with_keys("a.test", &[key("1", 10)]))),
+        };
+        let web = FederationRelationship {
+            profile: EndpointProfile::HttpsWeb,
+            bundle_endpoint_url: "https://b.test/".to_owned(),
+            ..relationship.clone()
+        };
+        let mask = FederationMask { bundle_endpoint_url: false, ..FederationMask::ALL };
 
-    store.create_federation_relationship(relationship.clone()).await.unwrap();
-    let twice = store.create_federation_relationship(relationship.clone()).await.unwrap_err();
-    let updated = store.update_federation_relationship(web, mask).await.unwrap();
-    store.delete_federation_relationship(domain("a.test")).await.unwrap();
-    let gone = store.delete_federation_relationship(domain("a.test")).await.unwrap_err();
+        store.create_federation_relationship(relationship.clone()).await.unwrap();
+        let twice = store.create_federation_relationship(relationship.clone()).await.unwrap_err();
+        let updated = store.update_federation_relationship(web, mask).await.unwrap();
+        store.delete_federation_relationship(domain("a.test")).await.unwrap();
+        let gone = store.delete_federation_relationship(domain("a.test")).await.unwrap_err();
 
-    assert!(matches!(twice, StoreError::AlreadyExists(_)));
-    let expected = FederationRelationship { profile: EndpointProfile::HttpsWeb, ..relationship };
-    assert_eq!(updated.value, expected);
-    assert!(matches!(gone, StoreError::NotFound(_)));
-    assert_eq!(stored(&store, "a.test").await.jwt_authorities, [key("1", 10)]);
-}
+        assert!(matches!(twice, StoreError::AlreadyExists(_)));
+        let expected = FederationRelationship { profile: EndpointProfile::HttpsWeb, ..relationship };
+        assert_eq!(updated.value, expected);
+        assert!(matches!(gone, StoreError::NotFound(_)));
+        assert_eq!(stored(&store, "a.test").await.jwt_authorities, [key("1", 10)]);
+    }
 
-#[tokio::test]
-async fn journals_are_kept_while_an_authority_lives() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
-    let journal = |not_after| {
-        let keys = vec![JwtKeyEntry { not_after, ..JwtKeyEntry::default() }];
-        let entries = Entries { jwt_keys: keys, ..Entries::default() };
-        CaJournal {
-            id: 0,
-            data: Bytes::from(entries.encode_to_vec()),
-            active_x509_authority_id: format!("a{not_after}"),
-        }
-    };
+    async fn journals_are_kept_while_an_authority_lives(home: &Home) {
+        let store = home.open();
+        let journal = |not_after| {
+            let keys = vec![JwtKeyEntry { not_after, ..JwtKeyEntry::default() }];
+            let entries = Entries { jwt_keys: keys, ..Entries::default() };
+            CaJournal {
+                id: 0,
+                data: Bytes::from(entries.encode_to_vec()),
+                active_x509_authority_id: format!("a{not_after}"),
+            }
+        };
 
-    let old = store.set_ca_journal(journal(10)).await.unwrap().value;
-    let (bundle, new) = store
-        .append_bundle_with_journal(with_keys("a.test", &[key("1", 10)]), journal(20))
-        .await
-        .unwrap()
-        .value;
-    let moved = CaJournal { active_x509_authority_id: "b".to_owned(), ..new.clone() };
-    store.set_ca_journal(moved.clone()).await.unwrap();
-    let pruned = store.prune_ca_journals(UnixSecs(10)).await.unwrap().value;
+        let old = store.set_ca_journal(journal(10)).await.unwrap().value;
+        let (bundle, new) = store
+            .append_bundle_with_journal(with_keys("a.test", &[key("1", 10)]), journal(20))
+            .await
+            .unwrap()
+            .value;
+        let moved = CaJournal { active_x509_authority_id: "b".to_owned(), ..new.clone() };
+        store.set_ca_journal(moved.clone()).await.unwrap();
+        let pruned = store.prune_ca_journals(UnixSecs(10)).await.unwrap().value;
 
-    assert_eq!(bundle.jwt_authorities.len(), 1);
-    assert_eq!(pruned, [old.id]);
-    assert_eq!(store.list_ca_journals().await.unwrap(), std::slice::from_ref(&moved));
-    assert_eq!(store.fetch_ca_journal("b".to_owned()).await.unwrap(), Some(moved.clone()));
-    assert_eq!(store.fetch_ca_journal("a20".to_owned()).await.unwrap(), None);
-    let lost = CaJournal { id: 99, ..moved };
-    assert!(matches!(store.set_ca_journal(lost).await, Err(StoreError::NotFound(_))));
+        assert_eq!(bundle.jwt_authorities.len(), 1);
+        assert_eq!(pruned, [old.id]);
+        assert_eq!(store.list_ca_journals().await.unwrap(), std::slice::from_ref(&moved));
+        assert_eq!(store.fetch_ca_journal("b".to_owned()).await.unwrap(), Some(moved.clone()));
+        assert_eq!(store.fetch_ca_journal("a20".to_owned()).await.unwrap(), None);
+        let lost = CaJournal { id: 99, ..moved };
+        assert!(matches!(store.set_ca_journal(lost).await, Err(StoreError::NotFound(_))));
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use finial_store::{Changes, EntryFilter, NewEntry, Options, Store};
 use spiffe::EntryId;
 use tokio::sync::mpsc;
 
-use crate::support::{clock, entry, id, open, selector};
+use crate::support::{entry, id, on_each_database, open, selector};
 
 /// Names the database to the child process that is going to be killed.
 const CHILD: &str = "FINIAL_STORE_CHILD";
@@ -110,142 +110,136 @@ async fn check_whole(file: &Path, acknowledged: &HashSet<String>) {
     assert_eq!(check, "ok");
 }
 
-#[tokio::test]
-async fn waiting_writes_share_a_transaction_and_fail_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
+on_each_database! {
+    async fn waiting_writes_share_a_transaction_and_fail_alone(home: &Home) {
+        let store = home.open();
 
-    // All are queued before the first is answered; every tenth has an id that is taken.
-    let waiting: Vec<_> = (0..200)
-        .map(|number| {
-            let mut new = numbered(&format!("n{number}"));
-            if number % 10 == 9 {
-                new.id = Some(EntryId::new("n0"));
-            }
-            let store = store.clone();
-            async move { store.create_entry(new).await }
-        })
-        .collect();
-    let outcomes = join_all(waiting).await;
+        // All are queued before the first is answered; every tenth has an id that is taken.
+        let waiting: Vec<_> = (0..200)
+            .map(|number| {
+                let mut new = numbered(&format!("n{number}"));
+                if number % 10 == 9 {
+                    new.id = Some(EntryId::new("n0"));
+                }
+                let store = store.clone();
+                async move { store.create_entry(new).await }
+            })
+            .collect();
+        let outcomes = join_all(waiting).await;
 
-    for (number, outcome) in outcomes.iter().enumerate() {
-        match outcome {
-            Ok(_) => assert_ne!(number % 10, 9),
-            Err(error) => {
-                assert_eq!(number % 10, 9);
-                assert_eq!(
-                    error.to_string(),
-                    "datastore-sql: UNIQUE constraint failed: registered_entries.entry_id"
-                );
+        for (number, outcome) in outcomes.iter().enumerate() {
+            match outcome {
+                Ok(_) => assert_ne!(number % 10, 9),
+                Err(error) => {
+                    assert_eq!(number % 10, 9);
+                    home.assert_taken(
+                        error,
+                        "registered_entries.entry_id",
+                        "uix_registered_entries_entry_id",
+                    );
+                }
             }
         }
+        assert_eq!(store.count_entries(EntryFilter::default()).await.unwrap(), 180);
+        assert_eq!(store.entry_events_since(0).await.unwrap().len(), 180);
+        assert!(store.commits() < 20, "{} commits for 180 writes", store.commits());
+        let sequences: HashSet<u64> =
+            outcomes.iter().flatten().map(|done| done.changes.as_ref().unwrap().sequence).collect();
+        assert_eq!(sequences, (1..=180).collect());
     }
-    assert_eq!(store.count_entries(EntryFilter::default()).await.unwrap(), 180);
-    assert_eq!(store.entry_events_since(0).await.unwrap().len(), 180);
-    assert!(store.commits() < 20, "{} commits for 180 writes", store.commits());
-    let sequences: HashSet<u64> =
-        outcomes.iter().flatten().map(|done| done.changes.as_ref().unwrap().sequence).collect();
-    assert_eq!(sequences, (1..=180).collect());
-}
 
-#[tokio::test]
-async fn changes_arrive_in_commit_order_even_if_the_caller_is_gone() {
-    let dir = tempfile::tempdir().unwrap();
-    let (sender, mut receiver) = mpsc::channel::<Changes>(1000);
-    let file = dir.path().join("d");
-    let options = Options { changes: Some(sender), ..Options::new(file.to_str().unwrap(), clock()) };
-    let store = Store::open(&options).unwrap();
+    async fn changes_arrive_in_commit_order_even_if_the_caller_is_gone(home: &Home) {
+        let (sender, mut receiver) = mpsc::channel::<Changes>(1000);
+        let options = Options { changes: Some(sender), ..home.options() };
+        let store = Store::open(&options).unwrap();
 
-    for number in 0..20 {
-        let new = numbered(&format!("n{number}"));
-        // Polled once, so that it is queued, then dropped.
-        let mut write = Box::pin(store.create_entry(new));
-        let polled = futures_poll(&mut write);
-        assert!(polled.is_none_or(|outcome| outcome.is_ok()));
-        drop(write);
+        for number in 0..20 {
+            let new = numbered(&format!("n{number}"));
+            // Polled once, so that it is queued, then dropped.
+            let mut write = Box::pin(store.create_entry(new));
+            let polled = futures_poll(&mut write);
+            assert!(polled.is_none_or(|outcome| outcome.is_ok()));
+            drop(write);
+        }
+        store.create_entry(numbered("last")).await.unwrap();
+        drop((store, options));
+
+        let mut sequences = Vec::new();
+        while let Some(changes) = receiver.recv().await {
+            sequences.push(changes.sequence);
+        }
+        assert_eq!(sequences, (1..=21).collect::<Vec<_>>());
     }
-    store.create_entry(numbered("last")).await.unwrap();
-    drop((store, options));
 
-    let mut sequences = Vec::new();
-    while let Some(changes) = receiver.recv().await {
-        sequences.push(changes.sequence);
-    }
-    assert_eq!(sequences, (1..=21).collect::<Vec<_>>());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn readers_see_whole_entries_while_writers_write() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
-    let mut tasks = tokio::task::JoinSet::new();
-    for writer in 0..8 {
-        let store = store.clone();
-        tasks.spawn(async move {
-            for number in 0..30 {
-                let name = format!("w{writer}-{number}");
-                store.create_entry(numbered(&name)).await.unwrap();
-                if number % 3 == 0 {
-                    store.delete_entry(EntryId::new(&name)).await.unwrap();
+    async fn readers_see_whole_entries_while_writers_write(home: &Home) {
+        let store = home.open();
+        let mut tasks = tokio::task::JoinSet::new();
+        for writer in 0..8 {
+            let store = store.clone();
+            tasks.spawn(async move {
+                for number in 0..30 {
+                    let name = format!("w{writer}-{number}");
+                    store.create_entry(numbered(&name)).await.unwrap();
+                    if number % 3 == 0 {
+                        store.delete_entry(EntryId::new(&name)).await.unwrap();
+                    }
                 }
-            }
-        });
-    }
-    for _ in 0..4 {
-        let store = store.clone();
-        tasks.spawn(async move {
-            for _ in 0..20 {
-                for stored in store.load_entries().await.unwrap() {
-                    assert_eq!(stored.entry.selectors.len(), 2);
-                    assert_eq!(stored.entry.dns_names.len(), 1);
+            });
+        }
+        for _ in 0..4 {
+            let store = store.clone();
+            tasks.spawn(async move {
+                for _ in 0..20 {
+                    for stored in store.load_entries().await.unwrap() {
+                        assert_eq!(stored.entry.selectors.len(), 2);
+                        assert_eq!(stored.entry.dns_names.len(), 1);
+                    }
                 }
-            }
-        });
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
+
+        assert_eq!(store.count_entries(EntryFilter::default()).await.unwrap(), 8 * 20);
     }
-    while let Some(done) = tasks.join_next().await {
-        done.unwrap();
+
+    async fn one_of_many_uses_a_join_token(home: &Home) {
+        use finial_store::{Agent, Attestation, Attested, JoinToken, Reattest};
+        let store = home.open();
+        let expires_at = spiffe::UnixSecs(2_000_000_000);
+        let token = JoinToken { token: "t".to_owned(), expires_at };
+        store.create_join_token(token, None).await.unwrap();
+
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..16 {
+            let store = store.clone();
+            tasks.spawn(async move {
+                let agent = Agent {
+                    id: id(&format!("/spire/agent/join_token/{number}")),
+                    attestation_type: "join_token".to_owned(),
+                    serial: number.to_string(),
+                    expires_at,
+                    new_serial: String::new(),
+                    new_expires_at: spiffe::UnixSecs(0),
+                    can_reattest: false,
+                    agent_version: String::new(),
+                    selectors: Arc::from([selector("a:b")]),
+                };
+                let join_token = Some("t".to_owned());
+                let attestation = Attestation { agent, reattest: Reattest::Refused, join_token };
+                store.attest_agent(attestation).await.unwrap().value
+            });
+        }
+        let outcomes = tasks.join_all().await;
+
+        let done = outcomes.iter().filter(|outcome| matches!(outcome, Attested::Done(_))).count();
+        assert_eq!(done, 1);
+        let gone = outcomes.iter().filter(|outcome| **outcome == Attested::TokenGone).count();
+        assert_eq!(gone, 15);
+        assert_eq!(store.load_agents().await.unwrap().len(), 1);
+        assert_eq!(store.agent_events_since(0).await.unwrap().len(), 2);
     }
-
-    assert_eq!(store.count_entries(EntryFilter::default()).await.unwrap(), 8 * 20);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn one_of_many_uses_a_join_token() {
-    use finial_store::{Agent, Attestation, Attested, JoinToken, Reattest};
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("d"));
-    let expires_at = spiffe::UnixSecs(2_000_000_000);
-    let token = JoinToken { token: "t".to_owned(), expires_at };
-    store.create_join_token(token, None).await.unwrap();
-
-    let mut tasks = tokio::task::JoinSet::new();
-    for number in 0..16 {
-        let store = store.clone();
-        tasks.spawn(async move {
-            let agent = Agent {
-                id: id(&format!("/spire/agent/join_token/{number}")),
-                attestation_type: "join_token".to_owned(),
-                serial: number.to_string(),
-                expires_at,
-                new_serial: String::new(),
-                new_expires_at: spiffe::UnixSecs(0),
-                can_reattest: false,
-                agent_version: String::new(),
-                selectors: Arc::from([selector("a:b")]),
-            };
-            let join_token = Some("t".to_owned());
-            let attestation = Attestation { agent, reattest: Reattest::Refused, join_token };
-            store.attest_agent(attestation).await.unwrap().value
-        });
-    }
-    let outcomes = tasks.join_all().await;
-
-    let done = outcomes.iter().filter(|outcome| matches!(outcome, Attested::Done(_))).count();
-    assert_eq!(done, 1);
-    let gone = outcomes.iter().filter(|outcome| **outcome == Attested::TokenGone).count();
-    assert_eq!(gone, 15);
-    assert_eq!(store.load_agents().await.unwrap().len(), 1);
-    assert_eq!(store.agent_events_since(0).await.unwrap().len(), 2);
 }
 
 /// Polls all of them in turn until each is done.

@@ -8,5 +8,6 @@ mod feed;
 mod follow;
 mod replay;
 mod schema;
+mod servers;
 mod support;
 mod writes;

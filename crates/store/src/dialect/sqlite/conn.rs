@@ -1,96 +1,87 @@
-//! A connection that counts its statements and caches them, and the writer's transaction on it.
+//! A connection that counts its statements and caches them.
 
-use std::cell::Cell;
+use std::borrow::Cow;
+use std::cell::Cell as Slot;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
 
-use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, Params, Row};
-use spiffe::UnixSecs;
+use rusqlite::types::{ToSqlOutput, Value as Owned, ValueRef};
+use rusqlite::{Connection, ToSql, params_from_iter};
 use time::OffsetDateTime;
 
-use crate::{Change, StoreError, stamp};
+use crate::dialect::{Cell, Row, Value};
+use crate::{StoreError, stamp};
 
 /// One connection, used by one thread.
 pub(crate) struct Conn {
     raw: Connection,
     statements: Arc<AtomicU64>,
-    zone: Cell<Option<i64>>,
+    zone: Slot<Option<i64>>,
     local: bool,
 }
 
 impl Conn {
     pub(crate) fn new(raw: Connection, statements: Arc<AtomicU64>) -> Self {
         raw.set_prepared_statement_cache_capacity(256);
-        let mut conn = Self { raw, statements, zone: Cell::new(Some(0)), local: false };
+        let mut conn = Self { raw, statements, zone: Slot::new(Some(0)), local: false };
         // A zone that is UTC in winter and in summer needs no look-up per instant.
         conn.local = [1_767_225_600, 1_782_864_000].iter().any(|at| conn.ask_offset(*at) != 0);
         conn
     }
 
-    /// Runs a statement that gives no rows; the number of rows it touched.
-    pub(crate) fn execute(&self, sql: &str, params: impl Params) -> Result<usize, StoreError> {
+    pub(crate) fn execute(&self, sql: &str, params: &[Value<'_>]) -> Result<usize, StoreError> {
         self.count();
-        Ok(self.raw.prepare_cached(sql)?.execute(params)?)
+        Ok(self.raw.prepare_cached(sql)?.execute(params_from_iter(self.bound(params)))?)
     }
 
-    /// Runs an insert; the id of the new row.
-    pub(crate) fn insert(&self, sql: &str, params: impl Params) -> Result<i64, StoreError> {
+    /// Not from the cache of statements, which trims their texts.
+    pub(crate) fn define(&self, sql: &str) -> Result<(), StoreError> {
         self.count();
-        Ok(self.raw.prepare_cached(sql)?.insert(params)?)
+        Ok(self.raw.execute_batch(sql)?)
     }
 
-    /// Feeds every row of a query to `take`.
-    pub(crate) fn each(
-        &self,
-        sql: &str,
-        params: impl Params,
-        mut take: impl FnMut(&Row<'_>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+    pub(crate) fn insert(&self, sql: &str, params: &[Value<'_>]) -> Result<i64, StoreError> {
         self.count();
-        let mut statement = self.raw.prepare_cached(sql)?;
-        let mut rows = statement.query(params)?;
-        while let Some(row) = rows.next()? {
-            take(row)?;
+        Ok(self.raw.prepare_cached(sql)?.insert(params_from_iter(self.bound(params)))?)
+    }
+
+    /// Row by row: a statement is a function call here, not a round trip.
+    pub(crate) fn insert_rows(&self, head: &str, rows: &[Vec<Value<'_>>]) -> Result<(), StoreError> {
+        let Some(first) = rows.first() else { return Ok(()) };
+        let sql = format!("{head} VALUES ({})", vec!["?"; first.len()].join(", "));
+        let mut statement = self.raw.prepare_cached(&sql)?;
+        for row in rows {
+            self.count();
+            statement.execute(params_from_iter(self.bound(row)))?;
         }
         Ok(())
     }
 
-    /// All rows of a query.
-    pub(crate) fn rows<T>(
+    pub(crate) fn each(
         &self,
         sql: &str,
-        params: impl Params,
-        mut read: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
-    ) -> Result<Vec<T>, StoreError> {
-        let mut all = Vec::new();
-        self.each(sql, params, |row| {
-            all.push(read(row)?);
-            Ok(())
-        })?;
-        Ok(all)
-    }
-
-    /// The first row of a query.
-    pub(crate) fn first<T>(
-        &self,
-        sql: &str,
-        params: impl Params,
-        mut read: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
-    ) -> Result<Option<T>, StoreError> {
+        params: &[Value<'_>],
+        mut take: impl FnMut(&Row<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         self.count();
         let mut statement = self.raw.prepare_cached(sql)?;
-        statement.query_row(params, |row| Ok(read(row))).optional()?.transpose()
+        let mut rows = statement.query(params_from_iter(self.bound(params)))?;
+        while let Some(row) = rows.next()? {
+            take(&Row::Sqlite(row))?;
+        }
+        Ok(())
     }
 
-    /// Whether no transaction is open: the database may end one by itself when it fails.
     pub(crate) fn is_idle(&self) -> bool {
         self.raw.is_autocommit()
     }
 
+    fn bound<'a>(&'a self, params: &'a [Value<'a>]) -> impl Iterator<Item = Bound<'a>> {
+        params.iter().map(|value| Bound { value, conn: self })
+    }
+
     /// An instant as this database's columns hold it.
-    pub(crate) fn stamp(&self, at: OffsetDateTime) -> String {
+    fn stamp(&self, at: OffsetDateTime) -> String {
         let offset = if self.local { self.ask_offset(at.unix_timestamp()) } else { 0 };
         stamp::format(at, offset)
     }
@@ -109,86 +100,39 @@ impl Conn {
     }
 }
 
-/// The writer's transaction, as one operation sees it.
-pub(crate) struct Tx<'a> {
-    /// Where its statements run.
-    pub(crate) conn: &'a Conn,
-    /// The time of the operation.
-    pub(crate) now: OffsetDateTime,
-    changes: Vec<Change>,
+/// A parameter in this database's own types.
+struct Bound<'a> {
+    value: &'a Value<'a>,
+    conn: &'a Conn,
 }
 
-impl<'a> Tx<'a> {
-    pub(crate) fn new(conn: &'a Conn, now: SystemTime) -> Self {
-        Self { conn, now: stamp::instant(now), changes: Vec::new() }
-    }
-
-    /// Notes a change that holds once the transaction is committed.
-    pub(crate) fn changed(&mut self, change: Change) {
-        self.changes.push(change);
-    }
-
-    /// The time of the operation as columns hold it.
-    pub(crate) fn stamp(&self) -> String {
-        self.conn.stamp(self.now)
-    }
-
-    pub(crate) fn into_changes(self) -> Vec<Change> {
-        self.changes
+impl ToSql for Bound<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        let list = |json: serde_json::Result<String>| Owned::Text(json.unwrap_or_default());
+        Ok(match self.value {
+            Value::Int(number) => ToSqlOutput::Owned(Owned::Integer(*number)),
+            Value::Bool(truth) => ToSqlOutput::Owned(Owned::Integer(i64::from(*truth))),
+            Value::Text(text) => ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes())),
+            Value::Bytes(bytes) => ToSqlOutput::Borrowed(
+                bytes.as_ref().map_or(ValueRef::Null, |bytes: &Cow<'_, [u8]>| ValueRef::Blob(bytes)),
+            ),
+            Value::Instant(at) => {
+                ToSqlOutput::Owned(at.map_or(Owned::Null, |at| Owned::Text(self.conn.stamp(at))))
+            }
+            Value::Moment(at) => ToSqlOutput::Owned(Owned::Integer(at.0)),
+            Value::Ids(ids) => ToSqlOutput::Owned(list(serde_json::to_string(ids))),
+            Value::Texts(texts) => ToSqlOutput::Owned(list(serde_json::to_string(texts))),
+        })
     }
 }
 
-/// A column's text; empty for NULL.
-pub(crate) fn text(row: &Row<'_>, column: usize) -> Result<String, StoreError> {
-    Ok(optional_text(row, column)?.unwrap_or_default())
-}
-
-/// A column's text.
-fn optional_text(row: &Row<'_>, column: usize) -> Result<Option<String>, StoreError> {
+/// What a column of a row holds.
+pub(crate) fn cell<'a>(row: &'a rusqlite::Row<'_>, column: usize) -> Result<Cell<'a>, StoreError> {
     Ok(match row.get_ref(column)? {
-        ValueRef::Null => None,
-        ValueRef::Integer(number) => Some(number.to_string()),
-        ValueRef::Real(number) => Some(number.to_string()),
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
-    })
-}
-
-/// A column's number; 0 for NULL and for what is none.
-pub(crate) fn int(row: &Row<'_>, column: usize) -> Result<i64, StoreError> {
-    #[expect(clippy::cast_possible_truncation, reason = "a saturating cast is as good as any")]
-    Ok(match row.get_ref(column)? {
-        ValueRef::Integer(number) => number,
-        ValueRef::Real(number) => number as i64,
-        ValueRef::Text(bytes) => {
-            std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
-        }
-        ValueRef::Null | ValueRef::Blob(_) => 0,
-    })
-}
-
-/// A column's truth; false for NULL.
-pub(crate) fn flag(row: &Row<'_>, column: usize) -> Result<bool, StoreError> {
-    Ok(match row.get_ref(column)? {
-        ValueRef::Text(bytes) => matches!(bytes, b"1" | b"t" | b"true" | b"TRUE"),
-        ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Blob(_) => {
-            int(row, column)? != 0
-        }
-    })
-}
-
-/// A column's bytes; empty for NULL.
-pub(crate) fn blob(row: &Row<'_>, column: usize) -> Result<Vec<u8>, StoreError> {
-    Ok(match row.get_ref(column)? {
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.to_vec(),
-        ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => Vec::new(),
-    })
-}
-
-/// A column's instant; `None` for NULL and for what is none.
-pub(crate) fn instant(row: &Row<'_>, column: usize) -> Result<Option<OffsetDateTime>, StoreError> {
-    Ok(match row.get_ref(column)? {
-        ValueRef::Integer(seconds) => Some(stamp::instant_of(UnixSecs(seconds))),
-        ValueRef::Text(bytes) => std::str::from_utf8(bytes).ok().and_then(stamp::parse),
-        ValueRef::Null | ValueRef::Real(_) | ValueRef::Blob(_) => None,
+        ValueRef::Null => Cell::Null,
+        ValueRef::Integer(number) => Cell::Int(number),
+        ValueRef::Real(number) => Cell::Real(number),
+        ValueRef::Text(bytes) => Cell::Text(bytes),
+        ValueRef::Blob(bytes) => Cell::Bytes(bytes),
     })
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::StoreError;
+use crate::dialect::percent::percent_decoded;
 
 /// Where the database is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,25 +53,6 @@ fn scheme(text: &str) -> Option<&str> {
     let good = letters.next()?.is_ascii_alphabetic()
         && letters.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
     good.then_some(scheme)
-}
-
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let digits = after.get(..2).and_then(|two| std::str::from_utf8(two).ok());
-        match digits.and_then(|two| u8::from_str_radix(two, 16).ok()) {
-            Some(byte) if first == b'%' => {
-                bytes.push(byte);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            _ => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]

@@ -5,10 +5,8 @@
 //! open, since nobody would tell us of its writes.
 
 mod conn;
-mod group;
 mod locator;
 mod open;
-mod readers;
 
-pub(crate) use conn::{Conn, Tx, blob, flag, instant, int, text};
-pub(crate) use open::{Sqlite, explain};
+pub(crate) use conn::{Conn, cell};
+pub(crate) use open::Sqlite;

@@ -2,35 +2,24 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
-use tokio::sync::{mpsc, oneshot};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use super::conn::{Conn, Tx};
-use super::group::{Operation, Queued, Writer};
+use super::Conn;
 use super::locator::Locator;
-use super::readers::{self, Read};
-use crate::migrate::{self, Plan};
-use crate::{Committed, Options, StoreError};
-
-/// How many operations may wait: enough to fill two groups, few enough to notice a dead disk.
-const QUEUE: usize = 1024;
+use crate::dialect::{self, Tasks};
+use crate::migrate::{self, Found, Plan};
+use crate::{Options, StoreError};
 
 /// How long to wait for a program that has the file open at start.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An open database.
 pub(crate) struct Sqlite {
-    writes: Option<mpsc::Sender<Box<dyn Queued>>>,
-    /// Absent for a database in memory: there the writer reads too.
-    reads: Option<mpsc::Sender<Read>>,
-    statements: Arc<AtomicU64>,
-    commits: Arc<AtomicU64>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    pub(crate) tasks: Tasks,
     /// Let go last: a file handle that is closed earlier would take the database's locks with it.
     _lock: Option<File>,
 }
@@ -40,7 +29,6 @@ impl Sqlite {
     pub(crate) fn open(options: &Options) -> Result<Self, StoreError> {
         let locator = Locator::parse(&options.connection_string)?;
         let statements = Arc::new(AtomicU64::new(0));
-        let commits = Arc::new(AtomicU64::new(0));
         let name = locator.file.clone().unwrap_or_else(|| PathBuf::from("(memory)"));
         let lock = locator.file.as_deref().map(lock).transpose()?;
         let failed = |error: rusqlite::Error| explain(&name, &error);
@@ -49,7 +37,7 @@ impl Sqlite {
         if locator.file.is_some() {
             alone(&raw, &name)?;
         }
-        let plan = migrate::plan(&raw, options).map_err(|error| error.into_store(&name))?;
+        let plan = migrate::plan(look(&raw).map_err(failed)?, options)?;
         // Only now, with a schema that will be used, is anything written.
         let raw = if locator.file.is_some() {
             drop(raw);
@@ -58,106 +46,43 @@ impl Sqlite {
             raw
         };
         configure(&raw, locator.file.is_some()).map_err(failed)?;
+        let writer = dialect::Conn::Sqlite(Conn::new(raw, Arc::clone(&statements)));
         if plan != Plan::Nothing {
-            migrate::carry_out(&raw, &plan, options).map_err(|error| error.into_store(&name))?;
+            migrate::carry_out(&writer, &plan, options).map_err(|error| {
+                StoreError::Open(format!("cannot write datastore file {}: {error}", name.display()))
+            })?;
         }
 
-        let (writes, queue) = mpsc::channel(QUEUE);
-        let writer = Writer {
-            conn: Conn::new(raw, Arc::clone(&statements)),
-            now: Arc::clone(&options.now),
-            subscriber: options.changes.clone(),
-            sequence: 0,
-            commits: Arc::clone(&commits),
-        };
-        let mut threads = vec![spawn("store-writer", move || writer.run(queue))?];
-        let mut reads = None;
+        // A database in memory is the writer's alone: there it reads too.
+        let mut readers = Vec::new();
         if locator.file.is_some() {
-            let (sender, queue) = mpsc::channel(QUEUE);
-            let queue = Arc::new(Mutex::new(queue));
             let count = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4));
             for _ in 0..count {
                 let raw = connect(&locator).map_err(failed)?;
                 configure(&raw, false).map_err(failed)?;
                 raw.pragma_update(None, "query_only", true).map_err(failed)?;
-                let conn = Conn::new(raw, Arc::clone(&statements));
-                let queue = Arc::clone(&queue);
-                threads.push(spawn("store-reader", move || readers::run(&conn, &queue))?);
+                readers.push(dialect::Conn::Sqlite(Conn::new(raw, Arc::clone(&statements))));
             }
-            reads = Some(sender);
         }
-        Ok(Self {
-            writes: Some(writes),
-            reads,
-            statements,
-            commits,
-            threads: Mutex::new(threads),
-            _lock: lock,
+        Ok(Self { tasks: Tasks::start(writer, readers, statements, options)?, _lock: lock })
+    }
+}
+
+/// What the version row says; `None` if the database is new.
+fn look(raw: &Connection) -> rusqlite::Result<Option<Found>> {
+    let there = raw
+        .query_row("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'migrations'", [], |_| Ok(()))
+        .optional()?;
+    if there.is_none() {
+        return Ok(None);
+    }
+    let row = raw
+        .query_row(migrate::VERSION_ROW, [], |row| {
+            let (version, code_version): (Option<i64>, Option<String>) = (row.get(0)?, row.get(1)?);
+            Ok(Found { version: version.unwrap_or_default(), code_version: code_version.unwrap_or_default() })
         })
-    }
-
-    /// Queues a write and waits until it is on disk.
-    pub(crate) async fn write<T, F>(&self, work: F) -> Result<Committed<T>, StoreError>
-    where
-        T: Send + 'static,
-        F: FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
-    {
-        let (caller, answer) = oneshot::channel();
-        let queue = self.writes.as_ref().ok_or(StoreError::Closed)?;
-        let operation = Box::new(Operation::new(work, caller));
-        queue.send(operation).await.map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
-    }
-
-    /// Runs a read beside the writer.
-    pub(crate) async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Fn(&Conn) -> Result<T, StoreError> + Send + 'static,
-    {
-        let Some(queue) = &self.reads else {
-            return Ok(self.write(move |tx| work(tx.conn)).await?.value);
-        };
-        let (caller, answer) = oneshot::channel();
-        let job: Read = Box::new(move |conn| {
-            // Nobody waits for a read whose caller is gone.
-            if !caller.is_closed() {
-                drop(caller.send(readers::in_snapshot(conn, work)));
-            }
-        });
-        queue.send(job).await.map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
-    }
-
-    /// How many transactions were committed since the store was opened.
-    pub(crate) fn commits(&self) -> u64 {
-        self.commits.load(Ordering::Relaxed)
-    }
-
-    /// How many SQL statements were run since the store was opened.
-    pub(crate) fn statements(&self) -> u64 {
-        self.statements.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Sqlite {
-    /// Waits for what is queued, so that the file is whole and free when the store is gone.
-    fn drop(&mut self) {
-        self.writes = None;
-        self.reads = None;
-        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a datastore thread panicked");
-            }
-        }
-    }
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(body)
-        .map_err(|error| StoreError::Open(format!("cannot start datastore thread: {error}")))
+        .optional()?;
+    Ok(Some(row.unwrap_or_default()))
 }
 
 fn connect(locator: &Locator) -> rusqlite::Result<Connection> {
@@ -216,7 +141,7 @@ fn in_use(file: &Path) -> StoreError {
 }
 
 /// One line for the operator.
-pub(crate) fn explain(name: &Path, error: &rusqlite::Error) -> StoreError {
+fn explain(name: &Path, error: &rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => in_use(name),
         Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {

@@ -20,18 +20,22 @@ pub(crate) fn run(conn: &Conn, queue: &Arc<Mutex<mpsc::Receiver<Read>>>) {
     }
 }
 
-/// Runs a read in one transaction, so that its statements see the same state.
+/// Runs a read in one transaction, so that its statements see the same state. Where only this connection
+/// broke, which a restarted database does to all of them, it is made again and the read with it.
 pub(crate) fn in_snapshot<T>(
     conn: &Conn,
-    work: impl FnOnce(&Conn) -> Result<T, StoreError>,
+    work: impl Fn(&Conn) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     if !conn.is_idle() {
         return work(conn);
     }
-    conn.execute("BEGIN", [])?;
+    let outcome = once(conn, &work);
+    if outcome.is_err() && conn.trouble().is_some() { once(conn, &work) } else { outcome }
+}
+
+fn once<T>(conn: &Conn, work: impl Fn(&Conn) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    conn.begin_read()?;
     let outcome = work(conn);
-    if !conn.is_idle() {
-        conn.execute("COMMIT", [])?;
-    }
-    outcome
+    let ended = if conn.is_idle() { Ok(()) } else { conn.commit() };
+    outcome.and_then(|value| ended.map(|()| value))
 }
