@@ -189,6 +189,9 @@ impl Driver {
         token: CancellationToken,
     ) -> Result<(), DriverError> {
         let mut tick = self.parts.clock.sleep(TICK);
+        if let Some(upstream) = &mut self.upstream {
+            upstream.until(token.clone());
+        }
         self.watch_upstream().await;
         loop {
             // What is begun is not dropped half-way: each of its steps writes.

@@ -20,6 +20,7 @@ use runtime::clock;
 use spiffe::x509::Certificate;
 use spiffe::{Bundle, JwtAuthority, X509Authority};
 use store::{Committed, StoreError};
+use tokio_util::sync::CancellationToken;
 
 use super::{Driver, DriverError, Parts, Refusal};
 
@@ -38,6 +39,8 @@ pub(super) struct Upstream {
     warned: bool,
     /// Authorities that are compromised above and not yet here.
     tainted: Vec<X509Authority>,
+    /// Ends waiting for the servers above; nothing was written by then.
+    stop: CancellationToken,
     /// Ids of JWT keys that an operator revoked here: the servers above may still have them.
     pub(super) withdrawn: HashSet<String>,
 }
@@ -70,14 +73,20 @@ impl Upstream {
             is_mute: false,
             warned: false,
             tainted: Vec::new(),
+            stop: CancellationToken::new(),
             withdrawn: HashSet::new(),
         }
+    }
+
+    /// From now on nothing is waited for once the token is cancelled.
+    pub(super) fn until(&mut self, stop: CancellationToken) {
+        self.stop = stop;
     }
 
     /// Has a CA signed that has this key.
     pub(super) async fn mint(&mut self, parts: &Parts, key: Arc<dyn Key>) -> Result<Minted, DriverError> {
         let csr = upstream_csr(&parts.profile, &*key).await?;
-        let minted = self.plugin.mint(&csr, parts.profile.ca_ttl).await?;
+        let minted = unless_stopped(&self.stop, self.plugin.mint(&csr, parts.profile.ca_ttl)).await?;
         let now = parts.clock.now().into();
         let signer = upstream_ca(&parts.profile, key, minted.chain, &minted.roots, now).await?;
         self.roots = minted.updates;
@@ -154,6 +163,18 @@ impl Upstream {
                 }
             },
         }
+    }
+}
+
+/// What a call upwards comes to, unless the server stops before.
+async fn unless_stopped<T>(
+    stop: &CancellationToken,
+    call: impl Future<Output = Result<T, PluginError>>,
+) -> Result<T, PluginError> {
+    tokio::select! {
+        biased;
+        outcome = call => outcome,
+        () = stop.cancelled() => Err(PluginError::new(Code::Cancelled, "server is stopping")),
     }
 }
 

@@ -15,3 +15,4 @@ mod rotation;
 mod signing;
 mod start;
 mod support;
+mod upstream;
