@@ -180,6 +180,8 @@ impl Keeper {
         loop {
             let is_idle = turning.is_none();
             let is_shared = self.feed.is_some();
+            // A reload that failed is tried again, whoever else writes.
+            let is_due = is_shared || self.reload;
             tokio::select! {
                 biased;
                 () = token.cancelled() => return Ok(()),
@@ -201,7 +203,7 @@ impl Keeper {
                     next_reload = self.clock.sleep(self.reload_every);
                 }
                 () = self.readings.asked(), if is_idle && is_shared => turning = Some(self.begin()),
-                () = &mut next_turn, if is_idle && is_shared => turning = Some(self.begin()),
+                () = &mut next_turn, if is_idle && is_due => turning = Some(self.begin()),
             }
         }
     }
