@@ -21,6 +21,9 @@ pub struct Machine {
     pub cores: usize,
     /// How many of them this process may use.
     pub cores_of_client: usize,
+    /// Whether this program was compiled to be fast. If not, it is what holds the load up, and the costs of
+    /// the cryptography are its own.
+    pub client_optimised: bool,
     /// How many tasks competed for the cores in the last minute: more than there are cores, and the
     /// figures are of a machine that others use too.
     pub load: f64,
@@ -51,6 +54,7 @@ impl Machine {
             processor: processor.unwrap_or("unknown").trim().to_owned(),
             cores: cpus.lines().filter(|line| line.starts_with("processor")).count(),
             cores_of_client: std::thread::available_parallelism().map_or(1, NonZero::get),
+            client_optimised: !cfg!(debug_assertions),
             load: load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or_default(),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         }

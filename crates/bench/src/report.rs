@@ -171,16 +171,17 @@ impl Report {
     }
 
     fn heading(&self) -> String {
-        let Machine { processor, cores, cores_of_client, load, kernel } = &self.machine;
+        let Machine { processor, cores, cores_of_client, client_optimised, load, kernel } = &self.machine;
         let Calibration { csr_check_us, signature_us, budget_us } = self.calibration;
         let TargetFacts { label, trust_domain, program, version, pid } = &self.target;
         let mut text = String::new();
+        let build = if *client_optimised { "" } else { ", the client not optimised" };
         line(&mut text, format_args!("{} of {label} ({trust_domain})", self.command));
         line(&mut text, format_args!("target   {program}, {version}, process {pid}"));
         line(
             &mut text,
             format_args!(
-                "machine  {processor}, {cores} cores ({cores_of_client} for the client), load {load:.2}, Linux {kernel}"
+                "machine  {processor}, {cores} cores ({cores_of_client} for the client{build}), load {load:.2}, Linux {kernel}"
             ),
         );
         line(
