@@ -124,6 +124,14 @@ fn unit_length(unit: &str) -> Option<u64> {
     })
 }
 
+/// A duration as Go writes it, such as `1m30s`, in a plugin's settings.
+///
+/// # Errors
+/// In Go's words. A negative one is none.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    Span::parse(text).map(Span::to_duration)
+}
+
 /// A text in double quotes, what cannot be printed escaped.
 pub(crate) fn quote(text: &str) -> String {
     let mut out = String::from("\"");

@@ -20,6 +20,7 @@ pub use agent::{
     AgentConfig, AgentExperimental, Bootstrap, Broker, BrokerConfig, BundleFormat, JoinTokenText,
     Rebootstrap, SdsConfig, WorkloadRateLimits,
 };
+pub use go::duration;
 pub use helper::{FileModes, HelperConfig, JwtFile};
 pub use load::{AgentFlags, ServerFlags};
 pub use note::{ConfigError, Loaded, Note, NoteLevel, Unbuilt};

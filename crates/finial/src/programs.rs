@@ -24,7 +24,12 @@ type Reason = Box<dyn std::error::Error + Send + Sync>;
 /// Runs a server until it is told to stop.
 pub(crate) fn run_server(config: ServerConfig, log: Log) -> Result<(), Crashed> {
     let ended = until_stopped(|shutdown, clock| async move {
-        let server = Server::build(config, log, clock).await?.with_version(crate::SPIRE_VERSION);
+        // Starting may mean waiting for the datastore.
+        let server = tokio::select! {
+            biased;
+            () = shutdown.token().cancelled() => return Ok(()),
+            built = Server::build(config, log, clock) => built?.with_version(crate::SPIRE_VERSION),
+        };
         Ok(server.run(&shutdown).await?)
     });
     match ended {

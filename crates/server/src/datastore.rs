@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use config::hcl::Kept;
 use config::{PluginBlock, PluginData};
 use runtime::clock::Clock;
+use runtime::health::Health;
 use runtime::metrics::Metrics;
 use serde::Deserialize;
-use store::{Changes, Options, Store, StoreError};
+use store::{Changes, DatabaseType, Options, Store, StoreError, TlsFiles};
 use tokio::sync::mpsc;
 
 use crate::measured::Datastore;
@@ -51,29 +54,106 @@ pub enum DatastoreError {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Settings {
-    database_type: String,
+    database_type: Option<Kept>,
     connection_string: String,
+    ro_connection_string: String,
+    root_ca_path: String,
+    client_cert_path: String,
+    client_key_path: String,
+    max_open_conns: Option<i64>,
+    max_idle_conns: Option<i64>,
+    conn_max_lifetime: Option<String>,
     disable_migration: bool,
 }
 
-/// Opens the datastore that the plugin blocks declare; `changes` gets what is committed.
+/// How long to wait before a database that is away is tried again, at most.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Opens the datastore that the plugin blocks declare; `changes` gets what is committed. A database
+/// server that is away is waited for: without it there is nothing to serve, and it comes back.
 ///
 /// # Errors
 /// Any of [`DatastoreError`].
 pub(crate) async fn open(
     plugins: &[PluginBlock],
     clock: &Arc<dyn Clock>,
+    health: &Health,
     changes: mpsc::Sender<Changes>,
     metrics: &Metrics,
 ) -> Result<Datastore, DatastoreError> {
-    let settings = settings(plugins)?;
-    let clock = Arc::clone(clock);
-    let mut options = Options::new(settings.connection_string, Arc::new(move || clock.now()));
+    let mut options = options(settings(plugins)?, clock)?;
+    options.changes = Some(changes);
+    let check = health.check("catalog.datastore");
+    let mut wait = Duration::from_millis(500);
+    loop {
+        let now = options.clone();
+        let opened = runtime::blocking::Blocking::new(1).run(move || Store::open(&now)).await;
+        match opened.map_err(|_| DatastoreError::Interrupted)? {
+            Err(StoreError::Unavailable(why)) => {
+                tracing::warn!(reason = why, "Waiting for the datastore");
+                check.failing("open_err", why);
+            }
+            opened => {
+                check.cleared("open_err");
+                return Ok(Datastore::new(opened?, metrics));
+            }
+        }
+        clock.sleep(wait).await;
+        wait = (wait * 2).min(RETRY);
+    }
+}
+
+/// What the settings mean.
+fn options(settings: Settings, clock: &Arc<dyn Clock>) -> Result<Options, DatastoreError> {
+    let refused = |text: &str| Err(DatastoreError::Settings(format!("datastore-sql: {text}")));
+    let kind = match &settings.database_type {
+        None => String::new(),
+        Some(Kept::Other(word)) => word.trim_matches('"').to_owned(),
+        Some(Kept::Items(_, text)) => {
+            text.split([' ', '{', '=']).next().unwrap_or_default().trim_matches('"').to_owned()
+        }
+    };
+    let database = match kind.as_str() {
+        "sqlite3" => DatabaseType::Sqlite,
+        "postgres" => DatabaseType::Postgres,
+        "mysql" => DatabaseType::MySql,
+        "" => return refused("database_type must be set"),
+        "aws_mysql" | "aws_postgres" => {
+            let plain = kind.trim_start_matches("aws_");
+            return refused(&format!(
+                "database_type {kind:?} is not part of this version of Finial; use {plain:?} with a password"
+            ));
+        }
+        other => return refused(&format!("unsupported database_type: {other}")),
+    };
+    if settings.connection_string.is_empty() {
+        return refused("connection_string must be set");
+    }
+    let lifetime = match settings.conn_max_lifetime.as_deref() {
+        None => None,
+        Some(text) => match config::duration(text) {
+            Ok(lifetime) => Some(lifetime).filter(|lifetime| !lifetime.is_zero()),
+            Err(why) => return refused(&format!("failed to parse conn_max_lifetime {text:?}: {why}")),
+        },
+    };
+    let file = |path: String| (!path.is_empty()).then(|| PathBuf::from(path));
+    // As in Go: no limit is 0 or less for open connections, and that keeps none for idle ones.
+    let count = |number: Option<i64>| u32::try_from(number.unwrap_or(100).max(0)).unwrap_or(u32::MAX);
+    let now = Arc::clone(clock);
+    let mut options = Options::new(settings.connection_string, Arc::new(move || now.now()));
+    options.database = database;
+    options.ro_connection_string = settings.ro_connection_string;
+    options.tls = TlsFiles {
+        root: file(settings.root_ca_path),
+        client_certificate: file(settings.client_cert_path),
+        client_key: file(settings.client_key_path),
+    };
+    options.max_open_conns = count(settings.max_open_conns);
+    options.max_idle_conns = count(settings.max_idle_conns);
+    options.conn_max_lifetime = lifetime;
     options.disable_migration = settings.disable_migration;
     SPIRE_RELEASE.clone_into(&mut options.code_version);
-    options.changes = Some(changes);
-    let opened = runtime::blocking::Blocking::new(1).run(move || Store::open(&options)).await;
-    Ok(Datastore::new(opened.map_err(|_| DatastoreError::Interrupted)??, metrics))
+    Ok(options)
 }
 
 fn settings(plugins: &[PluginBlock]) -> Result<Settings, DatastoreError> {
@@ -91,24 +171,8 @@ fn settings(plugins: &[PluginBlock]) -> Result<Settings, DatastoreError> {
         PluginData::File(path) => std::fs::read_to_string(path)
             .map_err(|error| DatastoreError::DataFile { path: path.clone(), reason: error.to_string() })?,
     };
-    let settings: Settings = config::hcl::from_str(&text)
-        .map_err(|error| DatastoreError::Settings(format!("unable to decode configuration: {error}")))?;
-    let refused = |text: &str| Err(DatastoreError::Settings(text.to_owned()));
-    match settings.database_type.as_str() {
-        "sqlite3" => {}
-        "" => return refused("database_type must be set"),
-        "mysql" | "postgres" | "aws_mysql" | "aws_postgres" => {
-            return Err(DatastoreError::Settings(format!(
-                "database_type {:?} is not part of this version; use \"sqlite3\"",
-                settings.database_type
-            )));
-        }
-        other => return Err(DatastoreError::Settings(format!("unsupported database_type: {other}"))),
-    }
-    if settings.connection_string.is_empty() {
-        return refused("connection_string must be set");
-    }
-    Ok(settings)
+    config::hcl::from_str(&text)
+        .map_err(|error| DatastoreError::Settings(format!("unable to decode configuration: {error}")))
 }
 
 #[cfg(test)]
@@ -127,6 +191,11 @@ mod tests {
         }
     }
 
+    fn read(data: &str) -> Result<Options, DatastoreError> {
+        let clock: Arc<dyn Clock> = Arc::new(runtime::clock::SystemClock);
+        options(settings(&[block("sql", data)])?, &clock)
+    }
+
     #[test]
     fn the_block_says_which_database() {
         let good = block("sql", "database_type = \"sqlite3\"\nconnection_string = \"/x.sqlite3\"");
@@ -136,7 +205,42 @@ mod tests {
         assert_eq!(refused(&[]), "expecting a DataStore plugin");
         assert_eq!(refused(&[good.clone(), good]), "only one DataStore plugin is allowed");
         assert!(refused(&[block("mine", "")]).starts_with("pluggability"));
-        let other = refused(&[block("sql", "database_type = \"postgres\"\nconnection_string = \"x\"")]);
-        assert!(other.contains("not part of this version"), "{other}");
+    }
+
+    #[test]
+    fn every_setting_counts() {
+        let text = "database_type = \"mysql\"\nconnection_string = \"me@/d?parseTime=true\"\n\
+                    ro_connection_string = \"r\"\nroot_ca_path = \"/ca\"\nclient_cert_path = \"/c\"\n\
+                    client_key_path = \"/k\"\nmax_open_conns = 3\nmax_idle_conns = 2\n\
+                    conn_max_lifetime = \"1m30s\"\ndisable_migration = true";
+
+        let options = read(text).unwrap();
+
+        assert_eq!(options.database, DatabaseType::MySql);
+        assert_eq!(options.ro_connection_string, "r");
+        assert_eq!(options.tls.root, Some("/ca".into()));
+        assert_eq!(options.tls.client_certificate, Some("/c".into()));
+        assert_eq!(options.tls.client_key, Some("/k".into()));
+        assert_eq!((options.max_open_conns, options.max_idle_conns), (3, 2));
+        assert_eq!(options.conn_max_lifetime, Some(Duration::from_secs(90)));
+        assert!(options.disable_migration);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (text, expected) in [
+            ("", "datastore-sql: database_type must be set"),
+            ("database_type = \"sqlite3\"", "datastore-sql: connection_string must be set"),
+            ("database_type = \"oracle\"", "datastore-sql: unsupported database_type: oracle"),
+            ("database_type \"aws_mysql\" { region = \"r\" }", "\"aws_mysql\" is not part of this version"),
+            (
+                "database_type = \"postgres\"\nconnection_string = \"x\"\nconn_max_lifetime = \"soon\"",
+                "failed to parse conn_max_lifetime \"soon\"",
+            ),
+        ] {
+            let error = read(text).err().unwrap().to_string();
+
+            assert!(error.contains(expected), "{text}: {error}");
+        }
     }
 }

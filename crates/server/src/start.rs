@@ -148,13 +148,13 @@ pub(crate) async fn build(
     let metrics = meters::metrics(&config)?;
     let meters = Meters::new(metrics.clone(), &config.trust_domain);
 
+    let health = Health::new();
     let (committed, changes) = mpsc::channel(QUEUE);
-    let store = datastore::open(&config.plugins, &clock, committed, &metrics).await?;
+    let store = datastore::open(&config.plugins, &clock, &health, committed, &metrics).await?;
     let bundles = Publisher::new(BundleSet::default());
     let plugins = load_plugins(&config, &clock, &bundles).await?;
     check_trust_domain(&store, &config.trust_domain).await?;
 
-    let health = Health::new();
     let keeper = Keeper::load(
         store.clone(),
         changes,
