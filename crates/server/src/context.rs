@@ -13,7 +13,7 @@ use runtime::health::Health;
 use runtime::log::Log;
 use runtime::snapshot::Snapshot;
 use spiffe::{TrustDomain, UnixSecs};
-use store::Committed;
+use store::{Committed, StoreError};
 use tonic::Status;
 
 use crate::authz;
@@ -93,9 +93,17 @@ impl Context {
     /// reading of the database is shared by all who wait.
     ///
     /// # Errors
-    /// That the caller may not call any more, or `Internal` if the database cannot be read.
+    /// That the caller may not call any more, or `Internal` if the database is there and cannot be read.
     pub(crate) async fn confirm(&self, caller: &Caller) -> Result<(), Status> {
-        self.up_to_date().await?;
+        match self.fresh.wait().await {
+            Ok(()) => {}
+            // Without the database there is nobody who bans, and an outage of it must not become one of
+            // every workload: what is known holds.
+            Err(StoreError::Unavailable(reason)) => {
+                tracing::debug!(reason, "Signing by what is known: the datastore is away");
+            }
+            Err(error) => return Err(unreadable(&error)),
+        }
         let judged = authz::judge(self, caller.rule, &caller.peer).await;
         judged.map(drop).map_err(|denied| denied.status(caller.rule.method))
     }
@@ -105,7 +113,10 @@ impl Context {
     /// # Errors
     /// `Internal` if the database cannot be read.
     pub(crate) async fn up_to_date(&self) -> Result<(), Status> {
-        let fresh = self.fresh.wait().await;
-        fresh.map_err(|error| Status::internal(format!("cannot read changes of other servers: {error}")))
+        self.fresh.wait().await.map_err(|error| unreadable(&error))
     }
+}
+
+fn unreadable(error: &StoreError) -> Status {
+    Status::internal(format!("cannot read changes of other servers: {error}"))
 }

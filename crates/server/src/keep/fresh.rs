@@ -35,6 +35,8 @@ struct Read {
     /// Up to this one it was tried; and what went wrong.
     tried: u64,
     why: Arc<str>,
+    /// Whether that was that the database is away.
+    away: bool,
     /// When the last good reading began.
     at: Option<Instant>,
 }
@@ -86,7 +88,12 @@ impl Readings {
 
     /// A reading failed.
     pub(crate) fn failed(&self, drawn: Drawn, why: &StoreError) {
-        self.read.send_modify(|read| (read.tried, read.why) = (drawn.0, why.to_string().into()));
+        let (away, why) = if let StoreError::Unavailable(why) = why {
+            (true, why.as_str().into())
+        } else {
+            (false, why.to_string().into())
+        };
+        self.read.send_modify(|read| (read.tried, read.why, read.away) = (drawn.0, why, away));
     }
 }
 
@@ -100,7 +107,7 @@ impl Fresh {
     /// Cancel-safe.
     ///
     /// # Errors
-    /// If the database cannot be read.
+    /// If the database cannot be read; `Unavailable` if it is away.
     pub(crate) async fn wait(&self) -> Result<(), StoreError> {
         let Some(waiting) = &self.0 else { return Ok(()) };
         let number = waiting.drawn.fetch_add(1, Ordering::SeqCst) + 1;
@@ -110,6 +117,7 @@ impl Fresh {
         let answered = clock::within(&*waiting.clock, PATIENCE, answered).await;
         match answered {
             Some(Ok(read)) if read.good >= number => Ok(()),
+            Some(Ok(read)) if read.away => Err(StoreError::Unavailable(read.why.to_string())),
             Some(Ok(read)) => Err(StoreError::Database(read.why.to_string())),
             Some(Err(_gone)) => Err(StoreError::Closed),
             None => Err(StoreError::Database("the datastore does not answer".to_owned())),
@@ -178,6 +186,10 @@ mod tests {
         readings.failed(readings.drawn(), &StoreError::Database("no route".to_owned()));
 
         assert_eq!(waiter.await.unwrap_err().to_string(), "no route");
+        let mut waiter = Box::pin(fresh.wait());
+        assert!(futures::poll!(&mut waiter).is_pending());
+        readings.failed(readings.drawn(), &StoreError::Unavailable("db is away".to_owned()));
+        assert!(matches!(waiter.await, Err(StoreError::Unavailable(why)) if why == "db is away"));
         let mut next = Box::pin(fresh.wait());
         assert!(futures::poll!(&mut next).is_pending());
         readings.done(readings.drawn(), clock.instant());
