@@ -15,6 +15,7 @@
 )]
 
 mod api;
+mod audit;
 mod der;
 mod describe;
 mod documents;
@@ -36,12 +37,14 @@ mod outcome;
 mod pki;
 mod plane;
 mod scenario;
+mod secrets;
 mod takeover;
 mod template;
 mod wire;
 mod workload;
 
 pub use api::ApiGroup;
+pub use audit::{AuditLines, audit_lines, steady};
 pub use documents::Documents;
 pub use exchanges::Exchanges;
 pub use federation::{Bystander, Crowd, Domains, Imposters, Profile};
@@ -58,5 +61,6 @@ pub use oracle::{Crossing, Server};
 pub use outcome::Outcome;
 pub use plane::{Plane, PlaneConfig, Product, Running};
 pub use scenario::{Scenario, Verdict};
+pub use secrets::Secrets;
 pub use takeover::Takeover;
 pub use template::Binding;

@@ -5,15 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio_rustls::TlsConnector;
 
 use crate::http::await_ok;
+use crate::pki::Key;
 use crate::plane::{Plane, PlaneConfig, Product, pause};
-use crate::wire::{Caller, Connection, Messages};
+use crate::wire::{Caller, Connection, Messages, Shown, client_config};
 use crate::workload::Workload;
 
 /// A page: the names of the labels of each series, by its name.
@@ -181,6 +189,38 @@ impl Measured {
         }
     }
 
+    /// What the page of `program` is over TLS, to who shows an SVID with this path, or nothing.
+    ///
+    /// # Errors
+    /// The reader is refused.
+    ///
+    /// # Panics
+    /// If the SVID cannot be had.
+    pub fn secure_page(&self, program: &str, path: Option<&str>) -> Result<String, String> {
+        self.runtime.block_on(async {
+            let shown = match path {
+                Some(path) => Some(self.mint(path).await),
+                None => None,
+            };
+            let port = self.plane.word(if program == "server" { "p1" } else { "p2" });
+            let asked = get_secure(port, shown.as_ref());
+            let asked = tokio::time::timeout(Duration::from_secs(20), asked).await;
+            asked.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())
+        })
+    }
+
+    async fn mint(&self, path: &str) -> Shown {
+        let local = Caller::local(&self.messages, self.plane.word("sock"));
+        let key = Key::generate();
+        let csr = key.request(&format!("spiffe://{}{path}", self.plane.word("td")));
+        let request = json!({"csr": BASE64_STANDARD.encode(csr)});
+        let answer = local.ask("/spire.api.server.svid.v1.SVID/MintX509SVID", request).await;
+        let answer = answer.expect("an SVID");
+        let chain = answer["svid"]["cert_chain"].as_array().expect("a chain").iter();
+        let chain = chain.map(|der| BASE64_STANDARD.decode(der.as_str().unwrap_or_default()).expect("DER"));
+        Shown { chain: chain.collect(), key: key.pkcs8() }
+    }
+
     /// Waits until all these stand in the log of `program`.
     ///
     /// # Panics
@@ -207,6 +247,19 @@ impl Measured {
             pause();
         }
     }
+}
+
+/// Asks over TLS.
+async fn get_secure(port: &str, shown: Option<&Shown>) -> std::io::Result<String> {
+    let mut config = client_config(shown, rustls::ALL_VERSIONS);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let stream = TcpStream::connect(format!("127.0.0.1:{port}")).await?;
+    let name = ServerName::try_from("localhost").expect("a name");
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
 }
 
 /// A receiver of packets, and its port.
@@ -289,7 +342,7 @@ fn parse(text: &str) -> Page {
 }
 
 /// What an operator does by the API, each of which succeeds.
-fn operations(trust_domain: &str, uid: &str) -> Vec<(&'static str, Value)> {
+pub(crate) fn operations(trust_domain: &str, uid: &str) -> Vec<(&'static str, Value)> {
     let id = |path: &str| json!({"trust_domain": trust_domain, "path": path});
     let entry = json!({
         "id": "measured", "parent_id": id("/node"), "spiffe_id": id("/measured"),

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod api;
 #[cfg(test)]
+mod audit;
+#[cfg(test)]
 mod bench;
 #[cfg(test)]
 mod cli;
@@ -32,5 +34,7 @@ mod metrics;
 mod nested;
 #[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod secrets;
 #[cfg(test)]
 mod takeover;

@@ -139,3 +139,27 @@ fn metrics_of_the_last_hour_are_logged_on_a_signal() {
         measured.await_logged(program, &wanted);
     }
 }
+
+#[test]
+fn metrics_are_read_over_tls_by_whom_the_configuration_names() {
+    let mut measured = Measured::start(&Product::under_test(), &recorded(), "");
+    for (program, port) in [("server", "{p1}"), ("agent", "{p2}")] {
+        measured.restart_with(
+            program,
+            &format!(
+                "Prometheus {{ host = \"127.0.0.1\" port = {port} tls {{ use_spire_svid = true \
+                 authorized_spiffe_ids = [\"spiffe://{{td}}/reader\"] }} }}"
+            ),
+        );
+    }
+
+    for program in ["server", "agent"] {
+        let page = measured.secure_page(program, Some("/reader")).unwrap();
+        assert!(
+            page.starts_with("HTTP/1.1 200 OK") && page.contains(&format!("spire_{program}_started")),
+            "{page}"
+        );
+        measured.secure_page(program, Some("/somebody")).unwrap_err();
+        measured.secure_page(program, None).unwrap_err();
+    }
+}
