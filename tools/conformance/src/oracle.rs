@@ -74,6 +74,12 @@ impl Crossing {
         Product::mixed(&self.spire, &self.finial)
     }
 
+    /// The two products, Finial first.
+    #[must_use]
+    pub const fn products(&self) -> [&Product; 2] {
+        [&self.finial, &self.spire]
+    }
+
     /// A database and keys made by Finial's server are served by SPIRE's, which adds to them, and then
     /// by Finial's again: each answers as the one before, under the same authorities.
     ///

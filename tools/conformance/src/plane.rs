@@ -87,6 +87,8 @@ pub struct PlaneConfig {
     pub server_extra: String,
     /// Lines inside `agent {}`.
     pub agent_extra: String,
+    /// The datastore's `plugin_data`.
+    pub datastore: String,
     /// Lines inside the server's `plugins {}`.
     pub server_plugins: String,
     /// The agent's node attestor.
@@ -109,6 +111,9 @@ impl Default for PlaneConfig {
             trust_domain: "example.org".to_owned(),
             server_extra: String::new(),
             agent_extra: String::new(),
+            datastore:
+                r#"database_type = "sqlite3" connection_string = "{dir}/server-data/datastore.sqlite3""#
+                    .to_owned(),
             server_plugins: String::new(),
             agent_attestor: r#"NodeAttestor "join_token" { plugin_data {} }"#.to_owned(),
             ca_key: "ec-p256".to_owned(),
@@ -370,13 +375,13 @@ impl Plane {
   {}
 }}
 plugins {{
-  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{{dir}}/server-data/datastore.sqlite3" }} }}
+  DataStore "sql" {{ plugin_data {{ {} }} }}
   KeyManager "disk" {{ plugin_data {{ keys_path = "{{dir}}/server-data/keys.json" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}
   {}
 }}
 "#,
-            config.log, config.ca_key, config.server_extra, config.server_plugins
+            config.log, config.ca_key, config.server_extra, config.datastore, config.server_plugins
         );
         self.write("{dir}/server.conf", &text);
     }

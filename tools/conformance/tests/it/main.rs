@@ -23,6 +23,8 @@ mod faults;
 #[cfg(test)]
 mod federation;
 #[cfg(test)]
+mod ha;
+#[cfg(test)]
 mod health;
 #[cfg(test)]
 mod lint;

@@ -1,0 +1,105 @@
+//! Servers that share a database: two of Finial's, and one of Finial's beside one of SPIRE's.
+//!
+//! Without `PostgreSQL` or `MariaDB` on this machine the checks on them count as skipped.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use finial_conformance::{Crossing, Pair, Product, skip};
+use testkit::database::{Database, Make, Server};
+
+fn recorded() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
+}
+
+fn settings(make: Make, database: &Database<'_>) -> String {
+    let kind = match make {
+        Make::Postgres => "postgres",
+        Make::MariaDb => "mysql",
+    };
+    format!(r#"database_type = "{kind}" connection_string = "{}""#, database.connection_string())
+}
+
+/// A new database of a server that all checks share.
+fn on(make: Make, check: impl FnOnce(&Database<'_>)) {
+    match Server::shared(make) {
+        Some(server) => check(&server.database().unwrap()),
+        None => skip("ha", &format!("{make:?} is not installed")),
+    }
+}
+
+/// Everything that must hold between the two servers.
+fn check_all(pair: &Pair) {
+    for (what, outcome) in [
+        ("entries", pair.entries()),
+        ("tokens", pair.tokens()),
+        ("agents", pair.agents()),
+        ("bundles", pair.bundles()),
+        ("authorities", pair.authorities()),
+    ] {
+        if let Err(why) = outcome {
+            panic!("{what}: {why}");
+        }
+    }
+}
+
+fn two_of_finial(make: Make) {
+    on(make, |database| {
+        let finial = Product::finial();
+        check_all(&Pair::start(&recorded(), [&finial, &finial], &settings(make, database), true));
+    });
+}
+
+fn beside_spire(make: Make) {
+    match Crossing::of_both(&recorded()) {
+        Some(both) => on(make, |database| {
+            check_all(&Pair::start(&recorded(), both.products(), &settings(make, database), false));
+        }),
+        None => println!("SPIRE_BIN is not set: SPIRE is not here to be compared with"),
+    }
+}
+
+#[test]
+fn ha_what_one_server_does_holds_on_the_other_on_postgres() {
+    two_of_finial(Make::Postgres);
+}
+
+#[test]
+fn ha_what_one_server_does_holds_on_the_other_on_mariadb() {
+    two_of_finial(Make::MariaDb);
+}
+
+#[test]
+fn oracle_ha_what_one_server_does_holds_on_the_other_on_postgres() {
+    beside_spire(Make::Postgres);
+}
+
+#[test]
+fn oracle_ha_what_one_server_does_holds_on_the_other_on_mariadb() {
+    beside_spire(Make::MariaDb);
+}
+
+#[test]
+fn ha_at_rest_two_servers_make_four_transactions_a_second() {
+    on(Make::Postgres, |database| {
+        let finial = Product::finial();
+        let settings = settings(Make::Postgres, database);
+        let mut pair = Pair::start(&recorded(), [&finial, &finial], &settings, true);
+        pair.join_agents();
+        let transactions = || -> u64 {
+            let sql = "SELECT pg_stat_clear_snapshot(); SELECT xact_commit + xact_rollback \
+                       FROM pg_stat_database WHERE datname = current_database();";
+            database.run(sql).unwrap().trim().parse().unwrap()
+        };
+        // What the start left over is over.
+        std::thread::park_timeout(Duration::from_secs(5));
+
+        let (before, began) = (transactions(), Instant::now());
+        std::thread::park_timeout(Duration::from_secs(20));
+        let (after, took) = (transactions(), began.elapsed().as_secs_f64());
+
+        let rate = (after - before) as f64 / took;
+        println!("two servers with an agent each, at rest: {rate:.2} transactions a second");
+        assert!(rate <= 4.0, "{rate} transactions a second");
+    });
+}
