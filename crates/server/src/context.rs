@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ca::issue::Issuer;
 use config::ServerConfig;
@@ -97,9 +97,9 @@ impl Context {
     pub(crate) async fn confirm(&self, caller: &Caller) -> Result<(), Status> {
         match self.fresh.wait().await {
             Ok(()) => {}
-            // Without the database there is nobody who bans, and an outage of it must not become one of
-            // every workload: what is known holds.
-            Err(StoreError::Unavailable(reason)) => {
+            // An outage of the database must not become one of every workload: what is known holds. But
+            // not for ever: it may be away for this server alone, and bans be made elsewhere.
+            Err(StoreError::Unavailable(reason)) if self.fresh.was_within(LONGEST_BLIND) => {
                 tracing::debug!(reason, "Signing by what is known: the datastore is away");
             }
             Err(error) => return Err(unreadable(&error)),
@@ -116,6 +116,10 @@ impl Context {
         self.fresh.wait().await.map_err(|error| unreadable(&error))
     }
 }
+
+/// How long agents are signed for by what is known while the database is away: as long as an X.509-SVID
+/// lives by default, so that a ban that is not seen costs no more than one that came an SVID too late.
+const LONGEST_BLIND: Duration = Duration::from_secs(3600);
 
 fn unreadable(error: &StoreError) -> Status {
     Status::internal(format!("cannot read changes of other servers: {error}"))

@@ -129,13 +129,18 @@ impl Fresh {
     /// # Errors
     /// As [`Self::wait`].
     pub(crate) async fn within(&self, age: Duration) -> Result<(), StoreError> {
-        let Some(waiting) = &self.0 else { return Ok(()) };
-        let last = waiting.read.borrow().at;
-        let now = waiting.clock.instant();
-        if last.is_some_and(|at| now.saturating_duration_since(at) < age) {
+        if self.was_within(age) {
             return Ok(());
         }
         self.wait().await
+    }
+
+    /// Whether the snapshots showed what was committed not longer than `age` ago.
+    pub(crate) fn was_within(&self, age: Duration) -> bool {
+        let Some(waiting) = &self.0 else { return true };
+        let last = waiting.read.borrow().at;
+        let now = waiting.clock.instant();
+        last.is_some_and(|at| now.saturating_duration_since(at) < age)
     }
 }
 
@@ -190,6 +195,7 @@ mod tests {
         assert!(futures::poll!(&mut waiter).is_pending());
         readings.failed(readings.drawn(), &StoreError::Unavailable("db is away".to_owned()));
         assert!(matches!(waiter.await, Err(StoreError::Unavailable(why)) if why == "db is away"));
+        assert!(!fresh.was_within(Duration::from_secs(3600)), "nothing was read yet");
         let mut next = Box::pin(fresh.wait());
         assert!(futures::poll!(&mut next).is_pending());
         readings.done(readings.drawn(), clock.instant());
