@@ -61,7 +61,7 @@ pub use metrics::{Measured, MetricRow, Page, metric_rows, names_of, received, re
 pub use nested::Nested;
 pub use oracle::{Crossing, Server};
 pub use outcome::Outcome;
-pub use plane::{Plane, PlaneConfig, Product, Running};
+pub use plane::{Plane, PlaneConfig, Product, Running, pause};
 pub use scenario::{Scenario, Verdict};
 pub use secrets::Secrets;
 pub use takeover::Takeover;

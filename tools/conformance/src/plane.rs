@@ -549,7 +549,7 @@ impl Drop for Running {
 }
 
 /// A short pause between two looks at a foreign process.
-pub(crate) fn pause() {
+pub fn pause() {
     std::thread::park_timeout(Duration::from_millis(25));
 }
 

@@ -23,6 +23,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Takeover {
     databases: PathBuf,
+    servers: PathBuf,
     keys: PathBuf,
     messages: Messages,
 }
@@ -36,6 +37,7 @@ impl Takeover {
     pub fn load(folder: &Path) -> Self {
         Self {
             databases: folder.join("datastore/sqlite"),
+            servers: folder.join("datastore"),
             keys: folder.join("keys"),
             messages: Messages::load(&folder.join("api/api.fds")),
         }
@@ -50,11 +52,53 @@ impl Takeover {
     pub fn questions(&self, product: &Product, version: &str) -> Outcome {
         let file =
             if version.is_empty() { "expected.json".to_owned() } else { format!("expected-{version}.json") };
-        let expected = fs::read_to_string(self.databases.join(file)).expect("the answers");
-        let expected: Value = serde_json::from_str(&expected).expect("the answers");
         let mut plane = self.lay(product, version);
         plane.start_server_again();
+        self.ask(&plane, &self.databases.join(file))
+    }
 
+    /// Every recorded question to a server on a database server of this `make` (`postgres` or `mysql`),
+    /// whose database has been filled from the recording; then the pages.
+    ///
+    /// # Panics
+    /// If a recording cannot be read or the server does not start.
+    #[must_use]
+    pub fn questions_on(&self, product: &Product, make: &str, connection_string: &str) -> Outcome {
+        let mut plane = self.lay_on(product, make, connection_string);
+        plane.start_server_again();
+        self.ask(&plane, &self.servers.join(make).join("expected.json"))
+    }
+
+    /// The recorded dump for databases of this `make`.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    #[must_use]
+    pub fn dump(&self, make: &str) -> String {
+        fs::read_to_string(self.servers.join(make).join("datastore.sql")).expect("the dump")
+    }
+
+    /// A plane whose server finds a database on a database server, and the keys that belong to the
+    /// recording; nothing runs yet.
+    ///
+    /// # Panics
+    /// If it cannot be laid out.
+    #[must_use]
+    pub fn lay_on(&self, product: &Product, make: &str, connection_string: &str) -> Plane {
+        let datastore = format!("database_type = \"{make}\" connection_string = \"{connection_string}\"");
+        let config = PlaneConfig { server: false, datastore, ..Self::config() };
+        let plane = Plane::start(product, &config, &BTreeMap::new());
+        plane.configure_server(&config);
+        let data = plane.dir().join("server-data");
+        fs::create_dir_all(&data).expect("the server's folder");
+        let keys = self.servers.join(make).join("server-keys.json");
+        fs::copy(keys, data.join("keys.json")).expect("the server's keys");
+        plane
+    }
+
+    fn ask(&self, plane: &Plane, expected: &Path) -> Outcome {
+        let expected = fs::read_to_string(expected).expect("the answers");
+        let expected: Value = serde_json::from_str(&expected).expect("the answers");
         let mut outcome = Outcome::default();
         let runtime = Runtime::new().expect("a runtime");
         let local = runtime.block_on(async { Caller::local(&self.messages, plane.word("sock")) });
@@ -288,10 +332,19 @@ fn difference(wanted: &Value, found: &Value, place: &str) -> Option<String> {
             if let Some(name) = excess {
                 return Some(format!("{place}.{name} is too many: {}", found[name]));
             }
+            let is_agent = wanted.contains_key("attestation_type");
             wanted.iter().find_map(|(name, wanted)| {
                 let found = found.get(name).unwrap_or(&Value::Null);
-                difference(wanted, found, &format!("{place}.{name}"))
+                let place = format!("{place}.{name}");
+                if is_agent && name == "selectors" {
+                    return any_order(wanted, found, &place);
+                }
+                difference(wanted, found, &place)
             })
+        }
+        // SPIRE has these in any order on database servers.
+        (Value::Array(_), Value::Array(_)) if place.ends_with(".federates_with") || place == ".bundles" => {
+            any_order(wanted, found, place)
         }
         (Value::Array(wanted), Value::Array(found)) if wanted.len() == found.len() => {
             let pairs = wanted.iter().zip(found).enumerate();
@@ -305,4 +358,14 @@ fn difference(wanted: &Value, found: &Value, place: &str) -> Option<String> {
             Some(format!("{place}: {} instead of {}", short(found), short(wanted)))
         }
     }
+}
+
+/// What differs between two lists whatever their order.
+fn any_order(wanted: &Value, found: &Value, place: &str) -> Option<String> {
+    let sorted = |list: &Value| {
+        let mut items: Vec<String> = list.as_array().into_iter().flatten().map(Value::to_string).collect();
+        items.sort();
+        items
+    };
+    (sorted(wanted) != sorted(found)).then(|| format!("{place}: {found} instead of {wanted}"))
 }

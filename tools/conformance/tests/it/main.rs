@@ -13,6 +13,9 @@ mod clients;
 #[cfg(test)]
 mod config;
 #[cfg(test)]
+mod databases;
+#[cfg(test)]
+#[cfg(test)]
 mod dev;
 #[cfg(test)]
 mod documents;

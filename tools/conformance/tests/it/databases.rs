@@ -1,0 +1,142 @@
+//! Servers whose datastore is a database server: `PostgreSQL`, and `MariaDB` as MySQL.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use finial_conformance::{Plane, PlaneConfig, Product, Takeover, pause};
+use testkit::database::{Database, Make, Server};
+
+fn recorded() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
+}
+
+const fn name(make: Make) -> &'static str {
+    match make {
+        Make::Postgres => "postgres",
+        Make::MariaDb => "mysql",
+    }
+}
+
+fn config(make: Make, database: &Database<'_>) -> PlaneConfig {
+    let (kind, string) = (name(make), database.connection_string());
+    PlaneConfig {
+        datastore: format!("database_type = \"{kind}\" connection_string = \"{string}\""),
+        ..PlaneConfig::default()
+    }
+}
+
+fn check_questions(make: Make) {
+    let Some(server) = Server::shared(make) else { return };
+    let database = server.database().unwrap();
+    let takeover = Takeover::load(&recorded());
+    database.run(&takeover.dump(name(make))).unwrap();
+
+    let outcome = takeover.questions_on(&Product::under_test(), name(make), &database.connection_string());
+
+    outcome.hold(&recorded().join("datastore"), &format!("questions-{}", name(make)));
+}
+
+#[test]
+fn takeover_database_postgres() {
+    check_questions(Make::Postgres);
+}
+
+#[test]
+fn takeover_database_mysql() {
+    check_questions(Make::MariaDb);
+}
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Asks until it is so.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} takes more than {} s", LIMIT.as_secs());
+        pause();
+    }
+}
+
+fn create(plane: &Plane, path: &str) -> (i32, String, String) {
+    let id = format!("spiffe://{{td}}{path}");
+    let parent = ["-parentID", "spiffe://{td}/node", "-selector", "unix:uid:{uid}", "-spiffeID", &id];
+    plane.run("server", &[&["entry", "create", "-socketPath", "{sock}"][..], &parent].concat())
+}
+
+fn check_away(make: Make) {
+    let Some(server) = Server::start(make) else { return };
+    let database = server.database().unwrap();
+    let config = PlaneConfig { agent: true, ..config(make, &database) };
+    let plane = Plane::start(&Product::under_test(), &config, &BTreeMap::new());
+    assert_eq!(create(&plane, "/before").0, 0);
+    plane.await_identities(&["spiffe://example.org/before"]);
+
+    server.down().unwrap();
+    let asked = Instant::now();
+    let (code, _, said) = create(&plane, "/during");
+    let took = asked.elapsed();
+    let minted = plane.run(
+        "server",
+        &["jwt", "mint", "-socketPath", "{sock}", "-spiffeID", "spiffe://{td}/m", "-audience", "a"],
+    );
+    plane.await_identities(&["spiffe://example.org/before"]);
+    assert_ne!(code, 0);
+    assert!(said.contains("is away") || said.contains("connection lost"), "{said}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(minted.0, 0, "{minted:?}");
+
+    server.up().unwrap();
+    let back = Instant::now();
+    until("a write to a database that is back", || create(&plane, "/after").0 == 0);
+    assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
+    plane.await_identities(&["spiffe://example.org/before", "spiffe://example.org/after"]);
+}
+
+#[test]
+fn a_postgres_that_is_away_is_told_and_found_again() {
+    check_away(Make::Postgres);
+}
+
+#[test]
+fn a_mysql_that_is_away_is_told_and_found_again() {
+    check_away(Make::MariaDb);
+}
+
+fn check_start_without(make: Make) {
+    let Some(server) = Server::start(make) else { return };
+    let database = server.database().unwrap();
+    server.down().unwrap();
+    let config = PlaneConfig { server: false, ..config(make, &database) };
+    let plane = Plane::start(&Product::under_test(), &config, &BTreeMap::new());
+    plane.configure_server(&config);
+
+    let mut waiting = plane.spawn("server", &["run", "-config", "{dir}/server.conf"]);
+    let log = plane.dir().join("server.log");
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    until("a word about the datastore", || said().contains("Waiting for the datastore"));
+    let (code, ..) = plane.run("server", &["healthcheck", "-socketPath", "{sock}"]);
+    server.up().unwrap();
+    until("the start", || plane.run("server", &["healthcheck", "-socketPath", "{sock}"]).0 == 0);
+    waiting.signal("TERM");
+    let ended = waiting.wait(LIMIT);
+
+    assert_ne!(code, 0);
+    assert_eq!(ended, 0);
+    server.down().unwrap();
+    let mut again = plane.spawn("server", &["run", "-config", "{dir}/server.conf"]);
+    let before = said().matches("Waiting for the datastore").count();
+    until("a word about the datastore", || said().matches("Waiting for the datastore").count() > before);
+    again.signal("TERM");
+    assert_eq!(again.wait(LIMIT), 0, "a server that waits can be told to stop");
+}
+
+#[test]
+fn a_server_waits_for_its_postgres() {
+    check_start_without(Make::Postgres);
+}
+
+#[test]
+fn a_server_waits_for_its_mysql() {
+    check_start_without(Make::MariaDb);
+}
