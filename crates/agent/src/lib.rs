@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use config::{AgentConfig, HealthConfig, PluginBlock, PluginData};
+use futures::future::BoxFuture;
 use plugin::catalog::{self, AgentPlugins, CatalogError, Data, Declaration};
 use plugin::{AgentNodeAttestor, Host};
 use runtime::BoxError;
@@ -109,7 +110,16 @@ impl Agent {
     ///
     /// # Errors
     /// Whatever would make every attempt to run fail.
-    pub async fn build(config: AgentConfig, log: Log, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+    pub fn build(
+        config: AgentConfig,
+        log: Log,
+        clock: Arc<dyn Clock>,
+    ) -> BoxFuture<'static, Result<Self, StartError>> {
+        // Boxed, so that it is compiled here, and not once more for each program that calls it.
+        Box::pin(Self::load(config, log, clock))
+    }
+
+    async fn load(config: AgentConfig, log: Log, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         let started_at = clock.instant();
         info!(data_dir = %config.data_dir.display(), version = VERSION, "Starting agent");
         if config.experimental.broker.is_some() {
@@ -152,7 +162,12 @@ impl Agent {
     ///
     /// # Errors
     /// The first part that cannot go on.
-    pub async fn run(mut self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
+    pub fn run(self, shutdown: &Shutdown) -> BoxFuture<'_, Result<(), TaskFailed>> {
+        // Boxed for the same reason.
+        Box::pin(self.serve(shutdown))
+    }
+
+    async fn serve(mut self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
         let mut tasks = Tasks::new(shutdown.token().clone());
         if let Some(listener) = self.listener.take() {
             let (health, token) = (self.health.clone(), shutdown.token().clone());

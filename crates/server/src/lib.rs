@@ -33,6 +33,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use config::ServerConfig;
+use futures::future::BoxFuture;
 use runtime::clock::Clock;
 use runtime::health::HealthListener;
 use runtime::listen::{self, TlsListener, UnixListener};
@@ -75,8 +76,13 @@ impl Server {
     ///
     /// # Errors
     /// Whatever keeps it from working, as one line.
-    pub async fn build(config: ServerConfig, log: Log, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        start::build(config, log, clock).await
+    pub fn build(
+        config: ServerConfig,
+        log: Log,
+        clock: Arc<dyn Clock>,
+    ) -> BoxFuture<'static, Result<Self, StartError>> {
+        // Boxed, so that it is compiled here, and not once more for each program that calls it.
+        Box::pin(start::build(config, log, clock))
     }
 
     /// Says in its metrics another version of the program than this crate's.
@@ -114,7 +120,12 @@ impl Server {
     ///
     /// # Errors
     /// The task that failed first; that ends all others.
-    pub async fn run(self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
+    pub fn run(self, shutdown: &Shutdown) -> BoxFuture<'_, Result<(), TaskFailed>> {
+        // Boxed for the same reason.
+        Box::pin(self.serve(shutdown))
+    }
+
+    async fn serve(self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
         let Self { context, keeper, driver, commands, renewal, port, socket, .. } = self;
         let Self { listener, endpoint, refreshes, address, version, .. } = self;
         let presented = renewal.presented();

@@ -85,7 +85,7 @@ impl Pair {
     /// # Errors
     /// Says what differs.
     pub fn entries(&self) -> Result<(), String> {
-        self.both_ways(async |here, there, name| {
+        self.both_ways(&async |here, there, name| {
             let agent = there.agent(name).await?;
             let (id, path) = (format!("entry-{name}"), format!("/entry/{name}"));
             let entry = json!({
@@ -121,7 +121,7 @@ impl Pair {
     /// # Errors
     /// Says what differs.
     pub fn tokens(&self) -> Result<(), String> {
-        self.both_ways(async |here, there, name| {
+        self.both_ways(&async |here, there, name| {
             let token = format!("crossing-{name}");
             here.local.ask(CREATE_TOKEN, json!({"ttl": 600, "token": token})).await?;
             there.attest(&token).await?;
@@ -139,7 +139,7 @@ impl Pair {
     /// # Errors
     /// Says what differs.
     pub fn agents(&self) -> Result<(), String> {
-        self.both_ways(async |here, there, name| {
+        self.both_ways(&async |here, there, name| {
             for (method, reason) in [(BAN, "AGENT_BANNED"), (DELETE_AGENT, "AGENT_NOT_ATTESTED")] {
                 let agent = there.agent(&format!("{name}-{}", reason.to_lowercase())).await?;
                 agent.signs().await?;
@@ -161,7 +161,7 @@ impl Pair {
     /// # Errors
     /// Says what differs.
     pub fn bundles(&self) -> Result<(), String> {
-        self.both_ways(async |here, there, name| {
+        self.both_ways(&async |here, there, name| {
             let agent = there.agent(&format!("federated-{name}")).await?;
             let far = format!("{name}.far.test");
             // A new authority each time.
@@ -210,7 +210,7 @@ impl Pair {
     /// # Errors
     /// Says what differs.
     pub fn authorities(&self) -> Result<(), String> {
-        self.both_ways(async |here, there, name| {
+        self.both_ways(&async |here, there, name| {
             let count = async |side: &Side| {
                 let bundle = side.local.ask(BUNDLE, json!({})).await?;
                 Ok::<_, String>(bundle["x509_authorities"].as_array().map_or(0, Vec::len))
@@ -276,7 +276,10 @@ impl Pair {
         self.reaches(reason, async || Ok(is_refused(&agent.ask_to_sign().await?))).await
     }
 
-    fn both_ways(&self, check: impl AsyncFn(&Side, &Side, &str) -> Result<(), String>) -> Result<(), String> {
+    fn both_ways(
+        &self,
+        check: &impl AsyncFn(&Side, &Side, &str) -> Result<(), String>,
+    ) -> Result<(), String> {
         self.runtime.block_on(async {
             let [first, second] = [&self.first, &self.second].map(|plane| Side::of(plane, &self.messages));
             check(&first, &second, "there").await.map_err(|why| format!("from first to second: {why}"))?;

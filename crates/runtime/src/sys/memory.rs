@@ -9,7 +9,7 @@ use mimalloc::MiMalloc;
 
 static ZERO_FREED: AtomicBool = AtomicBool::new(false);
 
-/// mimalloc that zeroes what is freed, once told to by [`zero_freed`].
+/// mimalloc that zeroes what is freed, once `zero_what_is_freed` was called.
 #[derive(Debug, Default)]
 pub struct Allocator;
 

@@ -1,4 +1,5 @@
 //! Servers whose datastore is a database server: `PostgreSQL`, and `MariaDB` as MySQL.
+#![expect(clippy::disallowed_methods, reason = "deadlines for foreign processes")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! Servers that share a database: two of Finial's, and one of Finial's beside one of SPIRE's.
 //!
 //! Without `PostgreSQL` or `MariaDB` on this machine the checks on them count as skipped.
+#![expect(clippy::disallowed_methods, reason = "deadlines for foreign processes")]
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
