@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use crate::{clients, process, tidy};
 
@@ -60,9 +61,10 @@ fn unit() -> Result<()> {
 }
 
 fn conformance() -> Result<()> {
+    // With the same features as the unit tests: all of it is compiled once.
     process::check(&mut process::command(
         "cargo",
-        ["build", "--release", "--locked", "--package", "finial"],
+        ["build", "--release", "--locked", "--workspace", "--bins", "--tests"],
     ))?;
     let binary = crate::root().join("target/release/finial");
     let size = fs::metadata(&binary).with_context(|| format!("cannot read {}", binary.display()))?.len();
@@ -74,9 +76,34 @@ fn conformance() -> Result<()> {
         started.elapsed().as_secs_f64() * 1e3
     );
 
-    let args = ["test", "--release", "--locked", "--package", "finial-conformance"];
     clients::install_databases();
-    counting_skips(process::command("cargo", args).env("FINIAL_BIN", &binary).envs(clients::environment()))
+    for suite in suites()? {
+        let mut tests = process::command(&suite, [] as [&str; 0]);
+        tests.current_dir(crate::root().join("tools/conformance"));
+        counting_skips(tests.env("FINIAL_BIN", &binary).envs(clients::environment()))?;
+    }
+    Ok(())
+}
+
+/// The test programs of the conformance suites, as they were built with the workspace: cargo would
+/// build them anew, with other features, if it were asked to test this package alone.
+fn suites() -> Result<Vec<String>> {
+    let args =
+        ["test", "--release", "--locked", "--workspace", "--no-run", "--quiet", "--message-format=json"];
+    let built = process::output(&mut process::command("cargo", args))?;
+    let messages = built.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let suites: Vec<String> = messages
+        .filter(|message| text(message, "package_id").is_some_and(|id| id.contains("finial-conformance")))
+        .filter_map(|message| text(&message, "executable").map(str::to_owned))
+        .collect();
+    if suites.is_empty() {
+        bail!("cargo has built no conformance suites");
+    }
+    Ok(suites)
+}
+
+fn text<'a>(message: &'a Value, name: &str) -> Option<&'a str> {
+    message.get(name)?.as_str()
 }
 
 /// Runs tests, and tells which checks could not be made. In CI there must be none.
