@@ -81,7 +81,7 @@ fn oracle_ha_what_one_server_does_holds_on_the_other_on_mariadb() {
 }
 
 #[test]
-fn ha_at_rest_two_servers_make_few_transactions() {
+fn ha_at_rest_two_servers_make_four_transactions_a_second() {
     on(Make::Postgres, |database| {
         let finial = Product::finial();
         let settings = settings(Make::Postgres, database);
@@ -92,8 +92,9 @@ fn ha_at_rest_two_servers_make_few_transactions() {
                        FROM pg_stat_database WHERE datname = current_database();";
             database.run(sql).unwrap().trim().parse().unwrap()
         };
-        // What the start left over is over.
-        std::thread::park_timeout(Duration::from_secs(5));
+        // An idle connection tells PostgreSQL's statistics of its last transactions only after ten
+        // seconds: until then those of the start would be counted.
+        std::thread::park_timeout(Duration::from_secs(15));
 
         let (before, began) = (transactions(), Instant::now());
         std::thread::park_timeout(Duration::from_secs(20));
@@ -101,6 +102,6 @@ fn ha_at_rest_two_servers_make_few_transactions() {
 
         let rate = (after - before) as f64 / took;
         println!("two servers with an agent each, at rest: {rate:.2} transactions a second");
-        assert!(rate <= 5.0, "{rate} transactions a second");
+        assert!(rate <= 4.0, "{rate} transactions a second");
     });
 }
