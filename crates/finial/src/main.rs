@@ -31,7 +31,6 @@ finial <program> -help lists a program's commands.
 ";
 
 fn main() -> ExitCode {
-    runtime::memory::commit_on_demand();
     let mut args = std::env::args();
     let called = args.next().unwrap_or_default();
     let args: Vec<String> = args.collect();

@@ -1,4 +1,6 @@
 //! What a process does about its memory: little of it, and no secrets in what is freed.
+//!
+//! A program that links this crate takes memory from the kernel as it is needed rather than ahead of it.
 
 use std::time::Duration;
 
@@ -9,13 +11,6 @@ use crate::sys;
 
 /// How long after its start a process is taken to be at rest.
 const SETTLED: Duration = Duration::from_secs(5);
-
-/// Takes memory from the kernel as it is needed rather than ahead of it.
-///
-/// The first line of `main`: what was allocated before is not affected.
-pub fn commit_on_demand() {
-    sys::memory::commit_on_demand();
-}
 
 /// From now on, memory is zeroed when it is freed.
 ///

@@ -73,11 +73,17 @@ pub(crate) fn zero_freed() {
 const ARENA_EAGER_COMMIT: libmimalloc_sys::mi_option_t = 4;
 
 /// Lets the allocator take memory from the kernel when it is asked for, not ahead: threads that hold
-/// little cost little. Must be called before anything is allocated.
-pub(crate) fn commit_on_demand() {
+/// little cost little. The loader calls it; by `main` the allocator has already taken its first memory.
+extern "C" fn commit_on_demand() {
     // SAFETY: an option is a number that is stored; nothing else runs yet.
     unsafe { libmimalloc_sys::mi_option_set(ARENA_EAGER_COMMIT, 0) };
 }
+
+// SAFETY: what the loader calls from this section has this type; this function allocates nothing, needs
+// nothing that `main` or another constructor sets up, and cannot unwind.
+#[used]
+#[unsafe(link_section = ".init_array.00099")]
+static BEFORE_ANYTHING_IS_ALLOCATED: extern "C" fn() = commit_on_demand;
 
 unsafe extern "C" {
     /// Where the program's first segment begins, by the linker.
@@ -105,6 +111,12 @@ pub(crate) fn unmap_code() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_committed_on_demand_from_the_start() {
+        // SAFETY: reads a number.
+        assert_eq!(unsafe { libmimalloc_sys::mi_option_get(ARENA_EAGER_COMMIT) }, 0);
+    }
 
     #[test]
     fn a_block_is_zero_after_it_was_wiped_and_its_neighbours_are_not() {
