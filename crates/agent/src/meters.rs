@@ -15,6 +15,7 @@ use spiffe::tls::{Anchors, ClientVerifier, OwnCertificate};
 use spiffe::{SpiffeId, TrustDomain};
 use tokio_util::sync::CancellationToken;
 
+use crate::attest;
 use crate::state::{AgentState, Entries};
 use crate::stored::{AgentData, BootstrapUse};
 
@@ -280,7 +281,8 @@ pub(crate) async fn serve_page(
         let tls = match &prometheus.tls {
             Some(tls) => {
                 let (certificate, clients) = parties(tls, identity);
-                Some(pages::tls(certificate, clients)?)
+                let exchanges = attest::post_quantum(&config);
+                Some(pages::tls(exchanges.server()?, certificate, clients)?)
             }
             None => None,
         };

@@ -15,16 +15,9 @@ use spiffe::x509::{CertDer, Certificate};
 use spiffe::{Bundle, IdError, SpiffeId, TrustDomain};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-use crate::state::{AgentState, Bundles};
+pub use spiffe::tls::PostQuantum;
 
-/// Whether key exchanges without a post-quantum part are refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PostQuantum {
-    /// They are taken.
-    Optional,
-    /// They are refused.
-    Required,
-}
+use crate::state::{AgentState, Bundles};
 
 /// The id of the server of `trust_domain`.
 ///
@@ -44,10 +37,7 @@ pub fn client_config(
     post_quantum: PostQuantum,
 ) -> Result<Arc<ClientConfig>, Error> {
     let verifier = ServerVerifier::new(trust);
-    match post_quantum {
-        PostQuantum::Optional => Ok(Arc::new(spiffe::tls::client_config(verifier, own)?)),
-        PostQuantum::Required => Ok(Arc::new(spiffe::tls::post_quantum_client_config(verifier, own)?)),
-    }
+    Ok(Arc::new(spiffe::tls::client_config_for(post_quantum, verifier, own)?))
 }
 
 /// The authorities of one bundle, for a connection that lives as long as it.

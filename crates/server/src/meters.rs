@@ -11,7 +11,7 @@ use std::sync::Arc;
 use config::{PrometheusTls, ServerConfig, TelemetryConfig};
 use runtime::metrics::{Call, Counter, Gauge, Metrics, Options, SinkError, rpc_key};
 use runtime::pages::{self, Certificate, Clients, PageListener};
-use spiffe::tls::{Anchors, ClientVerifier, OwnCertificate};
+use spiffe::tls::{Anchors, ClientVerifier, OwnCertificate, PostQuantum};
 use spiffe::{SpiffeId, TrustDomain};
 use store::StoreError;
 use tokio_util::sync::CancellationToken;
@@ -227,7 +227,10 @@ pub(crate) async fn serve_page(
     tracing::info!(host, port, "Starting prometheus exporter");
     let served = async {
         let tls = match &prometheus.tls {
-            Some(tls) => Some(pages::tls(certificate(tls, own), clients(tls, anchors))?),
+            Some(tls) => {
+                let exchanges = PostQuantum::required_if(config.experimental.require_pq_kem);
+                Some(pages::tls(exchanges.server()?, certificate(tls, own), clients(tls, anchors))?)
+            }
             None => None,
         };
         let listener = PageListener::bind(host, port).await?;

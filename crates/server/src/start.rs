@@ -20,7 +20,7 @@ use runtime::health::{Health, HealthListener, HealthPaths};
 use runtime::listen::{Callers, ListenError, Network, NoNetwork, TlsListener, UnixListener, UnixOptions};
 use runtime::log::Log;
 use runtime::snapshot::{Publisher, Snapshot};
-use spiffe::tls::OwnCertificate;
+use spiffe::tls::{OwnCertificate, PostQuantum};
 use spiffe::{IdError, TrustDomain};
 use store::{AgentFilter, EntryFilter, Page, StoreError};
 use tokio::sync::mpsc;
@@ -247,7 +247,8 @@ fn bundle_endpoint(
     bundles: Snapshot<BundleSet>,
     own: Arc<OwnCertificate>,
 ) -> Result<Option<Endpoint>, EndpointError> {
-    let bind = |endpoint| Endpoint::bind(endpoint, config.trust_domain.clone(), bundles, own);
+    let exchanges = PostQuantum::required_if(config.experimental.require_pq_kem);
+    let bind = |endpoint| Endpoint::bind(endpoint, exchanges, config.trust_domain.clone(), bundles, own);
     config.federation.bundle_endpoint.as_ref().map(bind).transpose()
 }
 
@@ -265,7 +266,6 @@ fn trusted_proxies(config: &ServerConfig) -> Result<Vec<Network>, NoNetwork> {
 fn refuse_what_is_not_built(config: &ServerConfig) -> Result<(), StartError> {
     let asked = [
         (config.experimental.policy.is_some(), "experimental.auth_opa_policy_engine"),
-        (config.experimental.require_pq_kem, "experimental.require_pq_kem"),
         (config.profiling.enabled, "profiling_enabled"),
     ];
     match asked.into_iter().find(|(is_asked, _)| *is_asked) {

@@ -15,7 +15,7 @@ use runtime::listen::TlsSource;
 use runtime::snapshot::Snapshot;
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
-use spiffe::tls::{Anchors, ClientVerifier, OwnCertificate, server_config};
+use spiffe::tls::{Anchors, ClientVerifier, OwnCertificate, PostQuantum, server_config_for};
 use spiffe::x509::Certificate;
 use spiffe::{SpiffeId, TrustDomain};
 
@@ -45,7 +45,8 @@ pub(crate) fn source(
     };
     let admit = move |id: &SpiffeId| admit(&own, &admins, id);
     let verifier = ClientVerifier::new(Arc::new(anchors), Box::new(admit), false);
-    let mut config = server_config(verifier, presented)?;
+    let exchanges = PostQuantum::required_if(config.experimental.require_pq_kem);
+    let mut config = server_config_for(exchanges, verifier, presented)?;
     config.time_provider = Arc::new(ClockTime(Arc::clone(clock)));
     let config = Arc::new(config);
     Ok(Arc::new(move || Arc::clone(&config)))

@@ -60,7 +60,16 @@ impl Measured {
     /// If they do not start.
     #[must_use]
     pub fn start(product: &Product, recorded: &Path, more: &str) -> Self {
-        let config = PlaneConfig { agent: true, log: "DEBUG".to_owned(), ..PlaneConfig::default() };
+        Self::start_as(product, recorded, PlaneConfig::default(), more)
+    }
+
+    /// The same on a plane of this configuration.
+    ///
+    /// # Panics
+    /// If they do not start.
+    #[must_use]
+    pub fn start_as(product: &Product, recorded: &Path, config: PlaneConfig, more: &str) -> Self {
+        let config = PlaneConfig { agent: true, log: "DEBUG".to_owned(), ..config };
         let plane = Plane::start(product, &config, &BTreeMap::new());
         let mut measured = Self {
             plane,

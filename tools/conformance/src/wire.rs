@@ -298,7 +298,16 @@ pub(crate) fn client_config(
     shown: Option<&Shown>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> ClientConfig {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    client_config_of(aws_lc_rs::default_provider(), shown, versions)
+}
+
+/// The same by this provider.
+pub(crate) fn client_config_of(
+    provider: CryptoProvider,
+    shown: Option<&Shown>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ClientConfig {
+    let provider = Arc::new(provider);
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions)
         .expect("the provider has the usual versions")

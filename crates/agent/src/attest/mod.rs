@@ -498,7 +498,7 @@ impl Attester {
 
 /// What the configuration says of key exchanges.
 pub(crate) fn post_quantum(config: &AgentConfig) -> PostQuantum {
-    if config.experimental.require_pq_kem { PostQuantum::Required } else { PostQuantum::Optional }
+    PostQuantum::required_if(config.experimental.require_pq_kem)
 }
 
 /// The X.509 authorities of `bundle` as they are stored.

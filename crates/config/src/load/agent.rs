@@ -561,7 +561,6 @@ fn unbuilt(file: &File, config: &AgentConfig) -> Vec<crate::Unbuilt> {
     missing.when(!config.authorized_delegates.is_empty(), "agent.authorized_delegates", "remove it");
     missing.when(agent.profiling_enabled, "agent.profiling_enabled", "remove it or set it to false");
     missing.when(config.experimental.broker.is_some(), "agent.experimental.broker", "remove it");
-    missing.when(config.experimental.require_pq_kem, "agent.experimental.require_pq_kem", "remove it");
     missing.when(
         config.experimental.wit_svid,
         "agent.experimental.feature_flags = [\"wit-svid\"]",

@@ -585,7 +585,6 @@ fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
         "server.experimental.auth_opa_policy_engine",
         "remove it; the default policy is in force",
     );
-    missing.when(experimental.require_pq_kem, "server.experimental.require_pq_kem", "remove it");
     let lifetimes = [
         ("ca_ttl", config.ca.ttl),
         ("default_x509_svid_ttl", config.x509_svid_ttl),

@@ -20,8 +20,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ServerConfig;
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
+use rustls::{ConfigBuilder, ServerConfig, WantsVerifier};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -89,13 +89,18 @@ impl WebReply {
 pub type WebAnswer = Arc<dyn Fn(&Method, &str) -> WebReply + Send + Sync>;
 
 impl WebListener {
-    /// Binds `address`, presenting what `certificate` holds at each handshake. Where all addresses of a
-    /// host without IPv6 are asked for, it is those of IPv4. To be called within a Tokio runtime.
+    /// Binds `address`, presenting what `certificate` holds at each handshake; `tls` has the protocol
+    /// versions and key exchanges. Where all addresses of a host without IPv6 are asked for, it is those
+    /// of IPv4. To be called within a Tokio runtime.
     ///
     /// # Errors
     /// What the system says: mostly that the port is in use.
-    pub fn bind(address: SocketAddr, certificate: Arc<dyn ResolvesServerCert>) -> Result<Self, BoxError> {
-        let config = Arc::new(config(certificate)?);
+    pub fn bind(
+        address: SocketAddr,
+        tls: ConfigBuilder<ServerConfig, WantsVerifier>,
+        certificate: Arc<dyn ResolvesServerCert>,
+    ) -> Result<Self, BoxError> {
+        let config = Arc::new(config(tls, certificate));
         let all_of_ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
         let socket = bind(address).or_else(|error| {
             if error.raw_os_error() == Some(libc::EAFNOSUPPORT) && address.ip().is_unspecified() {
@@ -164,16 +169,15 @@ impl fmt::Debug for WebListener {
     }
 }
 
-fn config(certificate: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_cert_resolver(certificate);
+fn config(
+    tls: ConfigBuilder<ServerConfig, WantsVerifier>,
+    certificate: Arc<dyn ResolvesServerCert>,
+) -> ServerConfig {
+    let mut config = tls.with_no_client_auth().with_cert_resolver(certificate);
     config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(config)
+    config
 }
 
 async fn converse(

@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 
 use crate::listen::TlsSource;
 
@@ -59,12 +59,15 @@ pub enum TlsError {
     },
 }
 
-/// A configuration for HTTP/1.1 over TLS 1.2 or newer, without resumption.
+/// A configuration for HTTP/1.1 without resumption; `begun` has the protocol versions and key exchanges.
 ///
 /// # Errors
 /// [`TlsError`]
-pub fn tls(certificate: Certificate, clients: Clients) -> Result<TlsSource, TlsError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+pub fn tls(
+    begun: ConfigBuilder<ServerConfig, WantsVerifier>,
+    certificate: Certificate,
+    clients: Clients,
+) -> Result<TlsSource, TlsError> {
     let verifier: Arc<dyn ClientCertVerifier> = match clients {
         Clients::Anybody => Arc::new(NoClientAuth),
         Clients::Verified(verifier) => verifier,
@@ -73,14 +76,12 @@ pub fn tls(certificate: Certificate, clients: Clients) -> Result<TlsSource, TlsE
             for authority in certificates(&path)? {
                 roots.add(authority)?;
             }
-            let verifier =
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+            let provider = Arc::clone(begun.crypto_provider());
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             verifier.build().map_err(|error| TlsError::Authorities { path, text: error.to_string() })?
         }
     };
-    let builder = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(verifier);
+    let builder = begun.with_client_cert_verifier(verifier);
     let mut config = match certificate {
         Certificate::Files { chain, key: path } => {
             let key = PrivateKeyDer::from_pem_file(&path).map_err(|error| unreadable(&path, &error))?;

@@ -15,6 +15,7 @@ use http::StatusCode;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use spiffe::key::{KeyKind, PrivateKey};
+use spiffe::tls::PostQuantum;
 use spiffe::x509::to_pem;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -54,7 +55,9 @@ struct Web {
 
 fn serve(certificate: Arc<ServedCertificate>, limits: WebLimits) -> Web {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let listener = WebListener::bind(any, certificate).unwrap().with_limits(limits);
+    let listener = WebListener::bind(any, PostQuantum::Optional.server().unwrap(), certificate)
+        .unwrap()
+        .with_limits(limits);
     let (address, stop) = (listener.address(), CancellationToken::new());
     let group = Group::new(stop.clone());
     group.spawn("web", listener.serve(echo(), stop.clone()));

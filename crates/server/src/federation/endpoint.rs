@@ -14,6 +14,7 @@ use runtime::listen::{WebListener, WebReply};
 use runtime::served::{ServedCertificate, ServedError};
 use runtime::snapshot::Snapshot;
 use rustls::server::ResolvesServerCert;
+use spiffe::tls::PostQuantum;
 use spiffe::{Bundle, TrustDomain, X509Authority};
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +38,9 @@ pub(crate) enum EndpointError {
     /// There is no certificate to present.
     #[error("failed to load certificate")]
     Certificate(#[from] ServedError),
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS")]
+    Tls(#[from] rustls::Error),
     /// The port cannot be listened on.
     #[error(transparent)]
     Listen(runtime::BoxError),
@@ -50,6 +54,7 @@ impl Endpoint {
     /// Any of [`EndpointError`].
     pub(crate) fn bind(
         config: &BundleEndpointConfig,
+        exchanges: PostQuantum,
         trust_domain: TrustDomain,
         bundles: Snapshot<BundleSet>,
         own: Arc<dyn ResolvesServerCert>,
@@ -62,7 +67,8 @@ impl Endpoint {
             }
             EndpointProfile::Acme { .. } => return Err(EndpointError::Acme),
         };
-        let listener = WebListener::bind(config.bind, certificate).map_err(EndpointError::Listen)?;
+        let listener = WebListener::bind(config.bind, exchanges.server()?, certificate);
+        let listener = listener.map_err(EndpointError::Listen)?;
         let refresh_hint = i64::try_from(config.refresh_hint.as_secs()).unwrap_or(i64::MAX);
         let document = Document { trust_domain, bundles, refresh_hint, written: ArcSwapOption::empty() };
         Ok(Self { listener, document, refresh_hint: config.refresh_hint, files })

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use finial_spiffe::key::{KeyKind, PrivateKey};
 use finial_spiffe::tls::{
-    Anchors, ClientVerifier, OwnCertificate, ServerTrust, ServerVerifier, client_config, server_config,
+    Anchors, ClientVerifier, OwnCertificate, PostQuantum, ServerTrust, ServerVerifier, client_config,
+    client_config_for, server_config, server_config_for,
 };
 use finial_spiffe::x509::{
     Attribute, CertDer, Certificate, Issuer, Name, Role, Serial, Validity, X509Template, assemble,
 };
 use finial_spiffe::{SpiffeId, UnixSecs};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, NamedGroup, ProtocolVersion, ServerConfig, ServerConnection};
 
 /// A CA and what it issues.
 struct Authority {
@@ -86,6 +87,16 @@ fn shake(
     let admit = Box::new(|_: &SpiffeId| Ok(()));
     let server = server_config(ClientVerifier::new(anchors, admit, false), server).unwrap();
     let client = client_config(ServerVerifier::new(trust), client).unwrap();
+    let (server, _) = shake_as(server, client)?;
+    let leaf = server.peer_certificates().and_then(|chain| chain.first());
+    Ok(leaf.map(|der| Certificate::parse(der).unwrap().uris().concat()))
+}
+
+/// The same with these configurations.
+fn shake_as(
+    server: ServerConfig,
+    client: ClientConfig,
+) -> Result<(ServerConnection, ClientConnection), String> {
     let mut server = ServerConnection::new(Arc::new(server)).unwrap();
     let name = ServerName::try_from("anything.test").unwrap();
     let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
@@ -99,8 +110,7 @@ fn shake(
         client.read_tls(&mut wire.as_slice()).unwrap();
         client.process_new_packets().map_err(|why| format!("client: {why}"))?;
     }
-    let leaf = server.peer_certificates().and_then(|chain| chain.first());
-    Ok(leaf.map(|der| Certificate::parse(der).unwrap().uris().concat()))
+    Ok((server, client))
 }
 
 fn trusting(authority: &Authority, id: &str) -> ServerTrust {
@@ -165,4 +175,53 @@ fn bootstrap_without_trust_still_wants_the_right_id() {
 
     assert_eq!(good, Ok(None));
     assert!(bad.is_err());
+}
+
+#[test]
+fn who_requires_post_quantum_exchanges_gets_along_with_who_offers_one() {
+    let authority = Authority::new();
+    let shaken = |server, client| {
+        let anchors: Arc<dyn Anchors> = Arc::new(OneDomain([authority.certificate.clone()].into()));
+        let verifier = ClientVerifier::new(anchors, Box::new(|_: &SpiffeId| Ok(())), false);
+        let server = server_config_for(server, verifier, authority.own(SERVER, KeyKind::EcP256)).unwrap();
+        let verifier = ServerVerifier::new(trusting(&authority, SERVER));
+        let client = client_config_for(client, verifier, OwnCertificate::empty()).unwrap();
+        shake_as(server, client).map(|(server, _)| {
+            assert_eq!(server.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+            server.negotiated_key_exchange_group().unwrap().name()
+        })
+    };
+
+    for server in [PostQuantum::Optional, PostQuantum::Required] {
+        for client in [PostQuantum::Optional, PostQuantum::Required] {
+            assert_eq!(shaken(server, client), Ok(NamedGroup::X25519MLKEM768), "{server:?} {client:?}");
+        }
+    }
+}
+
+#[test]
+fn the_third_hybrid_is_agreed_on_where_it_alone_is_offered() {
+    let authority = Authority::new();
+    let offering = |group: NamedGroup| {
+        let verifier = ServerVerifier::new(trusting(&authority, SERVER));
+        let required = client_config_for(PostQuantum::Required, verifier, OwnCertificate::empty()).unwrap();
+        let mut provider = (**required.crypto_provider()).clone();
+        provider.kx_groups.retain(|offered| offered.name() == group);
+        ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(ServerVerifier::new(trusting(&authority, SERVER)))
+            .with_no_client_auth()
+    };
+    for group in [NamedGroup::Unknown(0x11ed), NamedGroup::secp256r1MLKEM768] {
+        let anchors: Arc<dyn Anchors> = Arc::new(OneDomain([authority.certificate.clone()].into()));
+        let verifier = ClientVerifier::new(anchors, Box::new(|_: &SpiffeId| Ok(())), false);
+        let own = authority.own(SERVER, KeyKind::EcP256);
+        let server = server_config_for(PostQuantum::Required, verifier, own).unwrap();
+
+        let (server, _) = shake_as(server, offering(group)).unwrap();
+
+        assert_eq!(server.negotiated_key_exchange_group().unwrap().name(), group);
+    }
 }

@@ -15,7 +15,6 @@ mod config;
 #[cfg(test)]
 mod databases;
 #[cfg(test)]
-#[cfg(test)]
 mod dev;
 #[cfg(test)]
 mod documents;
@@ -43,3 +42,5 @@ mod oracle;
 mod secrets;
 #[cfg(test)]
 mod takeover;
+#[cfg(test)]
+mod tls;

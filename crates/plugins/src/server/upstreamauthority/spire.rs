@@ -24,7 +24,7 @@ use proto::spire::types;
 use runtime::clock;
 use serde::Deserialize;
 use spiffe::key::PrivateKey;
-use spiffe::tls::{self, Anchors, OwnCertificate, ServerTrust, ServerVerifier};
+use spiffe::tls::{Anchors, OwnCertificate, PostQuantum, ServerTrust, ServerVerifier, client_config_for};
 use spiffe::x509::{CertDer, Certificate};
 use spiffe::{Bundle, JwtAuthority, SpiffeId, TrustDomain};
 use tonic::Status;
@@ -74,7 +74,7 @@ struct Above {
     server_id: SpiffeId,
     server: Address,
     workload_api: Address,
-    post_quantum: bool,
+    post_quantum: PostQuantum,
     /// What was used last; connections are shared while the SVID is the same.
     latest: Mutex<Option<(Vec<u8>, ServerClients)>>,
 }
@@ -113,7 +113,7 @@ fn load(config: &PluginConfig, host: Host) -> Result<Spire, PluginError> {
         server_id,
         server: Address::tcp(host_name, port),
         workload_api: Address::unix(&socket),
-        post_quantum: settings.experimental.require_pq_kem,
+        post_quantum: PostQuantum::required_if(settings.experimental.require_pq_kem),
         latest: Mutex::new(None),
     };
     let info = PluginInfo::new(PluginKind::UpstreamAuthority, &config.name);
@@ -298,11 +298,7 @@ impl Above {
         let chain: Vec<_> = svid.chain.iter().map(|der| CertDer::new(der)).collect();
         own.set(&chain, &key).map_err(|error| unusable(&error))?;
         let verifier = ServerVerifier::new(ServerTrust::Id(self.server_id.clone(), Arc::new(anchors)));
-        let config = if self.post_quantum {
-            tls::post_quantum_client_config(verifier, own)
-        } else {
-            tls::client_config(verifier, own)
-        };
+        let config = client_config_for(self.post_quantum, verifier, own);
         let config = config.map_err(|error| unusable(&error))?;
         let dialer = Dialer::new(self.server.clone()).with_tls(Arc::new(config));
         let clients = ServerClients::dial(&dialer)

@@ -6,13 +6,14 @@
 //! certificate that `x509::verify_svid` refuses, but for [`ServerTrust::Unverified`], which exists for
 //! agents that are told to trust their server at first sight.
 
+mod exchange;
+
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ::aws_lc_rs::signature as algorithms;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1MLKEM768, X25519MLKEM768};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -22,6 +23,8 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
     SignatureScheme,
 };
+
+pub use exchange::PostQuantum;
 
 use crate::key::{PrivateKey, PublicKeyKind};
 use crate::x509::{CertDer, Certificate, PathError, SvidError, leaf_id, verify_svid};
@@ -261,10 +264,19 @@ impl ResolvesClientCert for OwnCertificate {
 /// # Errors
 /// If the provider lacks the protocol versions, which would be a build error.
 pub fn server_config(verifier: Arc<ClientVerifier>, own: Arc<OwnCertificate>) -> Result<ServerConfig, Error> {
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(own);
+    server_config_for(PostQuantum::Optional, verifier, own)
+}
+
+/// The same, with key exchanges of a kind.
+///
+/// # Errors
+/// As there.
+pub fn server_config_for(
+    exchanges: PostQuantum,
+    verifier: Arc<ClientVerifier>,
+    own: Arc<OwnCertificate>,
+) -> Result<ServerConfig, Error> {
+    let mut config = exchanges.server()?.with_client_cert_verifier(verifier).with_cert_resolver(own);
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -276,31 +288,19 @@ pub fn server_config(verifier: Arc<ClientVerifier>, own: Arc<OwnCertificate>) ->
 /// # Errors
 /// If the provider lacks the protocol versions, which would be a build error.
 pub fn client_config(verifier: Arc<ServerVerifier>, own: Arc<OwnCertificate>) -> Result<ClientConfig, Error> {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(own);
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config.resumption = Resumption::disabled();
-    Ok(config)
+    client_config_for(PostQuantum::Optional, verifier, own)
 }
 
-/// As [`client_config`], but TLS 1.3 only and with no key exchange that a quantum computer could undo.
+/// The same, with key exchanges of a kind.
 ///
 /// # Errors
 /// As there.
-pub fn post_quantum_client_config(
+pub fn client_config_for(
+    exchanges: PostQuantum,
     verifier: Arc<ServerVerifier>,
     own: Arc<OwnCertificate>,
 ) -> Result<ClientConfig, Error> {
-    let kx_groups = vec![X25519MLKEM768, SECP256R1MLKEM768];
-    let provider = CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() };
-    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(own);
+    let mut config = exchanges.client(verifier)?.with_client_cert_resolver(own);
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
