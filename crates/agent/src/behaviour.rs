@@ -365,7 +365,7 @@ async fn keys_that_take_long_are_made_in_small_batches() {
 }
 
 #[tokio::test]
-async fn what_is_signed_for_somebody_else_reaches_nobody() {
+async fn a16_what_is_signed_for_somebody_else_reaches_nobody() {
     let server = StandIn::start().await;
     server.behaviour().entries = vec![wire("a", &["uid:1"])];
     server.behaviour().impostor = Some("spiffe://example.org/b".parse().unwrap());
@@ -575,7 +575,7 @@ async fn manual(server: StandIn) -> (Running, ManualClock) {
 }
 
 #[tokio::test]
-async fn a_banned_agent_forgets_its_svid_and_ends() {
+async fn a08_a_banned_agent_forgets_its_svid_and_ends() {
     let (running, clock) = manual(StandIn::start().await).await;
     assert_eq!(running.stored().svid.len(), 1);
 
@@ -726,7 +726,7 @@ async fn a_server_from_another_authority_ends_an_agent_that_may_not_bootstrap_an
 }
 
 #[tokio::test]
-async fn a_first_bundle_that_does_not_vouch_for_the_server_is_asked_for_again() {
+async fn a15_a_first_bundle_that_does_not_vouch_for_the_server_is_asked_for_again() {
     let (server, other) = (StandIn::start().await, StandIn::start().await);
     let directory = tempfile::tempdir().unwrap();
     let bundle = directory.path().join("bundle.pem");

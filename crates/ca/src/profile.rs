@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn lifetimes_are_backdated_and_capped() {
+    fn a05_lifetimes_are_backdated_and_capped() {
         let now = UnixSecs(1000);
         let minute = Duration::from_secs(60);
 

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_replaced_whole_and_with_its_mode() {
+    fn k01_a_file_is_replaced_whole_and_with_its_mode() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys.json");
         std::fs::write(&path, "old").unwrap();
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_written_stays_as_it_was() {
+    fn k04_a_file_that_cannot_be_written_stays_as_it_was() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("missing").join("keys.json");
 

@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_caller_is_the_process_that_connected() {
+    fn w01_the_caller_is_the_process_that_connected() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
 
         let caller = Caller::of(ours.as_fd()).unwrap();
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_handle_from_the_kernel_user_and_group_must_agree() {
+    fn w05_without_a_handle_from_the_kernel_user_and_group_must_agree() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let credentials = sys::peer_credentials(ours.as_fd()).unwrap();
 
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_that_runs_another_program_is_refused() {
+    fn w06_a_caller_that_runs_another_program_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_brackets_does_not_hide_the_start_time() {
+    fn x08_a_name_with_brackets_does_not_hide_the_start_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("stat");
         let fields: Vec<String> = (3..=52).map(|number| number.to_string()).collect();

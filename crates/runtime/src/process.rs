@@ -105,8 +105,8 @@ mod tests {
     }
 
     #[test]
-    fn no_image_of_memory_is_left() {
-        if !alone("no_image_of_memory_is_left") {
+    fn k08_no_image_of_memory_is_left() {
+        if !alone("k08_no_image_of_memory_is_left") {
             return;
         }
 

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_second_attestation_in_a_second_waits_and_other_addresses_do_not() {
+    async fn n08_r02_the_second_attestation_in_a_second_waits_and_other_addresses_do_not() {
         let (limits, clock) = limits();
         let one = caller(ATTEST, 1, None);
         limits.admit(&one, 1).await.unwrap();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_than_fits_and_more_than_the_caller_waits_for_are_refused() {
+    async fn r02_more_than_fits_and_more_than_the_caller_waits_for_are_refused() {
         let (limits, clock) = limits();
 
         let refused = limits.admit(&caller(SIGN, 1, None), 501).await.unwrap_err();

@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn members_and_administrators_connect_and_nobody_else() {
+    fn e02_t03_members_and_administrators_connect_and_nobody_else() {
         let own = TrustDomain::parse("example.org").unwrap();
         let id = |text: &str| SpiffeId::parse(text).unwrap();
         let admins = [id("spiffe://partner.test/admin")];

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_bounded() {
+    fn x06_depth_is_bounded() {
         let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
 
         assert!(read(deep(100).as_bytes()).is_ok());

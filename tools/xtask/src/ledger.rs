@@ -1,8 +1,9 @@
 //! The parity ledger: SPIRE's whole surface as committed tables, a state per row.
 //!
-//! `conformance/ledger/*.tsv` holds one table each for methods, command line, configuration, metrics
-//! and plugins. The first column of a row is `done` or `open`, the second names the test that
-//! exercises it through the built binary, or the reason why it is open. The wire tables in
+//! `conformance/ledger/*.tsv` holds one table each for methods, command line, configuration, metrics,
+//! plugins, and the statements of the threat model. The first column of a row is `done` or `open`, the second names the test that
+//! exercises it through the built binary, or the reason why it is open. A statement of the threat model
+//! names every test that bears its number. The wire tables in
 //! `conformance/wire` need no state: a test compares every row with the compiled descriptors.
 
 use std::collections::BTreeSet;
@@ -24,7 +25,10 @@ struct Row {
     subject: String,
 }
 
-const TABLES: [&str; 5] = ["methods", "cli", "config", "telemetry", "plugins"];
+const TABLES: [&str; 6] = ["methods", "cli", "config", "telemetry", "plugins", THREATS];
+
+/// The table whose tests bear the number of their row.
+const THREATS: &str = "threats";
 
 /// Prints the counts of all tables on one line.
 pub(crate) fn print() -> Result<()> {
@@ -49,11 +53,16 @@ pub(crate) fn print() -> Result<()> {
 pub(crate) fn check(root: &Path, tests: &BTreeSet<String>, faults: &mut Vec<String>) -> Result<()> {
     let floor = read(&root.join("conformance/ledger/floor.tsv"))?;
     for table in load(root)? {
-        for row in table.rows.iter().filter(|row| row.done && !tests.contains(&row.evidence)) {
-            faults.push(format!(
-                "ledger {}: {:?} is done by test {:?}, which does not exist",
-                table.name, row.subject, row.evidence
-            ));
+        for row in table.rows.iter().filter(|row| row.done) {
+            for test in row.evidence.split(", ").filter(|test| !tests.contains(*test)) {
+                faults.push(format!(
+                    "ledger {}: {:?} is done by test {test:?}, which does not exist",
+                    table.name, row.subject
+                ));
+            }
+        }
+        if table.name == THREATS {
+            check_numbers(&table, faults);
         }
         let open = table.rows.iter().filter(|row| !row.done).count();
         let limits = floor.lines().find_map(|line| {
@@ -72,6 +81,19 @@ pub(crate) fn check(root: &Path, tests: &BTreeSet<String>, faults: &mut Vec<Stri
         }
     }
     Ok(())
+}
+
+/// Every test of a statement bears its number, so that one is found by the other.
+fn check_numbers(threats: &Table, faults: &mut Vec<String>) {
+    for row in threats.rows.iter().filter(|row| row.done) {
+        let number = row.subject.split(' ').next().unwrap_or_default().to_lowercase();
+        for test in row.evidence.split(", ") {
+            let name = test.split("::").last().unwrap_or_default();
+            if !name.split('_').any(|part| part == number) {
+                faults.push(format!("ledger {THREATS}: {test:?} does not bear the number {number}"));
+            }
+        }
+    }
 }
 
 fn load(root: &Path) -> Result<Vec<Table>> {

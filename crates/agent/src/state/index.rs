@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_without_selectors_matches_nobody() {
+    fn w08_an_entry_without_selectors_matches_nobody() {
         let entries = [entry("a", "/a", &[])];
 
         let index = EntryIndex::build(entries.iter());

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_entries_are_left_out_and_hold_up_nothing() {
+    fn a16_malformed_entries_are_left_out_and_hold_up_nothing() {
         let mut broken = wire(1, 0);
         broken.spiffe_id = None;
         let mut nameless = wire(2, 0);

@@ -104,7 +104,7 @@ async fn the_admin_socket_serves_nothing_else() {
 }
 
 #[tokio::test]
-async fn sockets_have_their_modes_and_go_with_the_agent() {
+async fn w19_sockets_have_their_modes_and_go_with_the_agent() {
     let world = World::start().await;
     let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let (public, admin) = (world.socket(), world.context.config.admin_socket_path.clone().unwrap());
@@ -118,7 +118,7 @@ async fn sockets_have_their_modes_and_go_with_the_agent() {
 }
 
 #[tokio::test]
-async fn debug_and_logger_are_not_for_workloads() {
+async fn l06_debug_and_logger_are_not_for_workloads() {
     let world = World::start().await;
 
     let debug = DebugClient::new(world.channel()).get_info(GetInfoRequest {}).await.unwrap_err();

@@ -84,7 +84,7 @@ async fn selectors_of_all_attestors_count_together() {
 }
 
 #[tokio::test]
-async fn one_that_fails_or_hangs_takes_only_its_own_selectors_away() {
+async fn r07_one_that_fails_or_hangs_takes_only_its_own_selectors_away() {
     let clock = ManualClock::new(now());
     let plugins = vec![bad("a", How::Fails), good("b", &["1"]), bad("c", How::Hangs)];
     let attestors = Attestors::new(plugins, Arc::new(clock.clone()));
@@ -125,7 +125,7 @@ async fn a_caller_without_any_selector_is_attested_and_gets_nothing() {
 }
 
 #[tokio::test]
-async fn a_caller_that_ends_while_it_is_attested_gets_nothing() {
+async fn w04_a_caller_that_ends_while_it_is_attested_gets_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
@@ -140,7 +140,7 @@ async fn a_caller_that_ends_while_it_is_attested_gets_nothing() {
 }
 
 #[tokio::test]
-async fn limits_hold_for_others_and_not_for_the_agent_itself() {
+async fn r08_limits_hold_for_others_and_not_for_the_agent_itself() {
     let world = World::configured(|config| config.experimental.rate_limits.fetch_x509_bundles = 2).await;
     world.serve(&[own_entry("a", "/a")]).await;
 

@@ -24,7 +24,7 @@ fn audience(names: &[&str]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn tokens_of_all_identities_are_handed_out_or_of_the_one_asked_for() {
+async fn w17_tokens_of_all_identities_are_handed_out_or_of_the_one_asked_for() {
     let world = World::start().await;
     world.sync(&[own_entry("b", "/b"), hinted(own_entry("a", "/a"), "h", 1)], &[]).await;
     let client = world.client();
@@ -82,7 +82,7 @@ async fn a_hint_hides_also_from_who_asks_by_id() {
 }
 
 #[tokio::test]
-async fn own_tokens_are_checked_for_anybody_and_foreign_ones_for_who_federates() {
+async fn w17_own_tokens_are_checked_for_anybody_and_foreign_ones_for_who_federates() {
     let world = World::configured(|config| config.allowed_foreign_jwt_claims = vec!["team".to_owned()]).await;
     let other = Authority::new("other.org");
     let claims =

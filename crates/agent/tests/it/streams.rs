@@ -29,7 +29,7 @@ async fn is_silent<T>(world: &World, mut stream: impl Stream<Item = T> + Unpin) 
 }
 
 #[tokio::test]
-async fn an_open_stream_sees_entries_come_change_and_go() {
+async fn w16_an_open_stream_sees_entries_come_change_and_go() {
     let world = World::start().await;
     world.serve(&[own_entry("b", "/b")]).await;
     let mut stream = pin!(world.client().watch_x509_svids().await.unwrap());

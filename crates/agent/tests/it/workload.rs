@@ -64,7 +64,7 @@ async fn a_workload_gets_its_identity_and_the_bundles_to_verify_peers_with() {
 }
 
 #[tokio::test]
-async fn who_no_entry_is_for_is_refused_by_every_method() {
+async fn w15_who_no_entry_is_for_is_refused_by_every_method() {
     let world = World::start().await;
     world.serve(&[entry("a", "/a", &["uid:1000", "uid:1"])]).await;
     let client = world.client();
@@ -119,7 +119,7 @@ async fn wit_keys_are_not_shown_among_jwt_keys() {
 }
 
 #[tokio::test]
-async fn without_the_security_header_nothing_is_looked_at() {
+async fn w14_without_the_security_header_nothing_is_looked_at() {
     let world = World::start().await;
     let mut bare = world.bare();
     let missing = (Code::InvalidArgument, "security header missing from request".to_owned());

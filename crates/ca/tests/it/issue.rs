@@ -137,7 +137,7 @@ async fn a_workload_svid_has_the_subject_names_and_validity_of_its_entry() {
 }
 
 #[tokio::test]
-async fn nothing_outlives_its_authority() {
+async fn a05_nothing_outlives_its_authority() {
     let issuer = issuer(profile(), authorities(KeyKind::EcP256).await);
     let late = NOW.plus(DAY - 100);
     let jwt = JwtRequest { id: id("/web"), audience: vec!["db".into()], ttl: 600, jti: false };
@@ -279,7 +279,7 @@ async fn a_wit_svid_is_bound_to_a_key() {
 }
 
 #[tokio::test]
-async fn requests_outside_the_profile_are_refused() {
+async fn a03_requests_outside_the_profile_are_refused() {
     let full = issuer(profile(), authorities(KeyKind::EcP256).await);
     let empty = issuer(profile(), ActiveAuthorities::default());
     let text = |error: IssueError| error.to_string();

@@ -84,6 +84,6 @@ fn ten_entries_of_a_family_are_kept_and_change_their_status() {
 }
 
 #[test]
-fn a_damaged_journal_is_refused() {
+fn x09_a_damaged_journal_is_refused() {
     assert!(matches!(Journal::decode(&[0x0a, 0xff]), Err(JournalError::Malformed(_))));
 }

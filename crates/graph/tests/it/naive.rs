@@ -228,7 +228,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn it_agrees_with_a_scan(start in vec(change(), 0..60), batches in vec(vec(change(), 0..10), 1..12)) {
+    fn a01_it_agrees_with_a_scan(start in vec(change(), 0..60), batches in vec(vec(change(), 0..10), 1..12)) {
         let mut model = Model::default();
         start.iter().for_each(|change| model.apply(change));
         let mut graph = fresh(&model);

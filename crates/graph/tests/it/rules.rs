@@ -73,7 +73,7 @@ fn what_is_below_an_identity_comes_behind_the_entry_that_gives_it() {
 }
 
 #[test]
-fn cycles_end() {
+fn a13_cycles_end() {
     let graph = graph(vec![
         set(1, entry("start", "/spire/agent/a", "/x", &["uid"])),
         set(2, entry("there", "/x", "/y", &["uid"])),
@@ -82,6 +82,17 @@ fn cycles_end() {
     ]);
 
     assert_eq!(ids(&graph, "/spire/agent/a"), ["start", "there", "back", "self"]);
+}
+
+#[test]
+fn a13_a_chain_of_a_hundred_thousand_parents_is_walked_to_its_end() {
+    let link = |number: i64| {
+        let parent = if number == 0 { "/spire/agent/a".to_owned() } else { format!("/{}", number - 1) };
+        set(number + 1, entry(&format!("e{number}"), &parent, &format!("/{number}"), &["uid"]))
+    };
+    let graph = graph((0..100_000).map(link).collect());
+
+    assert_eq!(ids(&graph, "/spire/agent/a").len(), 100_000);
 }
 
 #[test]

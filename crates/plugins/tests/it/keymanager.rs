@@ -79,7 +79,7 @@ async fn every_key_manager_keeps_the_contract() {
 }
 
 #[tokio::test]
-async fn keys_on_disk_survive_and_are_private() {
+async fn k01_k02_keys_on_disk_survive_and_are_private() {
     let temporary = tempfile::tempdir().unwrap();
     let data = keys_path(temporary.path());
     let made = server("disk", &data).await.unwrap();

@@ -240,7 +240,7 @@ async fn what_proves_nothing_is_refused() {
 }
 
 #[tokio::test]
-async fn an_answer_is_good_for_one_challenge_only() {
+async fn n04_an_answer_is_good_for_one_challenge_only() {
     let node = Node::new(EC);
     let server = node.server(json!({})).await.unwrap();
     let message = &node.recorded["calls"][0]["messages"][2]["decoded"]["challenge_response"];

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn without_files_it_waits_longer_each_time_up_to_a_second() {
+    async fn r10_without_files_it_waits_longer_each_time_up_to_a_second() {
         let mut refusals = Refusals::default();
         let out_of_files = io::Error::from_raw_os_error(libc::EMFILE);
         let started = Instant::now();

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_headers_are_refused() {
+    fn x09_malformed_headers_are_refused() {
         for sent in [
             b"PROXY TCP4 192.0.2.1 192.0.2.2 56324\r\n".to_vec(),
             b"PROXY TCP4 2001:db8::1 2001:db8::2 1 2\r\n".to_vec(),
@@ -244,7 +244,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fuzz_proxy_header(
+        fn x09_fuzz_proxy_header(
             start in prop_oneof![Just(V1.to_vec()), Just(V2.to_vec()), Just(Vec::new())],
             rest in prop::collection::vec(any::<u8>(), 0..300),
         ) {

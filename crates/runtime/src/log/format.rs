@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_quoted_as_go_quotes() {
+    fn g03_values_are_quoted_as_go_quotes() {
         let mut out = String::new();
 
         quote(&mut out, "a\u{7}\u{1}\u{7f}\"\\ü\u{301}\u{a0}\u{200b}\u{10ffff}😀");

@@ -43,7 +43,7 @@ async fn a_port_in_use_is_one_clear_error() {
 }
 
 #[tokio::test]
-async fn a_proxy_is_believed_if_it_is_trusted() {
+async fn t07_a_proxy_is_believed_if_it_is_trusted() {
     let domain = Domain::new();
     let trusted = domain.listener().with_trusted_proxies(vec!["127.0.0.0/8".parse().unwrap()]);
     let distrusted = domain.listener().with_trusted_proxies(vec!["192.0.2.0/24".parse().unwrap()]);
@@ -84,7 +84,7 @@ async fn a_client_that_does_not_ask_for_http2_is_closed() {
 }
 
 #[tokio::test]
-async fn certificates_change_under_handshakes_and_none_fails() {
+async fn t05_certificates_change_under_handshakes_and_none_fails() {
     let domain = Domain::new();
     let (first, second) = (Arc::new(domain.server_config()), Arc::new(domain.server_config()));
     let handshakes = Arc::new(AtomicUsize::new(0));
@@ -107,7 +107,7 @@ async fn certificates_change_under_handshakes_and_none_fails() {
 }
 
 #[tokio::test]
-async fn no_session_is_resumed() {
+async fn t02_no_session_is_resumed() {
     let domain = Domain::new();
     let listener = domain.listener();
     let address = listener.address();
@@ -127,7 +127,7 @@ async fn no_session_is_resumed() {
 }
 
 #[tokio::test]
-async fn clients_that_stop_halfway_hold_up_nobody_and_are_closed() {
+async fn r03_clients_that_stop_halfway_hold_up_nobody_and_are_closed() {
     let domain = Domain::new();
     let listener = domain.listener();
     let address = listener.address();
@@ -162,7 +162,7 @@ async fn a_full_house_of_half_open_connections_lets_honest_clients_in() {
 }
 
 #[tokio::test]
-async fn a_connection_ends_at_its_age_and_its_calls_do_not() {
+async fn t06_r04_a_connection_ends_at_its_age_and_its_calls_do_not() {
     let domain = Domain::new();
     let listener = domain.listener();
     let address = listener.address();
@@ -192,7 +192,7 @@ async fn a_connection_ends_at_its_age_and_its_calls_do_not() {
 }
 
 #[tokio::test]
-async fn a_client_without_certificate_may_not_idle() {
+async fn r03_a_client_without_certificate_may_not_idle() {
     let domain = Domain::new();
     let listener = domain.listener();
     let address = listener.address();
@@ -220,7 +220,7 @@ async fn a_client_without_certificate_may_not_idle() {
 }
 
 #[tokio::test]
-async fn one_address_has_so_many_connections_without_certificate() {
+async fn r04_one_address_has_so_many_connections_without_certificate() {
     let domain = Domain::new();
     let listener = domain.listener();
     let address = listener.address();

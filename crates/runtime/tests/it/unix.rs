@@ -56,7 +56,7 @@ async fn a_socket_that_nobody_answers_on_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_socket_in_use_and_a_file_are_left_alone() {
+async fn w19_a_socket_in_use_and_a_file_are_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
     let _served = unix(&path);
@@ -141,7 +141,7 @@ async fn silent_clients_make_room_for_new_ones() {
 }
 
 #[tokio::test]
-async fn one_user_has_so_many_connections() {
+async fn w20_r06_one_user_has_so_many_connections() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
     let limits = Limits { per_user: 2, ..Limits::local() };
@@ -168,7 +168,7 @@ async fn one_user_has_so_many_connections() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_its_answer_is_cut_off() {
+async fn r09_a_client_that_does_not_read_its_answer_is_cut_off() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
     let limits = Limits { unread: Duration::from_millis(200), ..Limits::local() };
@@ -235,7 +235,7 @@ async fn authorities_are_read_as_localhost_where_they_are_paths() {
 }
 
 #[tokio::test]
-async fn a_panic_is_the_matter_of_its_call() {
+async fn g05_a_panic_is_the_matter_of_its_call() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
     let _served = unix(&path);

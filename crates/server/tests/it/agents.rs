@@ -48,7 +48,7 @@ async fn a_token_attests_one_agent_once() {
 }
 
 #[tokio::test]
-async fn of_many_that_use_one_token_at_a_time_one_attests() {
+async fn j01_of_many_that_use_one_token_at_a_time_one_attests() {
     let place = Place::new();
     let server = place.start().await;
     server.token("race").await;
@@ -85,7 +85,7 @@ async fn a_request_that_its_key_did_not_sign_is_refused_and_costs_no_token() {
 }
 
 #[tokio::test]
-async fn the_renewed_svid_takes_over_when_it_is_first_used() {
+async fn a06_a09_the_renewed_svid_takes_over_when_it_is_first_used() {
     let place = Place::new();
     let server = place.start().await;
     let mut agent = server.agent("renewing").await;
@@ -106,7 +106,7 @@ async fn the_renewed_svid_takes_over_when_it_is_first_used() {
 }
 
 #[tokio::test]
-async fn a_banned_agent_is_told_so_and_a_deleted_one_is_unknown() {
+async fn a08_a_banned_agent_is_told_so_and_a_deleted_one_is_unknown() {
     let place = Place::new();
     let server = place.start().await;
     let (banned, deleted) = (server.agent("banned").await, server.agent("deleted").await);

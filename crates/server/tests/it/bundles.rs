@@ -87,7 +87,7 @@ async fn a_bundle_in_use_goes_only_by_a_mode_that_says_what_becomes_of_its_users
 }
 
 #[tokio::test]
-async fn agents_read_the_bundles_and_masks_cut_them() {
+async fn a10_agents_read_the_bundles_and_masks_cut_them() {
     let place = Place::new();
     let server = place.start().await;
     set(&server, vec![bundle("fed.test")]).await;

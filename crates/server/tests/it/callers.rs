@@ -1,10 +1,13 @@
 //! Who may call what, and how refusals read.
 
 use proto::health::HealthCheckRequest;
-use proto::spire::server::agent as wire;
 use proto::spire::server::debug::GetInfoRequest;
 use proto::spire::server::logger::{GetLoggerRequest, SetLogLevelRequest};
+use proto::spire::server::{agent as wire, svid};
 use proto::spire::types::LogLevel;
+use spiffe::SpiffeId;
+use spiffe::key::{KeyKind, PrivateKey};
+use spiffe::x509::{CsrTemplate, Name};
 use tonic::Code;
 
 use crate::support::{Place, expect_status};
@@ -84,5 +87,22 @@ async fn a_call_without_a_message_ends_as_with_spire() {
     let answer = grpc.streaming(nothing, path, crate::matrix::Raw).await;
 
     expect_status(answer.map(drop), Code::Unknown, "EOF");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a14_nobody_is_given_the_servers_own_id() {
+    let place = Place::new();
+    let server = place.start().await;
+    let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+    let id = SpiffeId::parse("spiffe://example.org/spire/server").unwrap();
+    let csr = CsrTemplate { subject: Name::new(&[]), id: Some(id), dns_names: Vec::new() };
+
+    let mint = svid::MintX509svidRequest { csr: csr.sign(&key).unwrap().into(), ttl: 0 };
+    let minted = server.local().svid().mint_x509svid(mint).await;
+
+    let text = "CSR URI SAN is invalid: \"spiffe://example.org/spire/server\" is not a workload in trust \
+                domain \"example.org\"; path is in the reserved namespace";
+    expect_status(minted, Code::InvalidArgument, text);
     server.stop().await;
 }

@@ -50,7 +50,7 @@ fn jwt_key(key_id: &str, expires_at: i64) -> types::JwtKey {
 }
 
 #[tokio::test]
-async fn a_server_below_gets_a_ca_of_the_trust_domain_and_nothing_else() {
+async fn d01_d02_a_server_below_gets_a_ca_of_the_trust_domain_and_nothing_else() {
     let place = Place::new();
     let server = place.start().await;
     let below = downstream(&server).await;
@@ -73,7 +73,7 @@ async fn a_server_below_gets_a_ca_of_the_trust_domain_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn its_keys_become_the_trust_domains_unless_they_are_over_or_taken() {
+async fn d03_its_keys_become_the_trust_domains_unless_they_are_over_or_taken() {
     let place = Place::new();
     let server = place.start().await;
     let below = downstream(&server).await;

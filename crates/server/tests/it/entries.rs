@@ -114,7 +114,7 @@ async fn few_entries_are_sent_whole_and_changes_are_seen_by_the_next_call() {
 }
 
 #[tokio::test]
-async fn an_exchange_that_begins_wrong_is_refused() {
+async fn a12_an_exchange_that_begins_wrong_is_refused() {
     let place = Place::new();
     let server = place.start().await;
     let agent = agent_with(&server, 1).await;
@@ -166,5 +166,65 @@ async fn a_batch_is_listed_in_its_own_order_and_bad_items_fail_alone() {
     let expected: Vec<_> =
         (1..2000).rev().filter(|number| *number != 1992).map(|number| format!("n{number}")).collect();
     assert_eq!(listed, expected);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a12_ids_of_others_are_answered_with_silence() {
+    let place = Place::new();
+    let server = place.start().await;
+    let agent = agent_with(&server, 501).await;
+    let other = server.agent("other").await;
+    let statuses = create(&server, vec![entry("others", &other.id)]).await;
+    assert_eq!(statuses, [types::Status::ok()]);
+
+    // As many as fit into a message, of which one is its own.
+    let mut ids: Vec<String> = (0..100_000).map(|number| format!("no such entry {number}")).collect();
+    ids.push("others".to_owned());
+    ids.push("e0007".to_owned());
+    let replies = sync(&server, &agent, vec![begin(None), ask(ids)]).await;
+
+    let sent: Vec<&str> =
+        replies.iter().flat_map(|reply| &reply.entries).map(|entry| entry.id.as_str()).collect();
+    assert_eq!(sent, ["e0007"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e01_an_entry_is_of_the_trust_domain_and_says_who_it_is_for() {
+    let place = Place::new();
+    let server = place.start().await;
+    let parent = id("/host").unwrap();
+    let foreign = types::Spiffeid { trust_domain: "other.org".to_owned(), path: "/x".to_owned() };
+    let good = || types::Entry { id: String::new(), ..entry("good", &parent) };
+    let selector =
+        |kind: &str, value: &str| vec![types::Selector { r#type: kind.to_owned(), value: value.to_owned() }];
+    let bad = vec![
+        types::Entry { spiffe_id: Some(foreign.clone()), ..good() },
+        types::Entry { spiffe_id: id(""), ..good() },
+        types::Entry { spiffe_id: None, ..good() },
+        types::Entry { spiffe_id: id("/up/../down"), ..good() },
+        types::Entry { spiffe_id: id("/end/"), ..good() },
+        types::Entry { parent_id: Some(foreign), ..good() },
+        types::Entry { parent_id: None, ..good() },
+        types::Entry { selectors: Vec::new(), ..good() },
+        types::Entry { selectors: selector("a:b", "c"), ..good() },
+        types::Entry { selectors: selector("", "c"), ..good() },
+        types::Entry { selectors: selector("a", ""), ..good() },
+        types::Entry { dns_names: vec!["a..b".to_owned()], ..good() },
+        types::Entry { hint: "h".repeat(1025), ..good() },
+        types::Entry { x509_svid_ttl: -1, ..good() },
+        types::Entry { jwt_svid_ttl: -1, ..good() },
+        types::Entry { federates_with: vec!["UPPER".to_owned()], ..good() },
+    ];
+    let count = bad.len();
+
+    let statuses = create(&server, bad).await;
+
+    for (number, status) in statuses.iter().enumerate() {
+        assert_eq!(status.code, Code::InvalidArgument as i32, "{number}: {status:?}");
+    }
+    assert_eq!(statuses.len(), count);
+    assert_eq!(create(&server, vec![good()]).await, [types::Status::ok()]);
     server.stop().await;
 }

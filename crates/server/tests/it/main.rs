@@ -10,6 +10,7 @@ mod bundles;
 mod callers;
 mod downstream;
 mod entries;
+mod hostile;
 mod matrix;
 mod rotation;
 mod signing;

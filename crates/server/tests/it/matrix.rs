@@ -17,7 +17,8 @@ use tonic::{Code, Request, Status};
 
 use crate::support::{Place, Running};
 
-const TABLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/wire/authz.tsv"));
+pub(crate) const TABLE: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/wire/authz.tsv"));
 
 /// Callers and the column of the table that they are.
 const CALLERS: [(&str, &str); 7] = [
@@ -31,7 +32,7 @@ const CALLERS: [(&str, &str); 7] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn m01_every_method_lets_in_whom_the_table_names_and_nobody_else() {
+async fn m01_a11_e03_every_method_lets_in_whom_the_table_names_and_nobody_else() {
     let place = Place::new();
     let server = place.start().await;
     let callers = callers(&server).await;

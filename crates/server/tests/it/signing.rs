@@ -32,7 +32,7 @@ fn param(entry_id: &str, csr: Vec<u8>) -> wire::NewX509svidParams {
 }
 
 #[tokio::test]
-async fn an_agent_gets_what_the_entry_says_whatever_the_request_says() {
+async fn a02_an_agent_gets_what_the_entry_says_whatever_the_request_says() {
     let place = Place::new();
     let server = place.start().await;
     let agent = server.agent("mine").await;
@@ -58,7 +58,7 @@ async fn an_agent_gets_what_the_entry_says_whatever_the_request_says() {
 }
 
 #[tokio::test]
-async fn bad_items_fail_alone_and_foreign_entries_look_like_none() {
+async fn a01_a04_bad_items_fail_alone_and_foreign_entries_look_like_none() {
     let place = Place::new();
     let server = place.start().await;
     let (mine, other) = (server.agent("mine").await, server.agent("other").await);

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_signed_by_another_key_is_refused() {
+    fn a03_a_request_signed_by_another_key_is_refused() {
         let (mine, other) =
             (PrivateKey::generate(KeyKind::EcP256).unwrap(), PrivateKey::generate(KeyKind::EcP256).unwrap());
         let tbs = template().tbs(mine.public());

@@ -36,7 +36,7 @@ fn world() -> BTreeMap<String, Vec<Certificate>> {
 }
 
 #[test]
-fn chains_are_judged_as_recorded() {
+fn x02_chains_are_judged_as_recorded() {
     let anchors = world();
     // The day of recording: some of the certificates have a fixed end.
     let now = UnixSecs(1_795_500_000);

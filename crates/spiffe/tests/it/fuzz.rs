@@ -171,7 +171,7 @@ fn fuzz_pem() {
 }
 
 #[test]
-fn fuzz_certificate_requests() {
+fn x05_fuzz_certificate_requests() {
     let request = |kind: KeyKind, id: Option<&str>, dns_names: &[&str]| {
         let template = CsrTemplate {
             subject: Name::new(&[]),

@@ -143,7 +143,7 @@ fn a_client_without_certificate_is_anonymous() {
 }
 
 #[test]
-fn a_server_of_another_id_is_refused() {
+fn a14_a_server_of_another_id_is_refused() {
     let authority = Authority::new();
 
     let server = authority.own("spiffe://example.org/web", KeyKind::EcP256);
@@ -153,7 +153,7 @@ fn a_server_of_another_id_is_refused() {
 }
 
 #[test]
-fn a_client_of_an_unknown_authority_is_refused() {
+fn t03_a_client_of_an_unknown_authority_is_refused() {
     let (authority, stranger) = (Authority::new(), Authority::new());
 
     let server = authority.own(SERVER, KeyKind::EcP256);

@@ -10,7 +10,7 @@ use serde_json::Value;
 const DOOR: &str = "failed to convert federation relationship: failed to parse endpoint SPIFFE ID: ";
 
 #[test]
-fn ids_are_judged_as_recorded() {
+fn x01_ids_are_judged_as_recorded() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/documents/id.jsonl");
     let cases = fs::read_to_string(path).unwrap();
     let (mut run, mut passed, mut wrong) = (0, 0, Vec::new());

@@ -113,7 +113,7 @@ fn fits(verdict: &Result<VerifiedJwt, JwtError>, expect: &Value) -> bool {
 }
 
 #[test]
-fn tokens_are_judged_as_recorded() {
+fn x03_tokens_are_judged_as_recorded() {
     let world = World::read();
     let (mut run, mut passed, mut wrong) = (0, 0, Vec::new());
 

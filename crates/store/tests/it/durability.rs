@@ -50,7 +50,7 @@ fn child_that_writes_until_it_is_killed() {
 }
 
 #[tokio::test]
-async fn killing_the_writer_loses_nothing_it_acknowledged() {
+async fn k04_killing_the_writer_loses_nothing_it_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("datastore.sqlite3");
     let rounds: usize = std::env::var(ROUNDS).map_or(3, |text| text.parse().unwrap());

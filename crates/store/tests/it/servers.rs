@@ -73,7 +73,7 @@ fn servers(home: &Home, count: usize) -> Vec<Store> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_token_is_used_once_whoever_races_for_it() {
+async fn j01_a_token_is_used_once_whoever_races_for_it() {
     for database in SERVERS {
         let Some(home) = Home::new(database) else { continue };
         // All of them find the database empty.
@@ -172,7 +172,7 @@ async fn a_database_that_is_away_is_told_at_once_and_found_again() {
 }
 
 #[test]
-fn passwords_are_in_no_error() {
+fn s05_passwords_are_in_no_error() {
     for (database, string) in [
         (DatabaseType::Postgres, "host=/nowhere user=me password=pw7 dbname=d"),
         (DatabaseType::MySql, "me:pw7@unix(/nowhere/socket)/d?parseTime=true"),

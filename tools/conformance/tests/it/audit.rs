@@ -10,7 +10,7 @@ fn recorded() -> PathBuf {
 }
 
 #[test]
-fn audit_log_has_a_line_per_call_and_item() {
+fn e04_audit_log_has_a_line_per_call_and_item() {
     let lines = audit_lines(&Product::under_test(), &recorded()).unwrap();
 
     let created = &lines["entry.v1.Entry/BatchCreateEntry"];

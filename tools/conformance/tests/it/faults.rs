@@ -148,7 +148,7 @@ fn a_configuration_that_cannot_be_read_is_told() {
 }
 
 #[test]
-fn hostile_frames_end_no_more_than_their_connection() {
+fn x07_hostile_frames_end_no_more_than_their_connection() {
     let mut plane = with_agent();
     let pid = plane.agent().unwrap().pid();
     let socket = Path::new(plane.word("asock")).to_owned();
@@ -167,7 +167,7 @@ fn hostile_frames_end_no_more_than_their_connection() {
 }
 
 #[test]
-fn hostile_frames_do_the_server_no_harm() {
+fn x07_hostile_frames_do_the_server_no_harm() {
     let mut plane = start(&PlaneConfig::default());
     let socket = Path::new(plane.word("sock")).to_owned();
 
@@ -202,7 +202,7 @@ fn clients_that_dawdle_hold_up_nobody() {
 }
 
 #[test]
-fn proxies_are_believed_from_trusted_networks_alone() {
+fn t07_proxies_are_believed_from_trusted_networks_alone() {
     let header = b"PROXY TCP4 198.51.100.7 192.0.2.2 4711 443\r\n";
     let version_2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x07\xc0\0\x02\x02\x12\x67\x01\xbb";
     for (networks, is_trusted) in [("127.0.0.0/8\", \"::1/128", true), ("192.0.2.0/24", false)] {
@@ -218,7 +218,7 @@ fn proxies_are_believed_from_trusted_networks_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_is_too_large_is_refused_as_such() {
+async fn r01_a_message_that_is_too_large_is_refused_as_such() {
     let plane = with_agent();
 
     let (code, message) = oversized(plane.word("asock"), 5 << 20).await;

@@ -33,37 +33,37 @@ fn federation_outlives_restarts_and_partners_that_are_away() {
 }
 
 #[test]
-fn federation_refuses_what_is_no_bundle_and_keeps_the_one_it_has() {
+fn f04_federation_refuses_what_is_no_bundle_and_keeps_the_one_it_has() {
     Imposters::start(&Product::finial()).misbehave().unwrap();
 }
 
 #[test]
-fn federation_believes_nobody_but_the_endpoint_it_was_told() {
+fn f01_federation_believes_nobody_but_the_endpoint_it_was_told() {
     Imposters::start(&Product::finial()).pretend().unwrap();
 }
 
 #[test]
-fn federation_warns_of_bundles_that_go_back() {
+fn f03_federation_warns_of_bundles_that_go_back() {
     Imposters::start(&Product::finial()).go_back().unwrap();
 }
 
 #[test]
-fn federation_lets_no_trust_domain_speak_for_another() {
+fn f02_federation_lets_no_trust_domain_speak_for_another() {
     Crowd::start(&Product::under_test(), &recorded()).speak_for_each_other().unwrap();
 }
 
 #[test]
-fn federation_with_a_slow_endpoint_holds_up_nobody() {
+fn f06_federation_with_a_slow_endpoint_holds_up_nobody() {
     Imposters::start(&Product::finial()).dawdle().unwrap();
 }
 
 #[test]
-fn federation_ends_for_workloads_as_the_mode_of_deletion_says() {
+fn f07_federation_ends_for_workloads_as_the_mode_of_deletion_says() {
     Bystander::start(&Product::under_test(), &recorded()).unwrap().delete_bundle().unwrap();
 }
 
 #[test]
-fn federation_endpoint_serves_the_own_bundle_to_get_alone() {
+fn f05_federation_endpoint_serves_the_own_bundle_to_get_alone() {
     let domains = federate(Profile::Spiffe);
     let ask = |line: &str| {
         let request = format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");

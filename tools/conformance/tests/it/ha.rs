@@ -61,12 +61,12 @@ fn beside_spire(make: Make) {
 }
 
 #[test]
-fn ha_what_one_server_does_holds_on_the_other_on_postgres() {
+fn a07_ha_what_one_server_does_holds_on_the_other_on_postgres() {
     two_of_finial(Make::Postgres);
 }
 
 #[test]
-fn ha_what_one_server_does_holds_on_the_other_on_mariadb() {
+fn a07_ha_what_one_server_does_holds_on_the_other_on_mariadb() {
     two_of_finial(Make::MariaDb);
 }
 

@@ -9,7 +9,7 @@ fn recorded() -> PathBuf {
 }
 
 #[test]
-fn no_secret_is_logged_or_measured() {
+fn g01_no_secret_is_logged_or_measured() {
     let secrets = Secrets::plant(&Product::under_test(), &recorded());
 
     let found = secrets.found_in_what_is_told();

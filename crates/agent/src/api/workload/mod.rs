@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_header_is_there_once_with_one_spelling() {
+    fn w14_the_header_is_there_once_with_one_spelling() {
         let has = |values: &[&'static str]| {
             let mut headers = HeaderMap::new();
             for value in values {
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn only_selectors_below_a_prefix_are_told() {
+    fn g02_only_selectors_below_a_prefix_are_told() {
         let selectors: SelectorSet =
             [("k8s", "ns:b"), ("k8s", "nsx:c"), ("unix", "uid:0"), ("k8s", "ns"), ("docker", "")]
                 .map(|(kind, value)| Selector::new(kind, value))

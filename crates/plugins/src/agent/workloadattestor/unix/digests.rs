@@ -122,7 +122,7 @@ mod tests {
     const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     #[tokio::test]
-    async fn digests_are_remembered_once_a_file_has_settled() {
+    async fn w13_digests_are_remembered_once_a_file_has_settled() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("program");
         std::fs::write(&path, "").unwrap();
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_above_the_limit_is_an_error() {
+    async fn w13_a_program_above_the_limit_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("program");
         std::fs::write(&path, "12345").unwrap();
