@@ -1,7 +1,7 @@
 //! HTTP/2 as no honest client speaks it, and clients that dawdle.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use socket2::{Domain, Socket, Type};
 
 use crate::workload::Workload;
 
@@ -112,6 +113,24 @@ pub fn tcp_dawdlers(address: SocketAddr, count: usize, bytes: &[u8]) -> Vec<TcpS
         stream
     };
     std::iter::repeat_with(one).take(count).collect()
+}
+
+/// Connections from one address of this machine that send `bytes` and then nothing more, while they
+/// live. Those that the server takes no more are missing.
+///
+/// # Panics
+/// If no socket can be had on this machine.
+#[must_use]
+pub fn half_open(from: IpAddr, address: SocketAddr, count: usize, bytes: &[u8]) -> Vec<TcpStream> {
+    let one = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from((from, 0)).into()).expect("an address of this machine");
+        socket.connect_timeout(&address.into(), Duration::from_secs(5)).ok()?;
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(bytes).ok();
+        Some(stream)
+    };
+    std::iter::repeat_with(one).take(count).flatten().collect()
 }
 
 /// Whether a server answers a TLS client on this port whose connection begins with `header`.

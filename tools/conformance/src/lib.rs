@@ -52,7 +52,7 @@ pub use exchanges::Exchanges;
 pub use federation::{Bystander, Crowd, Domains, Imposters, Profile};
 pub use forced::{Forced, forced};
 pub use foreign::{Foreign, skip};
-pub use frames::{PREFACE, answers_tls, assault, attacks, dawdlers, oversized, tcp_dawdlers};
+pub use frames::{PREFACE, answers_tls, assault, attacks, dawdlers, half_open, oversized, tcp_dawdlers};
 pub use ha::Pair;
 pub use handshake::{Offer, shake};
 pub use http::{await_ok, get};

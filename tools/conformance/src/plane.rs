@@ -99,6 +99,9 @@ pub struct PlaneConfig {
     pub log: String,
     /// Variables in the environment of all its programs.
     pub env: BTreeMap<String, String>,
+    /// What a shell does, in a mount namespace of its own, before it becomes the server; placeholders
+    /// are filled in. Needs root.
+    pub server_prelude: String,
     /// Start a server.
     pub server: bool,
     /// Start an agent too, attested by join token with the alias `/node`.
@@ -119,6 +122,7 @@ impl Default for PlaneConfig {
             ca_key: "ec-p256".to_owned(),
             log: "INFO".to_owned(),
             env: BTreeMap::new(),
+            server_prelude: String::new(),
             server: true,
             agent: false,
         }
@@ -132,6 +136,7 @@ pub struct Plane {
     dir: TempDir,
     words: BTreeMap<String, String>,
     env: BTreeMap<String, String>,
+    server_prelude: String,
     server: Option<Running>,
     agent: Option<Running>,
 }
@@ -148,6 +153,7 @@ impl Plane {
             product: product.clone(),
             words: words(dir.path(), &config.trust_domain),
             env: config.env.clone(),
+            server_prelude: config.server_prelude.clone(),
             dir,
             server: None,
             agent: None,
@@ -335,7 +341,10 @@ impl Plane {
     /// Starts `program` on its configuration and waits until it is healthy or has ended.
     fn start_healthy(&self, program: &str) -> Running {
         let config = format!("{{dir}}/{program}.conf");
-        let mut running = self.spawn(program, &["run", "-config", &config]);
+        let command = self.command(program, &["run", "-config", &config]);
+        let has_prelude = program == "server" && !self.server_prelude.is_empty();
+        let mut running =
+            Running::start(&mut if has_prelude { self.after_prelude(&command) } else { command });
         let deadline = Instant::now() + Duration::from_secs(30);
         while let Err(why) = self.health(program) {
             let is_hopeless = Instant::now() > deadline || !running.is_running();
@@ -348,6 +357,16 @@ impl Plane {
             pause();
         }
         running
+    }
+
+    /// A shell that does what the prelude says and becomes `command` then.
+    fn after_prelude(&self, command: &Command) -> Command {
+        let script = format!("{}\nexec -a spire-server \"$@\"", self.fill(&self.server_prelude));
+        let mut shell = Command::new("unshare");
+        shell.args(["--mount", "bash", "-e", "-c", &script, "bash"]);
+        shell.arg(command.get_program()).args(command.get_args()).current_dir(self.cwd()).env_clear();
+        shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell
     }
 
     /// Starts (or starts again) the server on its configuration and waits until it is healthy.

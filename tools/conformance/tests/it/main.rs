@@ -27,6 +27,8 @@ mod federation;
 #[cfg(test)]
 mod ha;
 #[cfg(test)]
+mod hardship;
+#[cfg(test)]
 mod health;
 #[cfg(test)]
 mod lint;
