@@ -167,6 +167,17 @@ async fn a_start_from_what_is_stored_asks_for_no_attestation() {
 }
 
 #[tokio::test]
+async fn a_server_that_does_not_push_is_asked_and_not_told_again_that_it_could() {
+    let running = Running::with(vec![wire("a", &["uid:1"])]).await;
+
+    called(&running.server, "SyncAuthorizedEntries", 5).await;
+
+    running.until_signed(1).await;
+    assert_eq!(running.server.calls("Watch"), 1);
+    assert!(!running.context.is_pushed.load(std::sync::atomic::Ordering::Relaxed));
+}
+
+#[tokio::test]
 async fn an_svid_without_its_key_is_not_used() {
     let running = Running::with(Vec::new()).await;
     let Running { server, directory, tasks, .. } = running;

@@ -27,6 +27,7 @@ struct Shared {
 struct Open {
     clients: Option<ServerClients>,
     generation: u64,
+    dialled: u64,
 }
 
 /// The right to make calls, as the agent is now.
@@ -35,6 +36,8 @@ pub struct Lease {
     pub clients: ServerClients,
     /// How often the agent's own SVID had been renewed.
     pub generation: u64,
+    /// Which connection it is.
+    pub dialled: u64,
 }
 
 /// What a failed call means to the agent.
@@ -66,9 +69,12 @@ impl Connection {
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         let clients = match &open.clients {
             Some(clients) => clients.clone(),
-            None => open.clients.insert(ServerClients::dial(&self.0.dialer)?).clone(),
+            None => {
+                open.dialled += 1;
+                open.clients.insert(ServerClients::dial(&self.0.dialer)?).clone()
+            }
         };
-        Ok(Lease { clients, generation: open.generation })
+        Ok(Lease { clients, generation: open.generation, dialled: open.dialled })
     }
 
     /// Judges a failed call, and drops the connection it was made over.

@@ -1,6 +1,7 @@
 //! What the APIs of an agent are given.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use config::AgentConfig;
@@ -8,6 +9,7 @@ use plugin::WorkloadAttestor;
 use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::log::Log;
+use runtime::reconcile::Poke;
 use runtime::snapshot::Snapshot;
 
 use crate::jwt::JwtSvids;
@@ -37,4 +39,8 @@ pub struct Context {
     pub started_at: Instant,
     /// What is measured.
     pub meters: Arc<Meters>,
+    /// Poked when somebody cannot wait for the next sync.
+    pub asked: Poke,
+    /// Whether the server pushes changes.
+    pub is_pushed: Arc<AtomicBool>,
 }

@@ -32,6 +32,7 @@ pub mod tls;
 mod words;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use config::{AgentConfig, HealthConfig, PluginBlock, PluginData};
@@ -258,6 +259,7 @@ impl Agent {
             config.experimental.jwt_svid_cache_hit_timeout,
         )
         .measured(Arc::clone(&self.meters));
+        let (asked, is_pushed) = (Poke::new(), Arc::new(AtomicBool::new(false)));
         let sync = Sync {
             connection: connection.clone(),
             inbox: inbox.clone(),
@@ -274,6 +276,8 @@ impl Agent {
             },
             version: self.version,
             meters: Arc::clone(&self.meters),
+            asked: asked.clone(),
+            is_pushed: Arc::clone(&is_pushed),
         };
         let issuing = Issuing {
             connection,
@@ -299,6 +303,8 @@ impl Agent {
             workload_attestors: self.plugins.workload_attestors,
             started_at: self.started_at,
             meters: Arc::clone(&self.meters),
+            asked,
+            is_pushed,
         });
 
         let token = tasks.token().clone();

@@ -1,5 +1,6 @@
 //! The APIs of a server: typed clients over one channel.
 
+use proto::finial::sync::sync_client::SyncClient;
 use proto::health::health_client::HealthClient;
 use proto::spire::server::agent::agent_client::AgentClient;
 use proto::spire::server::bundle::bundle_client::BundleClient;
@@ -54,6 +55,8 @@ apis! {
     logger: LoggerClient,
     /// SVIDs: minting and signing.
     svid: SvidClient,
+    /// Pushed changes of what agents are authorised for; servers other than Finial's do not have it.
+    sync: SyncClient,
     /// Federation relationships.
     trust_domain: TrustDomainClient,
 }

@@ -1,7 +1,10 @@
 //! Buckets: the entries of one parent, in pages.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use spiffe::{Entry, TrustDomain};
 
 use crate::page::{Page, Slot};
 use crate::token::Token;
@@ -19,25 +22,38 @@ pub(crate) struct Bucket {
     /// The buckets right below: those of identities that entries here give, each with the rows of
     /// these entries.
     children: Tree<(Arc<str>, i64), ()>,
+    /// The trust domains that entries here federate with, each with how many do.
+    federated: BTreeMap<TrustDomain, usize>,
 }
 
 impl Bucket {
     /// The bucket of a parent's path, still empty.
     pub(crate) fn new(path: Arc<str>) -> Self {
-        Self { path, pages: Tree::default(), len: 0, digest: Token::default(), children: Tree::default() }
+        Self {
+            path,
+            pages: Tree::default(),
+            len: 0,
+            digest: Token::default(),
+            children: Tree::default(),
+            federated: BTreeMap::new(),
+        }
     }
 
     /// A bucket of entries in order of their rows.
     pub(crate) fn of_sorted(path: Arc<str>, slots: Vec<Slot>) -> Self {
         let len = slots.len();
         let digest = slots.iter().fold(Token::default(), |sum, slot| sum.plus(slot.digest));
-        Self { len, digest, pages: Tree::from_sorted(Page::of_sorted(slots)), ..Self::new(path) }
+        let mut bucket = Self { len, digest, ..Self::new(path) };
+        slots.iter().for_each(|slot| bucket.federate(&slot.entry));
+        bucket.pages = Tree::from_sorted(Page::of_sorted(slots));
+        bucket
     }
 
     /// Puts an entry in, or in the place of the one of that row.
     pub(crate) fn insert(&mut self, slot: Slot) {
         let row = slot.row;
         self.digest = self.digest.plus(slot.digest);
+        self.federate(&slot.entry);
         let Some(page) = self.page_mut(row) else {
             let page = Arc::new(Page::from(vec![slot]));
             self.pages.insert(row, page);
@@ -51,7 +67,10 @@ impl Bucket {
             self.pages.insert(first, Arc::new(upper));
         }
         match replaced {
-            Some(replaced) => self.digest = self.digest.minus(replaced.digest),
+            Some(replaced) => {
+                self.digest = self.digest.minus(replaced.digest);
+                self.part(&replaced.entry);
+            }
             None => self.len += 1,
         }
     }
@@ -64,6 +83,7 @@ impl Bucket {
         let (is_empty, is_thin) = (page.slots().is_empty(), page.is_thin());
         self.len -= 1;
         self.digest = self.digest.minus(removed.digest);
+        self.part(&removed.entry);
         if is_empty {
             self.pages.remove(|held| held.cmp(&key));
         } else if is_thin {
@@ -128,9 +148,33 @@ impl Bucket {
         self.digest
     }
 
+    /// The trust domains that entries here federate with.
+    pub(crate) fn federated(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.federated.keys()
+    }
+
     /// Whether both hold the same pages, without looking inside.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.pages.is_same(&other.pages)
+    }
+
+    /// Counts what an entry that comes federates with.
+    fn federate(&mut self, entry: &Entry) {
+        for name in entry.federates_with.iter() {
+            *self.federated.entry(name.clone()).or_default() += 1;
+        }
+    }
+
+    /// Counts off what an entry that goes federates with.
+    fn part(&mut self, entry: &Entry) {
+        for name in entry.federates_with.iter() {
+            if let Some(count) = self.federated.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    self.federated.remove(name);
+                }
+            }
+        }
     }
 
     fn page(&self, row: i64) -> Option<(i64, &Arc<Page>)> {

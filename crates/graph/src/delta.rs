@@ -9,7 +9,7 @@ use spiffe::{Entry, EntryId};
 use crate::bucket::Bucket;
 use crate::page::{Page, Slot};
 use crate::token::Token;
-use crate::view::View;
+use crate::view::{Footprint, View};
 
 /// What turns an older view into a newer one.
 #[derive(Clone, Debug, Default)]
@@ -33,8 +33,18 @@ impl View {
     /// share are not looked at.
     #[must_use]
     pub fn delta(&self, older: &Self) -> Delta {
+        self.since(&older.buckets)
+    }
+
+    /// The same since the view whose footprint this is.
+    #[must_use]
+    pub fn delta_since(&self, older: &Footprint) -> Delta {
+        self.since(&older.buckets)
+    }
+
+    fn since(&self, older: &[Arc<Bucket>]) -> Delta {
         let (mut new, mut old) = (Vec::new(), Vec::new());
-        let (mut mine, mut theirs) = (self.buckets.iter().peekable(), older.buckets.iter().peekable());
+        let (mut mine, mut theirs) = (self.buckets.iter().peekable(), older.iter().peekable());
         loop {
             let order = match (mine.peek(), theirs.peek()) {
                 (Some(mine), Some(theirs)) => mine.path().cmp(theirs.path()),

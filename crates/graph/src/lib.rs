@@ -35,4 +35,4 @@ pub use delta::Delta;
 pub use graph::{Counts, EntryGraph, Fingerprint};
 pub use reply::PAGE_SIZE;
 pub use token::Token;
-pub use view::View;
+pub use view::{Footprint, View};

@@ -69,7 +69,13 @@ impl Token {
         {
             text.flags([*disable_x509_svid_prefetch, *jwt_svid_include_jti]);
         }
-        let digest = digest::digest(&digest::SHA256, &text.0);
+        Self::naming(&text.0)
+    }
+
+    /// The digest of something else, such as a bundle.
+    #[must_use]
+    pub fn naming(bytes: &[u8]) -> Self {
+        let digest = digest::digest(&digest::SHA256, bytes);
         Self::from_bytes(digest.as_ref().first_chunk().copied().unwrap_or_default())
     }
 
@@ -88,7 +94,8 @@ impl Token {
     }
 
     /// With another one added.
-    pub(crate) fn plus(self, other: Self) -> Self {
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
         Self::from_u128(self.as_u128().wrapping_add(other.as_u128()))
     }
 

@@ -1,10 +1,10 @@
 //! What one agent is authorised for.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use spiffe::{Entry, EntryId, SpiffeId};
+use spiffe::{Entry, EntryId, SpiffeId, TrustDomain};
 
 use crate::bucket::Bucket;
 use crate::graph::EntryGraph;
@@ -74,6 +74,20 @@ impl View {
         page.slots().get(at).map(|slot| &slot.entry)
     }
 
+    /// The trust domains that entries federate with, the own one left out.
+    #[must_use]
+    pub fn federated(&self) -> BTreeSet<&TrustDomain> {
+        let own = self.graph.trust_domain();
+        self.buckets.iter().flat_map(|bucket| bucket.federated()).filter(|name| *name != own).collect()
+    }
+
+    /// What it takes to say later what changed since: the view without its graph, which it does not
+    /// keep in memory.
+    #[must_use]
+    pub fn footprint(&self) -> Footprint {
+        Footprint { buckets: self.buckets.clone() }
+    }
+
     /// Names the contents.
     #[must_use]
     pub fn token(&self) -> Token {
@@ -94,6 +108,19 @@ impl View {
             return None;
         }
         self.bucket(entry.parent_id.path())?.find(row)
+    }
+}
+
+/// What a view held. It keeps alive what it holds, and nothing else of the graph.
+#[derive(Clone, Default)]
+pub struct Footprint {
+    /// In order of their paths.
+    pub(crate) buckets: Vec<Arc<Bucket>>,
+}
+
+impl fmt::Debug for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Footprint({} buckets)", self.buckets.len())
     }
 }
 

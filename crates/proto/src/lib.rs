@@ -130,6 +130,12 @@ pub mod broker {
     pub use crate::generated::spiffe::broker::*;
 }
 
+/// What only Finial's own programs say to each other.
+pub mod finial {
+    pub use crate::generated::finial::explain::v1 as explain;
+    pub use crate::generated::finial::sync::v1 as sync;
+}
+
 /// The claims of a token, as messages carry them.
 pub use prost_types::Struct as Claims;
 

@@ -18,6 +18,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use http_body::{Body as _, Frame};
+use prost::encoding::{WireType, encode_key, encode_varint};
 use prost::{Message, Name};
 use tonic::body::Body;
 use tonic::codegen::tokio_stream::{self, Stream};
@@ -73,6 +74,17 @@ impl Encoded {
     pub fn push(&mut self, piece: Bytes) {
         debug_assert!(!self.is_prefixed, "the length is written already");
         self.pieces.push(piece);
+    }
+
+    /// This message as the field of another. Not to be done to a prefixed one.
+    #[must_use]
+    pub fn nested(mut self, field: u32) -> Self {
+        debug_assert!(!self.is_prefixed, "a prefix belongs before the outer message");
+        let mut head = Vec::with_capacity(8);
+        encode_key(field, WireType::LengthDelimited, &mut head);
+        encode_varint(self.len() as u64, &mut head);
+        self.pieces.insert(0, head.into());
+        self
     }
 
     /// Its length in bytes.

@@ -25,6 +25,7 @@ use crate::limits::Limits;
 use crate::measured::Datastore;
 use crate::meters::Meters;
 use crate::own_svid::OwnSvid;
+use crate::sync::Hub;
 
 /// The running server, as its APIs see it. Shared by all of them.
 pub(crate) struct Context {
@@ -54,6 +55,8 @@ pub(crate) struct Context {
     pub(crate) applied: Applied,
     /// How far they are with what others write.
     pub(crate) fresh: Fresh,
+    /// The agents that wait for changes.
+    pub(crate) hub: Hub,
     /// The log, whose level may be changed.
     pub(crate) log: Log,
     /// The time.

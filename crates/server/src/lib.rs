@@ -2,7 +2,8 @@
 //!
 //! [`Server::build`] opens, loads and binds everything that can fail; [`Server::run`] serves until told
 //! to stop. The datastore and the key manager are the only state that outlives the process: what is
-//! in memory are snapshots of it (`keep`), replaced by one task each and read without locks.
+//! in memory are snapshots of it (`keep`), replaced by one task each and read without locks. Agents that
+//! watch are told what changes for them (`sync`).
 //!
 //! A call comes in through the `door`: that finds its rule (`authz`), judges the caller, and hands it
 //! to a service (`api`). Invariants: no method answers that has no rule; no call of a known agent reads
@@ -24,6 +25,7 @@ mod meters;
 mod own_svid;
 mod prune;
 mod start;
+mod sync;
 mod tls;
 mod wellbeing;
 

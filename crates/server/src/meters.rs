@@ -54,6 +54,10 @@ pub(crate) struct Meters {
     pub(crate) svid_rotate: Call,
     /// A look at what other servers changed.
     pub(crate) cache_reload: Call,
+    /// How many agents have changes pushed to them.
+    pub(crate) watchers: Gauge,
+    /// How often an agent was told something.
+    pub(crate) pushes: Counter,
     /// What is in memory.
     pub(crate) cache: CacheGauges,
 }
@@ -97,6 +101,8 @@ impl Meters {
             agent_prune: call(&["node", "manager", "prune"]),
             svid_rotate: call(&["svid", "rotate"]),
             cache_reload: call(&["entry", "cache", "reload"]),
+            watchers: gauge(&["finial", "sync", "watchers"]),
+            pushes: counter(&["finial", "sync", "pushes"]),
             cache: CacheGauges {
                 agents: [
                     gauge(&["node", "agents_by_id_cache", "count"]),

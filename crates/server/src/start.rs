@@ -35,6 +35,7 @@ use crate::limits::Limits;
 use crate::measured::Datastore;
 use crate::meters::{self, Meters};
 use crate::own_svid::{Renewal, RenewalError};
+use crate::sync::Hub;
 use crate::tls;
 
 /// Why the server does not start; with its causes one line for the operator.
@@ -155,6 +156,7 @@ pub(crate) async fn build(
     let plugins = load_plugins(&config, &clock, &bundles).await?;
     check_trust_domain(&store, &config.trust_domain).await?;
 
+    let hub = Hub::new(meters.watchers.clone());
     let keeper = Keeper::load(
         store.clone(),
         changes,
@@ -164,6 +166,7 @@ pub(crate) async fn build(
             clock: Arc::clone(&clock),
             check: health.check("catalog.datastore"),
             meters: Arc::clone(&meters),
+            hub: hub.clone(),
         },
         &config.experimental,
     );
@@ -220,6 +223,7 @@ pub(crate) async fn build(
         node_attestors: plugins.node_attestors,
         applied: keeper.applied(),
         fresh: keeper.fresh(),
+        hub,
         log,
         clock,
         health,

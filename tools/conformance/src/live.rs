@@ -91,6 +91,50 @@ impl Live {
         })
     }
 
+    /// With the next sync an hour away an open stream sees entries come, change and go within moments;
+    /// so it does after the server was restarted, softly and by force.
+    ///
+    /// # Errors
+    /// Says what the workload saw instead.
+    pub fn pushes(&self, product: &Product) -> Result<(), String> {
+        let agent_extra = "experimental { sync_interval = \"1h\" }".to_owned();
+        let config = PlaneConfig { agent_extra, ..PlaneConfig::default() };
+        let mut stage = Stage::with(product, &self.messages, config)?;
+        let mut stream = stage.run(async {
+            stage.create("first", "/first", json!({})).await?;
+            let mut stream = stage.stream_with(&["/first"]).await?;
+            for round in 0..5 {
+                let (name, path) = (format!("e{round}"), format!("/e{round}"));
+                stage.create(&name, &path, json!({})).await?;
+                seen(&mut stream, &["/first", &path], |_| true).await?;
+                let dns = format!("{name}.test");
+                let changed = json!({"entries": [{"id": name, "dns_names": [dns]}],
+                    "input_mask": {"dns_names": true}});
+                stage.local.ask(UPDATE, changed).await?;
+                let has_name = |svid: &Svid| svid.dns_names() == [dns.as_str()];
+                seen(&mut stream, &["/first", &path], |svids| svids.iter().any(has_name)).await?;
+                stage.local.ask(DELETE, json!({"ids": [name]})).await?;
+                seen(&mut stream, &["/first"], |_| true).await?;
+            }
+            Ok(stream)
+        })?;
+        for signal in ["TERM", "KILL"] {
+            let server = stage.plane.server().ok_or("no server")?;
+            server.signal(signal);
+            server.wait(Duration::from_secs(30));
+            stage.plane.start_server_again();
+            let name = format!("after-{}", signal.to_lowercase());
+            let path = format!("/{name}");
+            stage.run(async {
+                stage.create(&name, &path, json!({})).await?;
+                seen(&mut stream, &["/first", &path], |_| true).await?;
+                stage.local.ask(DELETE, json!({"ids": [name]})).await?;
+                seen(&mut stream, &["/first"], |_| true).await
+            })?;
+        }
+        Ok(())
+    }
+
     /// A workload gets the bundle that its SVID comes with, and no WIT-SVIDs.
     ///
     /// # Errors

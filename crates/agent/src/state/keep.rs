@@ -30,6 +30,11 @@ pub enum Change {
         /// When.
         at: UnixSecs,
     },
+    /// The server says that nothing changed.
+    Confirmed {
+        /// When.
+        at: UnixSecs,
+    },
     /// What came of a batch of signing requests.
     Issued(Vec<(EntryId, Option<X509Svid>)>),
     /// X.509-SVIDs that nobody uses, to make room, but not those that somebody asked for since; and
@@ -128,6 +133,7 @@ impl AgentState {
                 next.entries = merge_entries(&self.entries, entries);
                 next.synced_at = Some(at);
             }
+            Change::Confirmed { at } => next.synced_at = Some(at),
             Change::Issued(results) => {
                 let mut by_id = self.entries.by_id.clone();
                 for (id, svid) in results {
@@ -173,7 +179,7 @@ fn merge_entries(old: &Arc<Entries>, synced: Vec<Arc<Entry>>) -> Arc<Entries> {
     for entry in synced {
         let id = entry.id.clone();
         let held = match old.by_id.get(&id) {
-            Some(held) if *held.entry == *entry => Arc::clone(held),
+            Some(held) if Arc::ptr_eq(&held.entry, &entry) || *held.entry == *entry => Arc::clone(held),
             Some(held) => {
                 is_changed = true;
                 is_refiled |= held.entry.selector_set != entry.selector_set

@@ -97,7 +97,7 @@ async fn next(
 }
 
 /// The outcome of a sync so far.
-struct Merge<'a> {
+pub(super) struct Merge<'a> {
     known: &'a Entries,
     agent: &'a SpiffeId,
     kept: BTreeMap<EntryId, Arc<Entry>>,
@@ -105,13 +105,13 @@ struct Merge<'a> {
 }
 
 impl<'a> Merge<'a> {
-    fn new(known: &'a Entries, agent: &'a SpiffeId) -> Self {
+    pub(super) fn new(known: &'a Entries, agent: &'a SpiffeId) -> Self {
         Self { known, agent, kept: BTreeMap::new(), wanted: Vec::new() }
     }
 
     /// Takes a page of revisions: an entry is kept if it is known as it is, else asked for. An entry
     /// that was deleted and made anew under its id may have the old revision, but not the old date.
-    fn revisions(&mut self, page: &[EntryRevision]) {
+    pub(super) fn revisions(&mut self, page: &[EntryRevision]) {
         for revision in page {
             if revision.id.is_empty() || revision.revision_number < 0 {
                 warn!(
@@ -135,14 +135,14 @@ impl<'a> Merge<'a> {
     }
 
     /// The ids to ask for, in order, each once.
-    fn wanted(&mut self) -> Vec<String> {
+    pub(super) fn wanted(&mut self) -> Vec<String> {
         self.wanted.sort_unstable();
         self.wanted.dedup();
         std::mem::take(&mut self.wanted)
     }
 
     /// Takes a page of entries. One that cannot be read is left out: what is known of it is outdated.
-    fn entries(&mut self, page: &[types::Entry]) {
+    pub(super) fn entries(&mut self, page: &[types::Entry]) {
         for wire in page {
             match answered(wire, self.agent) {
                 Ok(entry) if entry.id.as_str().is_empty() => malformed(wire, "it has no id"),
@@ -160,7 +160,14 @@ impl<'a> Merge<'a> {
         }
     }
 
-    fn finish(self) -> Vec<Arc<Entry>> {
+    /// Keeps what is known, but for these.
+    pub(super) fn keep_but(&mut self, gone: impl Iterator<Item = EntryId>) {
+        let known = self.known.iter().map(|held| (held.entry.id.clone(), Arc::clone(&held.entry)));
+        self.kept.extend(known);
+        gone.for_each(|id| _ = self.kept.remove(&id));
+    }
+
+    pub(super) fn finish(self) -> Vec<Arc<Entry>> {
         self.kept.into_values().collect()
     }
 }

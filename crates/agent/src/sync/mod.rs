@@ -1,12 +1,16 @@
-//! Sync: what the server lets the agent serve, asked for again and again.
+//! Sync: what the server lets the agent serve.
 //!
-//! One sync asks for the entries, the own bundle and the bundles of the trust domains that entries
-//! federate with. It is applied whole or not at all.
+//! A server of Finial's pushes it (`watch`); any other is asked again and again. One sync asks for the
+//! entries, the own bundle and the bundles of the trust domains that entries federate with. It is applied
+//! whole or not at all, as a push is.
 
 mod entries;
+mod incoming;
+mod watch;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use client::{DialError, ServerClients};
@@ -14,10 +18,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 use proto::spire::server::agent::PostStatusRequest;
 use proto::spire::server::bundle::{GetBundleRequest, GetFederatedBundleRequest};
 use proto::spire::types;
-use runtime::backoff::Backoff;
+use runtime::backoff::{Backoff, Random};
 use runtime::chain;
 use runtime::clock::{Clock, within};
 use runtime::health::Check;
+use runtime::reconcile::Poke;
 use runtime::snapshot::Snapshot;
 use spiffe::{Bundle, Entry, TrustDomain, UnixSecs};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +36,7 @@ use crate::own_svid::Denials;
 use crate::state::{AgentState, Change, Inbox, Stopped};
 use crate::stored::{AgentData, Store};
 use crate::words;
+use watch::{Ended, Link};
 
 /// How long one sync may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,6 +50,11 @@ const LONGEST_MULTIPLE: u32 = 48;
 const IDLE: Duration = Duration::from_secs(5);
 /// The first wait of an agent that has not synced yet.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
+/// How far apart agents at most change to another connection.
+const CHANGE: Duration = Duration::from_millis(100);
+/// How far apart agents at most come back after their streams broke, the first time and later.
+const RECONNECT: Duration = Duration::from_secs(5);
+const LONGEST_RECONNECT: Duration = Duration::from_secs(60);
 /// What the health check calls a failing sync.
 const TROUBLE: &str = "sync_err";
 
@@ -62,6 +73,10 @@ pub(crate) struct Sync {
     /// What the server is told about this program.
     pub(crate) version: &'static str,
     pub(crate) meters: Arc<Meters>,
+    /// Poked when somebody cannot wait for the next sync.
+    pub(crate) asked: Poke,
+    /// Shows whether the server pushes changes.
+    pub(crate) is_pushed: Arc<AtomicBool>,
 }
 
 /// How entries are asked for.
@@ -122,25 +137,68 @@ impl Sync {
         self.post_status().await;
         let mut backoff = Backoff::new(self.interval).with_cap(LONGEST.min(self.interval * LONGEST_MULTIPLE));
         let mut first = Backoff::new(FIRST_RETRY.min(self.interval));
+        let mut broken = Backoff::new(RECONNECT.min(self.interval)).with_cap(LONGEST_RECONNECT);
+        let (mut link, mut random) = (Link::default(), Random::new());
         loop {
-            let synced = self.meters.fetch_entries.measure(self.once(), SyncError::code).await;
-            let wait = match synced {
-                Ok(outcome) => {
-                    self.health.cleared(TROUBLE);
-                    self.apply(outcome).await?;
+            let failure = match self.watch_if_possible(&mut link).await? {
+                Some(Ended::Left) => {
                     backoff.reset();
-                    let wait = backoff.next();
-                    if self.state.load().entries.svid_count() == 0 { wait.min(IDLE) } else { wait }
+                    self.clock.sleep(CHANGE.mul_f64(random.unit())).await;
+                    continue;
                 }
-                Err(error) => {
-                    let text = chain(&error);
-                    error!(error = text, "Synchronize failed");
-                    self.health.degraded(TROUBLE, text);
-                    if self.state.load().synced_at.is_none() { first.next() } else { backoff.next() }
+                Some(Ended::Failed(error)) => Some(error),
+                Some(Ended::Refused) | None => {
+                    link.forget();
+                    match self.meters.fetch_entries.measure(self.once(), SyncError::code).await {
+                        Ok(outcome) => {
+                            self.health.cleared(TROUBLE);
+                            self.apply(outcome).await?;
+                            None
+                        }
+                        Err(error) => Some(error),
+                    }
                 }
+            };
+            if std::mem::take(&mut link.was_told) {
+                broken.reset();
+            }
+            let Some(error) = failure else {
+                backoff.reset();
+                if link.has_pushed {
+                    // It answers again, and so it will push again.
+                    continue;
+                }
+                let wait = backoff.next();
+                let wait = if self.state.load().entries.svid_count() == 0 { wait.min(IDLE) } else { wait };
+                tokio::select! {
+                    () = self.clock.sleep(wait) => {}
+                    () = self.asked.poked() => {}
+                }
+                continue;
+            };
+            let text = chain(&error);
+            error!(error = text, "Synchronize failed");
+            self.health.degraded(TROUBLE, text);
+            let wait = if self.state.load().synced_at.is_none() {
+                first.next()
+            } else if link.has_pushed {
+                // All streams of a server break at once; its agents must not come back at once.
+                broken.next().mul_f64(random.unit())
+            } else {
+                backoff.next()
             };
             self.clock.sleep(wait).await;
         }
+    }
+
+    /// Follows the pushes of the server until they end; `None` if it is to be asked instead.
+    async fn watch_if_possible(&self, link: &mut Link) -> Result<Option<Ended>, Stopped> {
+        let lease = match self.connection.lease() {
+            Ok(lease) if self.protocol == Protocol::Pages && link.is_open(&lease) => lease,
+            // What keeps it from dialling is told by the call that comes next.
+            Ok(_) | Err(_) => return Ok(None),
+        };
+        self.watch(lease, link).await.map(Some)
     }
 
     async fn post_status(&self) {
@@ -196,14 +254,7 @@ impl Sync {
         let request = GetBundleRequest { output_mask: None };
         let own = clients.bundle().get_bundle(request).await;
         let own = own.map_err(SyncError::call("failed to fetch bundle"))?.into_inner();
-        let own = read(&own, &trust_domain).filter(|bundle| {
-            // Nobody can be verified with no authority at all: what was known before is better.
-            let is_some = !bundle.x509_authorities.is_empty();
-            if !is_some {
-                warn!("Ignoring a bundle of the own trust domain without authorities");
-            }
-            is_some
-        });
+        let own = read_own(&own, &trust_domain);
 
         let foreign: BTreeSet<TrustDomain> =
             entries.iter().flat_map(|entry| entry.federates_with.iter().cloned()).collect();
@@ -266,6 +317,18 @@ async fn foreign_bundle(clients: &ServerClients, name: TrustDomain) -> Result<Op
         }
         Err(status) => Err(SyncError::call("failed to fetch federated bundle")(status)),
     }
+}
+
+/// The bundle of the own trust domain.
+fn read_own(wire: &types::Bundle, trust_domain: &TrustDomain) -> Option<Bundle> {
+    read(wire, trust_domain).filter(|bundle| {
+        // Nobody can be verified with no authority at all: what was known before is better.
+        let is_some = !bundle.x509_authorities.is_empty();
+        if !is_some {
+            warn!("Ignoring a bundle of the own trust domain without authorities");
+        }
+        is_some
+    })
 }
 
 /// The bundle of `trust_domain`, and of no other.

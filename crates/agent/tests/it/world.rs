@@ -103,6 +103,8 @@ impl World {
             jwt_svids,
             meters: Arc::default(),
             workload_attestors: attestors.into_iter().map(counted).collect(),
+            asked: Poke::new(),
+            is_pushed: Arc::default(),
         });
         let token = tasks.token().clone();
         tasks.spawn("state", async move {

@@ -193,6 +193,9 @@ fn check(graph: &EntryGraph, model: &Model) {
         assert_eq!(contents(&view), expected, "view of {agent}");
         assert_eq!(view.len(), expected.len(), "no entry twice for {agent}");
         assert_eq!(view.entries().count(), expected.len());
+        let federated: BTreeSet<&TrustDomain> =
+            expected.values().flat_map(|entry| entry.federates_with.iter()).collect();
+        assert_eq!(view.federated(), federated, "what {agent} federates with");
         let picked: Vec<EntryId> =
             graph.pick(&agent, &everything).iter().map(|entry| entry.id.clone()).collect();
         let authorised: Vec<EntryId> =
@@ -204,7 +207,7 @@ fn check(graph: &EntryGraph, model: &Model) {
 /// The delta turns the older contents into the newer, and names nothing else.
 fn check_delta(newer: &View, older: &View) {
     let (before, after) = (contents(older), contents(newer));
-    let delta = newer.delta(older);
+    let delta = newer.delta_since(&older.footprint());
     let set: BTreeMap<EntryId, Arc<Entry>> =
         delta.set.iter().map(|entry| (entry.id.clone(), Arc::clone(entry))).collect();
     let expected: BTreeMap<EntryId, Arc<Entry>> = after

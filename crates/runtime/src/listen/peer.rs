@@ -108,6 +108,13 @@ impl Peer {
         self.0.retired.cancel();
     }
 
+    /// Cancelled when the connection takes no more calls: a call that would go on for ever ends then, or
+    /// the connection never closes.
+    #[must_use]
+    pub fn leaving(&self) -> &CancellationToken {
+        &self.0.retired
+    }
+
     pub(super) fn retired(&self) -> &CancellationToken {
         &self.0.retired
     }

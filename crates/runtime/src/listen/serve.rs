@@ -283,6 +283,8 @@ impl Floor {
                 }
                 () = &mut leave, if !is_leaving => {
                     is_leaving = true;
+                    // Calls that would go on for ever end by themselves.
+                    retired.cancel();
                     connection.as_mut().graceful_shutdown();
                 }
             }

@@ -13,6 +13,7 @@ mod localauthority;
 mod logger;
 mod status;
 mod svid;
+mod sync;
 mod trustdomain;
 
 use std::convert::Infallible;
@@ -47,6 +48,7 @@ pub(crate) struct Services {
     agent: AgentServer<agent::Agents>,
     bundles: bundle::Bundles,
     entries: entry::Entries,
+    sync: sync::Sync,
     bundle: BundleServer<bundle::Bundles>,
     debug: DebugServer<debug::Debug>,
     entry: EntryServer<entry::Entries>,
@@ -70,6 +72,7 @@ impl Services {
             debug: DebugServer::new(debug::Debug::new(context())),
             entry: EntryServer::new(entries.clone()),
             entries,
+            sync: sync::Sync::new(context()),
             health: HealthServer::new(health::Health::new(context())),
             local_authority: LocalAuthorityServer::new(localauthority::LocalAuthorities::new(context())),
             logger: LoggerServer::new(logger::Logger::new(context())),
@@ -99,6 +102,7 @@ impl Services {
             (ENTRY, "SyncAuthorizedEntries") => {
                 return raw::streaming(request, |request| self.entries.sync(request)).await;
             }
+            (SYNC, _) => return raw::streaming(request, |request| self.sync.watch(request)).await,
             _ => {}
         }
         let answer = match service {
@@ -118,6 +122,7 @@ impl Services {
 }
 
 const BUNDLE: &str = "spire.api.server.bundle.v1.Bundle";
+const SYNC: &str = "finial.sync.v1.Sync";
 const ENTRY: &str = "spire.api.server.entry.v1.Entry";
 
 /// The generated servers want every method; those that [`Services::answer`] answers itself never get

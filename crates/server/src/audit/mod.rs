@@ -67,12 +67,19 @@ impl Watch {
 
     /// The request, seen as it is read.
     pub(crate) fn request(&self, request: Request<Body>) -> Request<Body> {
-        watched(request, Arc::clone(&self.request))
+        if self.is_endless() { request } else { watched(request, Arc::clone(&self.request)) }
     }
 
     /// The answer, seen as it is sent; at its end the lines are written.
     pub(crate) fn answer(self, answer: Response<Body>) -> Response<Body> {
-        observed(answer, move |answer, status| self.write(answer, &status))
+        let keep = if self.is_endless() { 0 } else { tee::MOST };
+        observed(answer, keep, move |answer, status| self.write(answer, &status))
+    }
+
+    /// Whether messages pass for as long as the connection lasts. No line says anything of them, so
+    /// they are not kept.
+    fn is_endless(&self) -> bool {
+        self.method == "/finial.sync.v1.Sync/Watch"
     }
 
     fn write(&self, answer: &[u8], status: &Status) {

@@ -15,9 +15,9 @@ use tonic::{Code, Status};
 pub(super) struct Seen(Mutex<Vec<u8>>);
 
 impl Seen {
-    fn add(&self, data: &[u8]) {
+    fn add(&self, data: &[u8], most: usize) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() + data.len() <= MOST {
+        if seen.len() + data.len() <= most {
             seen.extend_from_slice(data);
         }
     }
@@ -42,25 +42,27 @@ pub(super) fn messages(mut body: &[u8]) -> Vec<Bytes> {
 
 /// The request, of which `seen` gets a copy.
 pub(super) fn watched(request: Request<Body>, seen: Arc<Seen>) -> Request<Body> {
-    request.map(|body| Body::new(Tee { body, seen, end: None }))
+    request.map(|body| Body::new(Tee { body, seen, most: MOST, end: None }))
 }
 
-/// The answer; when it has passed, or nobody wants it any more, `end` is told what passed of it and how
-/// it ended.
+/// The answer; when it has passed, or nobody wants it any more, `end` is told what passed of it, if that
+/// is not longer than `most`, and how it ended.
 pub(super) fn observed(
     answer: Response<Body>,
+    most: usize,
     end: impl FnOnce(&[u8], Status) + Send + 'static,
 ) -> Response<Body> {
     if let Some(status) = Status::from_header_map(answer.headers()) {
         end(&[], status);
         return answer;
     }
-    answer.map(|body| Body::new(Tee { body, seen: Arc::default(), end: Some(Box::new(end)) }))
+    answer.map(|body| Body::new(Tee { body, seen: Arc::default(), most, end: Some(Box::new(end)) }))
 }
 
 struct Tee {
     body: Body,
     seen: Arc<Seen>,
+    most: usize,
     end: Option<End>,
 }
 
@@ -92,7 +94,7 @@ impl HttpBody for Tee {
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    self.seen.add(data);
+                    self.seen.add(data, self.most);
                 }
                 if let Some(trailers) = frame.trailers_ref() {
                     let status = Status::from_header_map(trailers);
@@ -118,7 +120,7 @@ impl HttpBody for Tee {
 }
 
 /// Of each body: more than any batch needs.
-const MOST: usize = 64 << 20;
+pub(super) const MOST: usize = 64 << 20;
 
 #[cfg(test)]
 mod tests {

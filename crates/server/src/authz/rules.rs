@@ -119,6 +119,8 @@ const fn rule(method: &'static str, who: Who, listener: Listener, limit: Option<
 /// In the order of the paths.
 #[rustfmt::skip]
 pub(crate) static RULES: &[Rule] = &[
+    rule("/finial.explain.v1.Server/Explain", Who::Local, Listener::Local, None),
+    rule("/finial.sync.v1.Sync/Watch", Who::Agent, Listener::Both, None),
     rule("/grpc.health.v1.Health/Check", Who::Local, Listener::Local, None),
     rule("/grpc.health.v1.Health/List", Who::Local, Listener::Local, None),
     rule("/grpc.health.v1.Health/Watch", Who::Local, Listener::Local, None),

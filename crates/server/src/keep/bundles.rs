@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use graph::Token;
 use prost::Message;
 use proto::spire::types;
 use runtime::snapshot::Snapshot;
@@ -25,6 +26,7 @@ pub(crate) struct KnownBundle {
     /// Its X.509 authorities.
     pub(crate) anchors: Arc<[Certificate]>,
     encoded: OnceLock<Bytes>,
+    digest: OnceLock<Token>,
 }
 
 impl BundleSet {
@@ -37,6 +39,16 @@ impl BundleSet {
     /// The bundle of a trust domain.
     pub(crate) fn get(&self, trust_domain: &TrustDomain) -> Option<&Arc<KnownBundle>> {
         self.0.get(trust_domain)
+    }
+
+    /// The trust domains whose bundle is another than in `older`, or in one of the two only.
+    pub(crate) fn differing<'a>(&'a self, older: &'a Self) -> impl Iterator<Item = &'a TrustDomain> {
+        let differs = |name: &TrustDomain| match (self.0.get(name), older.0.get(name)) {
+            (Some(new), Some(old)) => !Arc::ptr_eq(new, old),
+            _ => true,
+        };
+        let gone = older.0.keys().filter(|name| !self.0.contains_key(*name));
+        self.0.keys().chain(gone).filter(move |name| differs(name))
     }
 
     /// How many there are.
@@ -98,12 +110,17 @@ impl KnownBundle {
                 ),
             }
         }
-        Arc::new(Self { bundle, anchors: anchors.into(), encoded: OnceLock::new() })
+        Arc::new(Self { bundle, anchors: anchors.into(), encoded: OnceLock::new(), digest: OnceLock::new() })
     }
 
     /// The whole bundle as `spire.api.types.Bundle`.
     pub(crate) fn encoded(&self) -> &Bytes {
         self.encoded.get_or_init(|| types::Bundle::from(&*self.bundle).encode_to_vec().into())
+    }
+
+    /// Names the contents.
+    pub(crate) fn digest(&self) -> Token {
+        *self.digest.get_or_init(|| Token::naming(self.encoded()))
     }
 }
 

@@ -31,6 +31,7 @@ use super::{Applied, BundleSet};
 use crate::api;
 use crate::measured::Datastore;
 use crate::meters::{Meters, of_store};
+use crate::sync::Hub;
 
 /// How many writes may be committed before they are applied; beyond that writers wait.
 pub(crate) const QUEUE: usize = 1024;
@@ -66,6 +67,8 @@ pub(crate) struct Keeper {
     turn_every: Duration,
     reload_every: Duration,
     meters: Arc<Meters>,
+    /// The agents that wait for changes.
+    hub: Hub,
     /// The turn that is under way.
     measured: Option<Running>,
 }
@@ -78,6 +81,8 @@ pub(crate) struct Around {
     pub(crate) check: Check,
     /// What is measured.
     pub(crate) meters: Arc<Meters>,
+    /// The agents that wait for changes.
+    pub(crate) hub: Hub,
 }
 
 impl Keeper {
@@ -94,7 +99,7 @@ impl Keeper {
         around: Around,
         config: &config::ServerExperimental,
     ) -> Result<Self, StoreError> {
-        let Around { clock, check, meters } = around;
+        let Around { clock, check, meters, hub } = around;
         // The feed begins before the rows are read, so that nothing falls between.
         let mut feed = None;
         if store.is_shared() {
@@ -135,6 +140,7 @@ impl Keeper {
             turn_every: TURN.min(config.cache_reload_interval),
             reload_every: config.full_cache_reload_interval,
             meters,
+            hub,
             measured: None,
         })
     }
@@ -228,7 +234,7 @@ impl Keeper {
         }
         self.publish(&batch);
         if let Some(bundles) = bundles {
-            self.bundles.publish(bundles);
+            self.publish_bundles(&bundles);
         }
         self.applied.send_replace(last.sequence);
     }
@@ -243,6 +249,20 @@ impl Keeper {
         }
         self.meters.cache.show(&next.counts());
         self.graph.publish(Arc::new(next));
+        self.hub.wake(&affected);
+    }
+
+    fn publish_bundles(&self, next: &Arc<BundleSet>) {
+        let before = self.bundles.load();
+        self.bundles.publish(Arc::clone(next));
+        let graph = self.graph.load();
+        for name in next.differing(&before) {
+            if name == graph.trust_domain() {
+                self.hub.wake_all();
+            } else {
+                self.hub.wake(&graph.affected_by_bundle(name));
+            }
+        }
     }
 
     /// Begins a turn. What this server writes from here on is newer than what the turn reads.
@@ -299,7 +319,7 @@ impl Keeper {
             let batch = turn::entries_and_agents(&followed, &self.written);
             self.publish(&batch);
             if let Some(bundles) = turn::bundles(&followed, &self.written, &self.bundles.load()) {
-                self.bundles.publish(Arc::new(bundles));
+                self.publish_bundles(&Arc::new(bundles));
             }
             self.lately.add(&followed.hints, asked.at);
             self.feed = Some(followed.feed);
@@ -325,7 +345,7 @@ impl Keeper {
             for trust_domain in &self.written.bundles {
                 bundles.take_over(trust_domain, &held);
             }
-            self.bundles.publish(Arc::new(bundles.sharing(&held)));
+            self.publish_bundles(&Arc::new(bundles.sharing(&held)));
         }
     }
 }

@@ -16,4 +16,5 @@ mod rotation;
 mod signing;
 mod start;
 mod support;
+mod sync;
 mod upstream;

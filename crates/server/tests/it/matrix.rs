@@ -50,7 +50,7 @@ async fn m01_a11_e03_every_method_lets_in_whom_the_table_names_and_nobody_else()
         }
     }
 
-    assert_eq!(cells, 65 * CALLERS.len());
+    assert_eq!(cells, 67 * CALLERS.len());
     server.stop().await;
 }
 

@@ -19,6 +19,15 @@ fn live_changes_of_entries_are_seen_by_an_open_stream() {
 }
 
 #[test]
+fn live_changes_are_pushed() {
+    if std::env::var_os("SPIRE_BIN").is_some() {
+        println!("SPIRE's servers do not push");
+        return;
+    }
+    Live::load(&recorded()).pushes(&Product::under_test()).unwrap();
+}
+
+#[test]
 fn live_bundles_and_refused_wit_svids() {
     Live::load(&recorded()).bundles(&Product::under_test()).unwrap();
 }
