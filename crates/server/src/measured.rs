@@ -7,15 +7,18 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::metrics::{Call, Metrics};
+use runtime::metrics::{Call, Gauge, Metrics};
 use spiffe::{Bundle, EntryId, JwtAuthority, SpiffeId, TrustDomain, UnixSecs};
+use store::feed::{Federating, Feed, Followed};
 use store::{
     Agent, AgentCondition, AgentFilter, AgentPage, AgentUpdate, Attestation, Attested, BundleMask,
     BundlePage, CaJournal, Committed, CreatedEntry, DeleteMode, EntryFilter, EntryMask, EntryPage,
     FederationMask, FederationRelationship, FederationRelationshipPage, JoinToken, NewEntry, Page, Store,
     StoreError, StoredEntry,
 };
+use tonic::Code;
 
+use crate::api;
 use crate::meters::of_store;
 
 /// The datastore of this server. Cheap to clone.
@@ -23,12 +26,79 @@ use crate::meters::of_store;
 pub(crate) struct Datastore {
     store: Store,
     calls: Arc<Calls>,
+    others: Arc<Others>,
+}
+
+/// The operations whose names depend on what is asked.
+struct Others {
+    attest: [Call; 2],
+    token_used: Call,
+    /// Of entries, of agents.
+    events: [Events; 2],
+}
+
+/// What is asked of a table of events.
+struct Events {
+    list: Call,
+    fetch: Call,
+    skipped: Gauge,
 }
 
 impl Datastore {
     /// This store, measured.
     pub(crate) fn new(store: Store, metrics: &Metrics) -> Self {
-        Self { store, calls: Arc::new(Calls::new(metrics)) }
+        let call = |parts: [&str; 2]| metrics.call(&["datastore", parts[0], parts[1]], &[]);
+        let events = |of: &str, table: &str| Events {
+            list: call([table, "list"]),
+            fetch: call([table, "fetch"]),
+            skipped: metrics.gauge(&[of, &format!("skipped_{of}_event_ids"), "count"], &[]),
+        };
+        let others = Others {
+            attest: [call(["node", "create"]), metrics.call(&["datastore", "node", "selectors", "set"], &[])],
+            token_used: call(["join_token", "delete"]),
+            events: [events("entry", "registration_entry_event"), events("node", "node_event")],
+        };
+        Self { store, calls: Arc::new(Calls::new(metrics)), others: Arc::new(others) }
+    }
+
+    /// As the store's operation of this name. A join token ends in the same transaction.
+    pub(crate) async fn attest_agent(
+        &self,
+        attestation: Attestation,
+    ) -> Result<Committed<Attested>, StoreError> {
+        let token_used = attestation.join_token.is_some().then_some(&self.others.token_used);
+        let work = all(&self.others.attest, self.store.attest_agent(attestation));
+        match token_used {
+            Some(token_used) => of_store(token_used, work).await,
+            None => work.await,
+        }
+    }
+
+    /// As the store's operation of this name: events are listed, and those fetched that were passed over.
+    pub(crate) async fn follow(
+        &self,
+        feed: Feed,
+        federating: Federating,
+        with_fingerprint: bool,
+    ) -> Result<Followed, StoreError> {
+        let [entries, agents] = &self.others.events;
+        let (missing_entries, missing_agents) = feed.missing();
+        let fetches = [(entries, missing_entries), (agents, missing_agents)];
+        let fetches: Vec<_> = fetches
+            .into_iter()
+            .filter(|(_, missing)| *missing > 0)
+            .map(|(events, _)| events.fetch.start())
+            .collect();
+        let work = self.store.follow(feed, federating, with_fingerprint);
+        let followed = of_store(&entries.list, of_store(&agents.list, work)).await;
+        let code = followed.as_ref().map_or_else(api::code_of, |_| Code::Ok);
+        fetches.into_iter().for_each(|fetch| fetch.done(code));
+        if let Ok(followed) = &followed {
+            let (missing_entries, missing_agents) = followed.feed.missing();
+            entries.skipped.set_count(usize::try_from(missing_entries).unwrap_or(usize::MAX));
+            agents.skipped.set_count(usize::try_from(missing_agents).unwrap_or(usize::MAX));
+        }
+        followed
     }
 }
 
@@ -90,8 +160,6 @@ measured! {
     fetch_join_token(token: String) -> Option<JoinToken> as ["join_token", "fetch"];
     delete_join_token(token: String) -> Committed<()> as ["join_token", "delete"];
     prune_join_tokens(before: UnixSecs) -> Committed<usize> as ["join_token", "prune"];
-    attest_agent(attestation: Attestation) -> Committed<Attested>
-        as ["node", "create"] & ["node", "selectors", "set"];
     update_agent(id: SpiffeId, update: AgentUpdate, condition: AgentCondition) -> Committed<Option<Arc<Agent>>>
         as ["node", "update"];
     promote_agent(id: SpiffeId, new_serial: String) -> Committed<Option<Arc<Agent>>> as ["node", "update"];

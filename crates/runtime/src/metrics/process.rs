@@ -7,12 +7,16 @@ use std::fs;
 
 use super::prometheus::{heading, line};
 use super::{Gauge, Metrics};
+use crate::sys;
 
 /// What is measured each second.
 pub(super) struct Gauges {
     tasks: Gauge,
     in_use: Gauge,
     resident: Gauge,
+    taken: Gauge,
+    freed: Gauge,
+    held: Gauge,
 }
 
 impl Gauges {
@@ -21,16 +25,24 @@ impl Gauges {
             tasks: metrics.gauge(&["runtime", "num_goroutines"], &[]),
             in_use: metrics.gauge(&["runtime", "alloc_bytes"], &[]),
             resident: metrics.gauge(&["runtime", "sys_bytes"], &[]),
+            taken: metrics.gauge(&["runtime", "malloc_count"], &[]),
+            freed: metrics.gauge(&["runtime", "free_count"], &[]),
+            held: metrics.gauge(&["runtime", "heap_objects"], &[]),
         }
     }
 
     /// Tasks for goroutines, memory of its own for what is allocated, resident memory for what Go has
-    /// from the system.
+    /// from the system, the allocator's blocks for objects.
     pub(super) fn measure(&self) {
         self.tasks.set_count(tokio::runtime::Handle::current().metrics().num_alive_tasks());
         if let Some(memory) = memory() {
             self.in_use.set(memory.anonymous);
             self.resident.set(memory.resident);
+        }
+        if let Some((taken, freed)) = sys::memory::blocks() {
+            self.taken.set(taken as f64);
+            self.freed.set(freed as f64);
+            self.held.set(taken.saturating_sub(freed) as f64);
         }
     }
 }

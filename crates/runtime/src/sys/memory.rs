@@ -3,13 +3,48 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mimalloc::MiMalloc;
 
 static ZERO_FREED: AtomicBool = AtomicBool::new(false);
 
-/// mimalloc that zeroes what is freed, once `zero_what_is_freed` was called.
+/// How many blocks were taken and given back. Threads count in different places, so that they do not
+/// wait for each other.
+static COUNTS: [Counts; 16] = [const { Counts { taken: AtomicU64::new(0), freed: AtomicU64::new(0) } }; 16];
+
+#[repr(align(128))]
+struct Counts {
+    taken: AtomicU64,
+    freed: AtomicU64,
+}
+
+impl Counts {
+    /// Those of this thread, which it may share with few.
+    fn own() -> &'static Self {
+        thread_local! {
+            static HERE: u8 = const { 0 };
+        }
+        // Where a thread keeps its own variables tells threads apart, and needs nothing set up.
+        let place = HERE.with(|here| ptr::from_ref(here).addr());
+        let spread = (place >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
+        COUNTS.get(spread).unwrap_or(&COUNTS[0])
+    }
+}
+
+/// How many blocks were taken from the allocator and given back since the program started; `None` if
+/// it uses another one.
+pub(crate) fn blocks() -> Option<(u64, u64)> {
+    let sum = |of: fn(&Counts) -> &AtomicU64| -> u64 {
+        COUNTS.iter().map(|counts| of(counts).load(Ordering::Relaxed)).sum()
+    };
+    // In this order, so that no block counts as given back that was not taken.
+    let freed = sum(|counts| &counts.freed);
+    let taken = sum(|counts| &counts.taken);
+    (taken > 0).then_some((taken, freed))
+}
+
+/// mimalloc that counts its blocks, and zeroes what is freed once `zero_what_is_freed` was called.
 #[derive(Debug, Default)]
 pub struct Allocator;
 
@@ -17,16 +52,19 @@ pub struct Allocator;
 // done besides stays within the block.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        Counts::own().taken.fetch_add(1, Ordering::Relaxed);
         // SAFETY: as the caller promises.
         unsafe { MiMalloc.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        Counts::own().taken.fetch_add(1, Ordering::Relaxed);
         // SAFETY: as the caller promises.
         unsafe { MiMalloc.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        Counts::own().freed.fetch_add(1, Ordering::Relaxed);
         if ZERO_FREED.load(Ordering::Relaxed) {
             // SAFETY: the block is the caller's until it is freed and has the size of its layout.
             unsafe { wipe(block, layout.size()) };

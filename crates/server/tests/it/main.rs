@@ -12,6 +12,7 @@ mod downstream;
 mod entries;
 mod hostile;
 mod matrix;
+mod metrics;
 mod rotation;
 mod signing;
 mod start;

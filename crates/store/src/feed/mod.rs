@@ -204,6 +204,12 @@ impl Feed {
         self.pending.bundles.retain(|trust_domain| !read.bundles.contains(trust_domain));
     }
 
+    /// How many ids of events are waited for that were passed over: of entries, of agents.
+    #[must_use]
+    pub fn missing(&self) -> (u64, u64) {
+        (self.entries.missing(), self.agents.missing())
+    }
+
     /// How many ranges of ids are waited for: of entries, of agents.
     #[must_use]
     pub fn holes(&self) -> (usize, usize) {

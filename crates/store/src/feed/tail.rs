@@ -134,6 +134,12 @@ impl Tail {
             .map(|forgotten| Forgotten { due: forgotten.until, ..forgotten });
     }
 
+    /// How many ids are waited for.
+    pub(super) fn missing(&self) -> u64 {
+        let count = |(first, hole): (&i64, &Hole)| u64::try_from(hole.last - first + 1).unwrap_or_default();
+        self.holes.iter().map(count).fold(0, u64::saturating_add)
+    }
+
     /// How many ranges of ids are waited for.
     pub(super) fn holes(&self) -> usize {
         self.holes.len()

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use finial_conformance::{Measured, Page, Product, get, metric_rows, names_of, received, receiver};
+use finial_conformance::{
+    Measured, Page, PlaneConfig, Product, get, metric_rows, names_of, received, receiver,
+};
+use testkit::database::{Make, Server};
 
 fn recorded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
@@ -15,12 +18,19 @@ const EVIDENCE: &str = "conformance::metrics_rows_are_on_the_pages";
 
 #[test]
 fn metrics_rows_are_on_the_pages() {
-    let measured = Measured::start(&Product::under_test(), &recorded(), "");
-    measured.exercise();
+    let mut measured = Measured::start_whole(&Product::under_test(), &recorded());
+    measured.live(&Product::under_test());
     measured.await_series("server", "spire_server_entry_cache_reload");
     measured.await_series("server", "spire_server_entry_entries_by_entryid_cache_count");
 
-    let pages = [("server", measured.page("server")), ("agent", measured.page("agent"))];
+    let mut agents = measured.page("agent");
+    measured.renew();
+    agents.extend(measured.page("agent"));
+    let mut servers = measured.page("server");
+    // A server that was there before reads its journal.
+    measured.restart_with("server", "Prometheus { host = \"127.0.0.1\" port = {p1} }");
+    servers.extend(measured.page("server"));
+    let pages = [("server", servers), ("agent", agents)];
 
     let mut missing = Vec::new();
     for row in metric_rows(&recorded()).iter().filter(|row| row.is_done && row.evidence == EVIDENCE) {
@@ -161,5 +171,41 @@ fn metrics_are_read_over_tls_by_whom_the_configuration_names() {
         );
         measured.secure_page(program, Some("/somebody")).unwrap_err();
         measured.secure_page(program, None).unwrap_err();
+    }
+}
+
+#[test]
+fn metrics_of_events_are_on_the_page_of_a_server_that_shares_its_database() {
+    let Some(server) = Server::shared(Make::Postgres) else { return };
+    let database = server.database().unwrap();
+    let string = database.connection_string();
+    let config = PlaneConfig {
+        datastore: format!("database_type = \"postgres\" connection_string = \"{string}\""),
+        ..PlaneConfig::default()
+    };
+    let measured = Measured::start_as(&Product::under_test(), &recorded(), config, "");
+    let plane = &measured.plane;
+    // Numbers that a transaction took and did not use.
+    for (table, count) in [("registered_entries_events", 3), ("attested_node_entries_events", 2)] {
+        let sequence = format!("nextval(pg_get_serial_sequence('{table}', 'id'))");
+        database.run(&format!("SELECT {sequence} FROM generate_series(1, {count});")).unwrap();
+    }
+    let entry =
+        ["-parentID", "spiffe://{td}/node", "-selector", "unix:uid:1", "-spiffeID", "spiffe://{td}/x"];
+    let _created = plane.ok("server", &[&["entry", "create", "-socketPath", "{sock}"][..], &entry].concat());
+    let listed = plane.ok("server", &["agent", "list", "-socketPath", "{sock}", "-output", "json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let id = format!("spiffe://{{td}}{}", listed["agents"][0]["id"]["path"].as_str().unwrap());
+    let _banned = plane.ok("server", &["agent", "ban", "-socketPath", "{sock}", "-spiffeID", &id]);
+
+    measured.await_value("server", "spire_server_entry_skipped_entry_event_ids_count", "3");
+    measured.await_value("server", "spire_server_node_skipped_node_event_ids_count", "2");
+
+    let evidence = "conformance::metrics_of_events_are_on_the_page_of_a_server_that_shares_its_database";
+    let rows = metric_rows(&recorded());
+    let rows: Vec<_> = rows.iter().filter(|row| row.is_done && row.evidence == evidence).collect();
+    assert_eq!(rows.len(), 6);
+    for name in rows.into_iter().flat_map(|row| names_of(row, "server")) {
+        measured.await_series("server", &name);
     }
 }

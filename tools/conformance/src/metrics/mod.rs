@@ -1,6 +1,8 @@
 //! What server and agent measure of themselves, as Prometheus reads it, while every method is called
 //! and everything is done once that operators and workloads do.
 
+mod life;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::UdpSocket;
@@ -70,13 +72,7 @@ impl Measured {
     #[must_use]
     pub fn start_as(product: &Product, recorded: &Path, config: PlaneConfig, more: &str) -> Self {
         let config = PlaneConfig { agent: true, log: "DEBUG".to_owned(), ..config };
-        let plane = Plane::start(product, &config, &BTreeMap::new());
-        let mut measured = Self {
-            plane,
-            messages: Messages::load(&recorded.join("api/api.fds")),
-            recorded: recorded.to_owned(),
-            runtime: Runtime::new().expect("a runtime"),
-        };
+        let mut measured = Self::of(Plane::start(product, &config, &BTreeMap::new()), recorded);
         measured
             .restart_with("server", &format!("Prometheus {{ host = \"127.0.0.1\" port = {{p1}} }}\n{more}"));
         measured
@@ -84,16 +80,30 @@ impl Measured {
         measured
     }
 
-    /// Starts `program` again with these lines inside its `telemetry {}`.
-    ///
-    /// # Panics
-    /// If it does not end, or does not start.
-    pub fn restart_with(&mut self, program: &str, telemetry: &str) {
+    fn of(plane: Plane, recorded: &Path) -> Self {
+        Self {
+            plane,
+            messages: Messages::load(&recorded.join("api/api.fds")),
+            recorded: recorded.to_owned(),
+            runtime: Runtime::new().expect("a runtime"),
+        }
+    }
+
+    /// Has the configuration of `program` end with these lines inside `telemetry {}`.
+    fn configure(&self, program: &str, telemetry: &str) {
         let path = self.plane.dir().join(format!("{program}.conf"));
         let text = fs::read_to_string(&path).expect("the configuration");
         let before = text.split("telemetry {").next().unwrap_or_default();
         let text = format!("{before}telemetry {{\n{}\n}}\n", self.plane.fill(telemetry));
         fs::write(&path, text).expect("the configuration can be written");
+    }
+
+    /// Starts `program` again with these lines inside its `telemetry {}`.
+    ///
+    /// # Panics
+    /// If it does not end, or does not start.
+    pub fn restart_with(&mut self, program: &str, telemetry: &str) {
+        self.configure(program, telemetry);
         let running = if program == "server" { self.plane.server() } else { self.plane.agent() };
         let running = running.expect("a running program");
         running.signal("TERM");
@@ -256,6 +266,24 @@ impl Measured {
             pause();
         }
     }
+
+    /// Waits until the one series of this name on the page of `program` has this value.
+    ///
+    /// # Panics
+    /// If it has not within 30 s.
+    pub fn await_value(&self, program: &str, name: &str, value: &str) {
+        let port = self.plane.word(if program == "server" { "p1" } else { "p2" });
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let page = await_ok(port, "/metrics");
+            let line = page.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            if line.rsplit(' ').next() == Some(value) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{name} is not {value}: {line}");
+            pause();
+        }
+    }
 }
 
 /// Asks over TLS.
@@ -322,7 +350,9 @@ pub fn metric_rows(recorded: &Path) -> Vec<MetricRow> {
 /// The names that a row has on the page of `program`.
 #[must_use]
 pub fn names_of(row: &MetricRow, program: &str) -> Vec<String> {
-    let name = format!("spire_{program}_{}", row.key.replace(['.', '-'], "_"));
+    // What stands for each limited method is shown by one of them.
+    let key = row.key.replace("<same key parts as rpc>", "svid.v1.svid.batch_new_x509svid");
+    let name = format!("spire_{program}_{}", key.replace(['.', '-'], "_"));
     if row.kind == "call" { vec![name.clone(), format!("{name}_elapsed_time")] } else { vec![name] }
 }
 
