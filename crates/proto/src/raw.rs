@@ -70,6 +70,19 @@ impl Encoded {
         Self { pieces: vec![own(buffer)], is_prefixed: true }
     }
 
+    /// A message made of these pieces, none of which is copied, however short they are: for messages
+    /// that are put together of pieces with secrets in them.
+    #[must_use]
+    pub fn uncopied(pieces: impl IntoIterator<Item = Bytes>) -> Self {
+        let mut pieces: Vec<Bytes> = std::iter::once(Bytes::new()).chain(pieces).collect();
+        let mut prefix = Vec::with_capacity(PREFIX);
+        put_prefix(&mut prefix, pieces.iter().map(Bytes::len).sum());
+        if let Some(first) = pieces.first_mut() {
+            *first = prefix.into();
+        }
+        Self { pieces, is_prefixed: true }
+    }
+
     /// Adds a piece: whole fields. Not to be done to a prefixed one, whose length is fixed.
     pub fn push(&mut self, piece: Bytes) {
         debug_assert!(!self.is_prefixed, "the length is written already");
@@ -106,6 +119,7 @@ impl Encoded {
         match self.pieces.as_slice() {
             [one] if self.is_prefixed => one.slice(PREFIX..),
             [one] => one.clone(),
+            several if self.is_prefixed => Bytes::from(several.concat()).slice(PREFIX..),
             several => several.concat().into(),
         }
     }

@@ -9,18 +9,17 @@
 
 mod algorithm;
 mod claims;
-mod quote;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::{DecodeError, Engine as _};
 use serde_json::{Map, Value};
 
 use crate::key::PublicKey;
+use crate::quote::{quoted, quoted_all};
 use crate::{IdError, JwtAuthority, SpiffeId, TrustDomain, UnixSecs, json};
 
 use algorithm::Algorithm;
 use claims::Claims;
-use quote::quoted;
 
 /// The longest token that is looked at.
 pub const MAX_TOKEN: usize = 64 * 1024;
@@ -239,8 +238,4 @@ impl Header {
         }
         Ok(Self { algorithm, key_id: key_id.to_owned() })
     }
-}
-
-fn quoted_all<T: AsRef<str>>(texts: &[T]) -> String {
-    texts.iter().map(|text| quoted(text.as_ref())).collect::<Vec<_>>().join(" ")
 }

@@ -1,7 +1,8 @@
 //! Texts in quotes as SPIRE's error texts show them (Go's `%q`).
 
 /// `text` in double quotes, with what cannot be printed escaped.
-pub(super) fn quoted(text: &str) -> String {
+#[must_use]
+pub fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
     for character in text.chars() {
@@ -20,6 +21,11 @@ pub(super) fn quoted(text: &str) -> String {
     }
     quoted.push('"');
     quoted
+}
+
+/// The texts in quotes, with a space between them.
+pub fn quoted_all<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> String {
+    texts.into_iter().map(|text| quoted(text.as_ref())).collect::<Vec<_>>().join(" ")
 }
 
 fn escaped(code: u32) -> String {
