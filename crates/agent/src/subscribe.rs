@@ -14,6 +14,7 @@ use runtime::snapshot::Snapshot;
 use spiffe::{Bundle, EntryId, SelectorSet, TrustDomain, UnixSecs};
 use tokio::sync::watch;
 
+use crate::api::sds::secrets::Contents;
 use crate::state::{AgentState, Held, X509Svid};
 
 /// All groups. Cheap to clone; clones are the same.
@@ -48,6 +49,8 @@ pub struct Update {
     pub x509_bundles: Answer,
     /// The answer of `FetchJWTBundles`.
     pub jwt_bundles: Answer,
+    /// The contents of the secrets that Envoys ask for.
+    pub(crate) secrets: Contents,
 }
 
 impl Update {
@@ -68,6 +71,7 @@ impl Update {
             x509_svids: Answer::default(),
             x509_bundles: Answer::default(),
             jwt_bundles: Answer::default(),
+            secrets: Contents::default(),
         }
     }
 

@@ -1,17 +1,19 @@
 //! The APIs that an agent serves on its sockets.
 //!
-//! The public socket, for workloads: the Workload API, health and reflection. The admin socket, off
+//! The public socket, for workloads: the Workload API, Envoy's secret discovery, health and reflection. The admin socket, off
 //! unless configured: debug and logger. `route` finds the method of a call; what is not served is
 //! refused as SPIRE's library refuses it. Callers are told by the kernel (`runtime::listen`) and
 //! attested per call (`attestors`); nothing they send says who they are.
 
 mod debug;
+mod gate;
 mod health;
 mod json;
 mod limits;
 mod logger;
 mod reflection;
 mod route;
+pub(crate) mod sds;
 mod workload;
 
 use std::convert::Infallible;
@@ -34,11 +36,13 @@ use health::HealthApi;
 use logger::LoggerApi;
 use reflection::Reflection;
 use route::Service;
+use sds::SdsApi;
 use workload::WorkloadApi;
 
 /// What is served, and the first part of the keys under which those in flight are counted.
-pub(crate) const SERVICES: [(Service, Option<&str>); 4] = [
+pub(crate) const SERVICES: [(Service, Option<&str>); 5] = [
     (workload::SERVICE, Some("workload_api")),
+    (sds::SERVICE, Some("sds_api")),
     (health::SERVICE, None),
     (debug::SERVICE, Some("debug_api")),
     (logger::SERVICE, Some("logger_api")),
@@ -126,6 +130,7 @@ impl Apis {
 struct Public {
     services: Vec<Service>,
     workload: Option<Arc<WorkloadApi>>,
+    sds: Option<Arc<SdsApi>>,
     health: HealthApi,
     reflection: Reflection,
     meters: Arc<Meters>,
@@ -141,10 +146,14 @@ impl Public {
         let mut services = vec![health::SERVICE, reflection::SERVICE, reflection::OLD_SERVICE];
         let workload = (!context.config.disable_workload_api).then(|| {
             services.push(workload::SERVICE);
-            Arc::new(WorkloadApi::new(Arc::clone(context), attestors, stop))
+            Arc::new(WorkloadApi::new(Arc::clone(context), Arc::clone(&attestors), stop.clone()))
+        });
+        let sds = (!context.config.disable_sds_api).then(|| {
+            services.push(sds::SERVICE);
+            Arc::new(SdsApi::new(Arc::clone(context), attestors, stop))
         });
         let reflection = Reflection::new(&services);
-        Self { services, workload, health, reflection, meters: Arc::clone(&context.meters) }
+        Self { services, workload, sds, health, reflection, meters: Arc::clone(&context.meters) }
     }
 
     async fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
@@ -157,8 +166,11 @@ impl Public {
             Err(status) => return status.into_http(),
         };
         let running = self.meters.rpc(service, method);
-        let answer = match &self.workload {
-            Some(api) if service == workload::SERVICE.name => Arc::clone(api).answer(method, request).await,
+        let answer = match (&self.workload, &self.sds) {
+            (Some(api), _) if service == workload::SERVICE.name => {
+                Arc::clone(api).answer(method, request).await
+            }
+            (_, Some(api)) if service == sds::SERVICE.name => Arc::clone(api).answer(method, request).await,
             _ if service == health::SERVICE.name => self.health.answer(method, request).await,
             _ => self.reflection.clone().answer(request).await,
         };

@@ -17,6 +17,7 @@ mod config;
 mod jwt;
 mod public;
 mod recorded;
+mod secrets;
 mod signer;
 mod streams;
 mod workload;

@@ -9,6 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use prost::Message;
+use proto::sds::discovery::{DiscoveryRequest, DiscoveryResponse};
+use proto::sds::secret::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use proto::workload::{
     JwtBundlesRequest, JwtBundlesResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
     X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,
@@ -18,6 +20,7 @@ use spiffe::jwk::Jwk;
 use spiffe::key::PrivateKey;
 use spiffe::x509::Certificate;
 use spiffe::{Bundle, Entry, JwtAuthority, TrustDomain, UnixSecs, X509Authority};
+use tokio_stream::StreamExt;
 use tonic::Request;
 
 use crate::world::{World, own_entry};
@@ -34,6 +37,21 @@ fn recorded(method: &str) -> (Bytes, Bytes) {
         Bytes::from(STANDARD.decode(text).unwrap())
     };
     (message("request"), message("response"))
+}
+
+/// The requests of secret discovery by this method, each with its response.
+fn secrets(method: &str) -> Vec<(DiscoveryRequest, DiscoveryResponse)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/wire-exchanges/workload.json");
+    let file: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let method = format!("/envoy.service.secret.v3.SecretDiscoveryService/{method}");
+    let calls = file["calls"].as_array().unwrap().iter().filter(|call| call["method"] == *method);
+    let exchange = |call: &Value| {
+        let message =
+            |at: usize, key: &str| STANDARD.decode(call["messages"][at][key].as_str().unwrap()).unwrap();
+        let request = DiscoveryRequest::decode(message(0, "request").as_slice()).unwrap();
+        (request, DiscoveryResponse::decode(message(1, "response").as_slice()).unwrap())
+    };
+    calls.map(exchange).collect()
 }
 
 fn request<T>(message: T) -> Request<T> {
@@ -55,7 +73,7 @@ async fn the_same_state_gives_the_same_answers() {
     let roots = Certificate::parse_all(&x509.svids[0].bundle).unwrap();
 
     // An agent that holds what the recorded one held, at that time.
-    let world = World::start().await;
+    let world = World::configured(|config| config.disable_sds_api = false).await;
     let then = chain(&x509.svids[0])[0].not_before().plus(60).to_system_time();
     world.clock.set(then);
     let bundle = |name: &str, x509: &[Certificate]| Bundle {
@@ -100,6 +118,22 @@ async fn the_same_state_gives_the_same_answers() {
     assert_eq!(answer.unwrap().unwrap().encode_to_vec(), keys_reply);
     let answer = client.validate_jwtsvid(request(validate)).await.unwrap().into_inner();
     assert_eq!(answer, ValidateJwtsvidResponse::decode(validate_reply).unwrap());
+
+    let mut envoy = SecretDiscoveryServiceClient::new(world.channel());
+    let fetched = secrets("FetchSecrets");
+    assert_eq!(fetched.len(), 6);
+    for (request, response) in fetched {
+        let answer = envoy.fetch_secrets(request).await.unwrap().into_inner();
+        assert_eq!(answer, response);
+    }
+    for (request, response) in secrets("StreamSecrets") {
+        let requests = tokio_stream::once(request).chain(tokio_stream::pending());
+        let mut answers = envoy.stream_secrets(requests).await.unwrap().into_inner();
+        let mut answer = answers.message().await.unwrap().unwrap();
+        assert_eq!(answer.nonce.len(), 8);
+        answer.nonce.clone_from(&response.nonce);
+        assert_eq!(answer, response);
+    }
 }
 
 fn jwt_authorities(jwks: &[u8]) -> Vec<JwtAuthority> {

@@ -552,7 +552,6 @@ fn rate_limits(raw: &raw::RateLimit) -> Result<WorkloadRateLimits, String> {
 fn unbuilt(file: &File, config: &AgentConfig) -> Vec<crate::Unbuilt> {
     let agent = &file.agent;
     let mut missing = Missing::default();
-    missing.when(agent.sds != raw::Sds::default(), "agent.sds", "remove it; there is no SDS API yet");
     missing.when(
         config.rebootstrap != Rebootstrap::Never,
         "agent.rebootstrap_mode",

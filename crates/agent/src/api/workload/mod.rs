@@ -19,16 +19,16 @@ use proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, WitBundlesRequest, WitsvidRequest,
     X509BundlesRequest, X509svidRequest,
 };
-use runtime::listen::Peer;
 use spiffe::{Selector, SelectorSet};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Request, Response, Status};
 use tracing::error;
 
+use super::gate::{Call, Gate, SUBSYSTEM};
 use super::limits::Limit;
 use super::route::Service;
-use crate::attestors::{AttestError, Attestors};
+use crate::attestors::Attestors;
 use crate::context::Context;
 use watch::What;
 
@@ -52,10 +52,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The Workload API of an agent.
 pub(super) struct WorkloadApi {
     context: Arc<Context>,
-    attestors: Arc<Attestors>,
+    gate: Gate,
     limits: Limits,
-    /// Its own calls are not limited, and make no noise in the log.
-    own_pid: i32,
     /// Streams end when this is cancelled.
     stop: CancellationToken,
 }
@@ -65,13 +63,6 @@ struct Limits {
     x509_bundles: Option<Limit>,
     jwt_svid: Option<Limit>,
     jwt_bundles: Option<Limit>,
-}
-
-/// One call: what its lines in the log have in common, and who makes it.
-struct Call {
-    method: &'static str,
-    peer: Option<Peer>,
-    pid: i32,
 }
 
 impl WorkloadApi {
@@ -84,8 +75,8 @@ impl WorkloadApi {
             jwt_svid: limit(configured.fetch_jwt_svid),
             jwt_bundles: limit(configured.fetch_jwt_bundles),
         };
-        let own_pid = i32::try_from(std::process::id()).unwrap_or_default();
-        Self { context, attestors, limits, own_pid, stop }
+        let gate = Gate::new(Arc::clone(&context), attestors, (SERVICE.name, SHORT_NAME));
+        Self { context, gate, limits, stop }
     }
 
     /// Answers a call of one of [`SERVICE`]'s methods.
@@ -97,33 +88,30 @@ impl WorkloadApi {
         if !has_security_header(request.headers()) {
             return Status::invalid_argument("security header missing from request").into_http();
         }
-        let peer = request.extensions().get::<Peer>().cloned();
-        let pid = peer.as_ref().and_then(Peer::caller).map_or(0, |caller| caller.process.pid());
-        let call = |method| Call { method, peer, pid };
         match method {
             "FetchX509SVID" => {
-                let watched = self.watch(What::X509Svids, call("FetchX509SVID"));
+                let watched = self.watch(What::X509Svids, Call::of("FetchX509SVID", &request));
                 raw::server_streaming(request, |_: Request<X509svidRequest>| watched).await
             }
             "FetchX509Bundles" => {
-                let watched = self.watch(What::X509Bundles, call("FetchX509Bundles"));
+                let watched = self.watch(What::X509Bundles, Call::of("FetchX509Bundles", &request));
                 raw::server_streaming(request, |_: Request<X509BundlesRequest>| watched).await
             }
             "FetchJWTBundles" => {
-                let watched = self.watch(What::JwtBundles, call("FetchJWTBundles"));
+                let watched = self.watch(What::JwtBundles, Call::of("FetchJWTBundles", &request));
                 raw::server_streaming(request, |_: Request<JwtBundlesRequest>| watched).await
             }
             "FetchJWTSVID" => {
-                let answer = |request: Request<JwtsvidRequest>| {
-                    let call = call("FetchJWTSVID");
-                    async move { self.jwt_svids(&call, request.into_inner()).await.map(Response::new) }
+                let call = Call::of("FetchJWTSVID", &request);
+                let answer = |request: Request<JwtsvidRequest>| async move {
+                    self.jwt_svids(&call, request.into_inner()).await.map(Response::new)
                 };
                 raw::unary(request, answer).await
             }
             "ValidateJWTSVID" => {
-                let answer = |request: Request<ValidateJwtsvidRequest>| {
-                    let call = call("ValidateJWTSVID");
-                    async move { self.validated(&call, request.into_inner()).await.map(Response::new) }
+                let call = Call::of("ValidateJWTSVID", &request);
+                let answer = |request: Request<ValidateJwtsvidRequest>| async move {
+                    self.validated(&call, request.into_inner()).await.map(Response::new)
                 };
                 raw::unary(request, answer).await
             }
@@ -142,51 +130,10 @@ impl WorkloadApi {
         }
     }
 
-    /// The selectors of who calls.
-    async fn attested(&self, call: &Call) -> Result<SelectorSet, Status> {
-        let Some(caller) = call.peer.as_ref().and_then(Peer::caller) else {
-            return Err(self.unattested(call, "peer is no local process"));
-        };
-        match self.attestors.attest(caller).await {
-            Ok(selectors) => Ok(selectors),
-            Err(failed) => {
-                if let (AttestError::Caller(_), Some(peer)) = (&failed, &call.peer) {
-                    // Whoever holds the other end now is not who connected, and never will be.
-                    peer.retire();
-                }
-                Err(self.unattested(call, &runtime::chain(&failed)))
-            }
-        }
-    }
-
-    fn unattested(&self, call: &Call, error: &str) -> Status {
-        let Call { method, pid, .. } = *call;
-        error!(
-            error,
-            method,
-            pid,
-            service = SHORT_NAME,
-            subsystem_name = SUBSYSTEM,
-            "Workload attestation failed"
-        );
-        Status::unavailable("workload attestation failed")
-    }
-
-    /// Refuses a call beyond the limit of its method.
-    fn check_rate(&self, call: &Call, limit: Option<&Limit>, selectors: &SelectorSet) -> Result<(), Status> {
-        match limit {
-            Some(limit) if call.pid != self.own_pid && !limit.allows(selectors) => {
-                self.context.meters.rate_exceeded(limited_name(call.method)).increment();
-                Err(Status::unavailable(format!("rate limit exceeded for /{}/{}", SERVICE.name, call.method)))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// The refusal of a caller that no entry is for. Which of its selectors are told is configured.
     fn no_identity(&self, call: &Call, selectors: &SelectorSet) -> Status {
         let Call { method, pid, .. } = *call;
-        if pid != self.own_pid {
+        if !self.gate.is_own(call) {
             let told = told(selectors, &self.context.config.log_selectors);
             error!(
                 method,
@@ -199,16 +146,6 @@ impl WorkloadApi {
             );
         }
         Status::permission_denied("no identity issued")
-    }
-}
-
-/// A method as the configuration calls its limit.
-fn limited_name(method: &str) -> &'static str {
-    match method {
-        "FetchX509SVID" => "fetch_x509_svid",
-        "FetchX509Bundles" => "fetch_x509_bundles",
-        "FetchJWTSVID" => "fetch_jwt_svid",
-        _ => "fetch_jwt_bundles",
     }
 }
 
@@ -236,7 +173,6 @@ fn told(selectors: &SelectorSet, prefixes: &[String]) -> Option<String> {
 
 /// The service as the log names it.
 const SHORT_NAME: &str = "WorkloadAPI";
-const SUBSYSTEM: &str = "endpoints";
 
 #[cfg(test)]
 mod tests {

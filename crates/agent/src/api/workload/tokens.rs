@@ -11,7 +11,8 @@ use spiffe::{Entry, SelectorSet, SpiffeId, TrustDomain, UnixSecs, jwt};
 use tonic::Status;
 use tracing::{debug, error, warn};
 
-use super::{Call, SHORT_NAME, SUBSYSTEM, WorkloadApi, answers};
+use super::{SHORT_NAME, WorkloadApi, answers};
+use crate::api::gate::{Call, SUBSYSTEM};
 use crate::api::json;
 use crate::state::{AgentState, Held};
 
@@ -36,8 +37,8 @@ impl WorkloadApi {
                 Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}"))
             })?),
         };
-        let selectors = self.attested(call).await?;
-        self.check_rate(call, self.limits.jwt_svid.as_ref(), &selectors)?;
+        let selectors = self.gate.attested(call).await?;
+        self.gate.check_rate(call, self.limits.jwt_svid.as_ref(), &selectors)?;
 
         let entries = shown(&self.context.state.load(), &selectors, wanted.as_ref());
         if entries.is_empty() {
@@ -119,7 +120,7 @@ impl WorkloadApi {
         if request.svid.is_empty() {
             return Err(missing("svid"));
         }
-        let selectors = self.attested(call).await?;
+        let selectors = self.gate.attested(call).await?;
 
         let (audience, state) = (request.audience.as_str(), self.context.state.load());
         let now = UnixSecs::from(self.context.clock.now());

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 use proto::raw::{Encoded, Replies};
-use runtime::listen::Peer;
 use tonic::{Response, Status};
 use tracing::{debug, enabled};
 
-use super::{Call, PATIENCE, SHORT_NAME, SUBSYSTEM, WorkloadApi, answers};
+use super::{PATIENCE, SHORT_NAME, WorkloadApi, answers};
+use crate::api::gate::{Call, SUBSYSTEM};
 use crate::subscribe::{Subscription, Update};
 
 /// What is watched.
@@ -40,13 +40,13 @@ struct Watch {
 impl WorkloadApi {
     /// Answers one of the streaming methods.
     pub(super) async fn watch(self: Arc<Self>, what: What, call: Call) -> Result<Response<Replies>, Status> {
-        let selectors = self.attested(&call).await?;
+        let selectors = self.gate.attested(&call).await?;
         let limit = match what {
             What::X509Svids => &self.limits.x509_svid,
             What::X509Bundles => &self.limits.x509_bundles,
             What::JwtBundles => &self.limits.jwt_bundles,
         };
-        self.check_rate(&call, limit.as_ref(), &selectors)?;
+        self.gate.check_rate(&call, limit.as_ref(), &selectors)?;
 
         let mut subscription = self.context.subscriptions.join(selectors);
         let update = match what {
@@ -119,9 +119,7 @@ impl Watch {
     async fn next(&mut self) -> Result<Encoded, Status> {
         loop {
             let update = self.api.changed(&mut self.subscription).await?;
-            // Another process may hold the socket by now: it was never attested.
-            let caller = self.call.peer.as_ref().and_then(Peer::caller);
-            if !caller.is_some_and(|caller| caller.process.is_alive()) {
+            if !self.call.is_live() {
                 return Err(Status::unavailable("the workload has ended"));
             }
             let answer = self.api.next(self.what, &self.call, &mut self.subscription, update).await?;
