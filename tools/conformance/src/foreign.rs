@@ -26,6 +26,12 @@ impl Foreign {
         Self::named("FINIAL_GO_CLIENTS", check).map(|program| Self { program, first: None })
     }
 
+    /// Envoy itself. Where it could not be installed `check` counts as skipped.
+    #[must_use]
+    pub fn envoy(check: &str) -> Option<PathBuf> {
+        Self::named("FINIAL_ENVOY", check)
+    }
+
     fn named(variable: &str, check: &str) -> Option<PathBuf> {
         let program = std::env::var_os(variable).map(PathBuf::from);
         if program.is_none() {

@@ -93,6 +93,8 @@ pub struct PlaneConfig {
     pub server_plugins: String,
     /// The agent's node attestor.
     pub agent_attestor: String,
+    /// The `plugin_data` of the agent's workload attestor `unix`.
+    pub workload_attestor: String,
     /// The CA's key type.
     pub ca_key: String,
     /// Log level of both.
@@ -119,6 +121,7 @@ impl Default for PlaneConfig {
                     .to_owned(),
             server_plugins: String::new(),
             agent_attestor: r#"NodeAttestor "join_token" { plugin_data {} }"#.to_owned(),
+            workload_attestor: String::new(),
             ca_key: "ec-p256".to_owned(),
             log: "INFO".to_owned(),
             env: BTreeMap::new(),
@@ -442,10 +445,10 @@ plugins {{
 plugins {{
   KeyManager "disk" {{ plugin_data {{ directory = "{{dir}}/agent-data" }} }}
   {}
-  WorkloadAttestor "unix" {{ plugin_data {{}} }}
+  WorkloadAttestor "unix" {{ plugin_data {{ {} }} }}
 }}
 "#,
-            config.log, config.agent_extra, config.agent_attestor
+            config.log, config.agent_extra, config.agent_attestor, config.workload_attestor
         );
         self.write("{dir}/agent.conf", &text);
     }

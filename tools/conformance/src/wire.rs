@@ -18,6 +18,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProt
 use serde_json::{Value, json};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
+use tokio_stream::Stream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::AsciiMetadataKey;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -254,7 +255,17 @@ impl Connection {
         messages: Vec<Bytes>,
         metadata: &[(String, String)],
     ) -> Result<Streaming<Bytes>, Status> {
-        let mut request = Request::new(tokio_stream::iter(messages));
+        self.converse(method, tokio_stream::iter(messages), metadata).await
+    }
+
+    /// Sends what `messages` brings, as it comes, and hands back the stream of answers.
+    pub(crate) async fn converse(
+        &self,
+        method: &str,
+        messages: impl Stream<Item = Bytes> + Send + 'static,
+        metadata: &[(String, String)],
+    ) -> Result<Streaming<Bytes>, Status> {
+        let mut request = Request::new(messages);
         for (name, value) in metadata {
             let name: AsciiMetadataKey = name.parse().expect("a metadata key");
             request.metadata_mut().append(name, value.parse().expect("a metadata value"));

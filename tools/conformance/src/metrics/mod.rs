@@ -162,6 +162,10 @@ impl Measured {
                 tokio::time::timeout(Duration::from_secs(5), first).await.ok();
             }
         }
+        for method in ["StreamSecrets", "DeltaSecrets", "FetchSecrets"] {
+            let method = format!("/envoy.service.secret.v3.SecretDiscoveryService/{method}");
+            public.exchange(&method, vec![Bytes::new()], &[]).await.expect("an end");
+        }
     }
 
     async fn operate(&self) {
