@@ -58,6 +58,8 @@ pub struct AgentConfig {
     pub sds: SdsConfig,
     /// `experimental` but for `finial`.
     pub experimental: AgentExperimental,
+    /// `experimental.finial`: what SPIRE does not know.
+    pub finial: AgentFinial,
     /// `plugins`, in the order of the file.
     pub plugins: Vec<PluginBlock>,
     /// `health_checks`
@@ -153,6 +155,21 @@ pub struct AgentExperimental {
     pub rate_limits: WorkloadRateLimits,
     /// `broker`
     pub broker: Option<BrokerConfig>,
+}
+
+/// `experimental.finial` of an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentFinial {
+    /// `vault`: whether what workloads get outlives a restart, sealed in `data_dir`. Where it is not
+    /// set, it does if the key manager is `disk`.
+    pub vault: bool,
+    /// `held_callers`: how many callers that come before there is anything to serve may wait.
+    pub held_callers: usize,
+    /// `hold_timeout`: how long they may.
+    pub hold_timeout: Duration,
+    /// `server_addresses`: further servers of the trust domain, in the order in which they are tried
+    /// after `server_address`; hosts are without brackets.
+    pub server_addresses: Vec<(String, u16)>,
 }
 
 /// `experimental.ratelimit`

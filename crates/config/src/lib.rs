@@ -17,8 +17,8 @@ mod shared;
 mod url;
 
 pub use agent::{
-    AgentConfig, AgentExperimental, Bootstrap, Broker, BrokerConfig, BundleFormat, JoinTokenText,
-    Rebootstrap, SdsConfig, WorkloadRateLimits,
+    AgentConfig, AgentExperimental, AgentFinial, Bootstrap, Broker, BrokerConfig, BundleFormat,
+    JoinTokenText, Rebootstrap, SdsConfig, WorkloadRateLimits,
 };
 pub use go::duration;
 pub use helper::{FileModes, HelperConfig, JwtFile};

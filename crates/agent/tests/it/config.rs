@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use config::{
-    AgentConfig, AgentExperimental, Bootstrap, HealthConfig, LogConfig, ProfilingConfig, Rebootstrap,
-    SdsConfig, TelemetryConfig, WorkloadRateLimits,
+    AgentConfig, AgentExperimental, AgentFinial, Bootstrap, HealthConfig, LogConfig, ProfilingConfig,
+    Rebootstrap, SdsConfig, TelemetryConfig, WorkloadRateLimits,
 };
 use spiffe::TrustDomain;
 use spiffe::key::KeyKind;
@@ -53,6 +53,12 @@ pub(crate) fn config(directory: &Path) -> AgentConfig {
             wit_svid: false,
             rate_limits: WorkloadRateLimits::default(),
             broker: None,
+        },
+        finial: AgentFinial {
+            vault: true,
+            held_callers: 10,
+            hold_timeout: Duration::from_secs(30),
+            server_addresses: Vec::new(),
         },
         plugins: Vec::new(),
         health: HealthConfig {

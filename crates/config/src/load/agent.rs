@@ -7,7 +7,7 @@ use spiffe::SpiffeId;
 use spiffe::key::KeyKind;
 
 use super::shared::{self, Missing, Unknown, span};
-use super::{absolute, or_text, path, plugins, prefer, read};
+use super::{absolute, or_text, own, path, plugins, prefer, read};
 use crate::go::{Span, quote, read_error};
 use crate::plugins::Side;
 use crate::raw::agent::{self as raw, Agent, File};
@@ -314,6 +314,7 @@ fn check(file: &super::File<File>, early: Early, notes: &mut Vec<Note>) -> Resul
         .transpose()?;
     let availability_target = availability_target(&agent.availability_target)?;
     let rate_limits = rate_limits(&experimental.ratelimit)?;
+    let finial = own::agent(&experimental.finial.clone().unwrap_or_default(), &plugins)?;
     let without_own = raw::Experimental { finial: None, ..experimental.clone() };
     if without_own != raw::Experimental::default() {
         notes.push(Note::warning(
@@ -355,6 +356,7 @@ fn check(file: &super::File<File>, early: Early, notes: &mut Vec<Note>) -> Resul
             rate_limits,
             broker,
         },
+        finial,
         plugins,
         health: shared::health(&file.raw.health_checks),
         telemetry: shared::telemetry(&file.raw.telemetry),
@@ -560,6 +562,11 @@ fn unbuilt(file: &File, config: &AgentConfig) -> Vec<crate::Unbuilt> {
     missing.when(!config.authorized_delegates.is_empty(), "agent.authorized_delegates", "remove it");
     missing.when(agent.profiling_enabled, "agent.profiling_enabled", "remove it or set it to false");
     missing.when(config.experimental.broker.is_some(), "agent.experimental.broker", "remove it");
+    missing.when(
+        !config.finial.server_addresses.is_empty(),
+        "agent.experimental.finial.server_addresses",
+        "remove it",
+    );
     missing.when(
         config.experimental.wit_svid,
         "agent.experimental.feature_flags = [\"wit-svid\"]",

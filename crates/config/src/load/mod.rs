@@ -5,6 +5,7 @@
 //! complaint about a file is the same.
 
 mod agent;
+mod own;
 mod plugins;
 mod server;
 mod shared;

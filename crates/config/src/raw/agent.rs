@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::shared::{Health, Nothing, Telemetry};
+use super::shared::{Health, Telemetry};
 use crate::hcl::UnusedKeys;
 
 /// The file.
@@ -93,7 +93,19 @@ pub(crate) struct Experimental {
     pub(crate) ratelimit: RateLimit,
     pub(crate) broker: Option<Broker>,
     pub(crate) feature_flags: Vec<String>,
-    pub(crate) finial: Option<Nothing>,
+    pub(crate) finial: Option<Finial>,
+}
+
+/// `agent.experimental.finial`: what only this program knows. SPIRE ignores the block.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Finial {
+    pub(crate) vault: Option<bool>,
+    pub(crate) held_callers: Option<i64>,
+    pub(crate) hold_timeout: String,
+    pub(crate) server_addresses: Vec<String>,
+    #[serde(rename = "$unused")]
+    pub(crate) unused: UnusedKeys,
 }
 
 /// `agent.experimental.ratelimit`
