@@ -72,6 +72,7 @@ fn attester(agent: &Agent) -> Arc<Attester> {
         key_manager: Arc::clone(&agent.plugins.key_manager),
         node_attestor: node_attestor(&agent.config, &agent.plugins),
         store: agent.store.clone(),
+        vault: agent.vault.clone(),
         meters: Arc::default(),
     })
 }
@@ -227,6 +228,7 @@ fn clone(attester: &Attester) -> Attester {
         key_manager: Arc::clone(&attester.key_manager),
         node_attestor: Arc::clone(&attester.node_attestor),
         store: attester.store.clone(),
+        vault: attester.vault.clone(),
         meters: Arc::default(),
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! Invariants: a workload gets only an SVID that was checked against its entry, its key and the bundle;
 //! one entry that the server will not sign for holds up no other; an SVID in use is replaced, never
-//! withdrawn first; nothing is stored but the agent's own SVID, its key and its bundle.
+//! withdrawn first; nothing is stored but the agent's own SVID, its key and its bundle, and, sealed,
+//! what workloads get ([`vault`]).
 
 pub mod api;
 mod attest;
@@ -29,11 +30,12 @@ mod stored;
 pub mod subscribe;
 mod sync;
 pub mod tls;
+mod vault;
 mod words;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use config::{AgentConfig, HealthConfig, PluginBlock, PluginData};
 use futures::future::BoxFuture;
@@ -48,10 +50,12 @@ use runtime::reconcile::Poke;
 use runtime::shutdown::Shutdown;
 use runtime::tasks::{TaskFailed, Tasks};
 use spiffe::tls::{Anchors, OwnCertificate, ServerTrust};
+use spiffe::{Bundle, UnixSecs};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
 use zeroize::Zeroizing;
 
+use api::{Door, Opener};
 use attest::{Attested, Attester};
 use connection::Connection;
 use context::Context;
@@ -59,10 +63,11 @@ use issue::Issuing;
 use jwt::JwtSvids;
 use own_svid::{OwnSvid, Surroundings};
 use rotation::RotationRule;
-use state::{AgentState, Keeper};
+use state::{AgentIdentity, AgentState, Keeper};
 use stored::Store;
 use subscribe::Subscriptions;
 use sync::{Protocol, Sync};
+use vault::{Keeping, Kept, Vault};
 
 pub use attest::{AttestError, BootstrapError};
 pub use meters::Meters;
@@ -77,6 +82,7 @@ pub struct Agent {
     health: Health,
     plugins: AgentPlugins,
     store: Store,
+    vault: Vault,
     listener: Option<HealthListener>,
     meters: Arc<Meters>,
     version: &'static str,
@@ -98,6 +104,9 @@ pub enum StartError {
     /// The health checks cannot be served.
     #[error("cannot serve health checks")]
     Health(#[from] ListenError),
+    /// The vault cannot be set up.
+    #[error("cannot set up the vault")]
+    Vault(#[source] std::io::Error),
     /// Metrics cannot be sent as configured.
     #[error("cannot set up metrics")]
     Metrics(#[from] runtime::metrics::SinkError),
@@ -128,6 +137,7 @@ impl Agent {
         }
         let meters = Meters::new(meters::metrics(&config)?);
         let store = Store::open(&config.data_dir)?.measured(Arc::clone(&meters));
+        let vault = Vault::new(&config.data_dir, config.finial.vault).map_err(StartError::Vault)?;
         let host = Host { clock: Arc::clone(&clock), ..Host::bare() };
         let declarations: Vec<Declaration> = config.plugins.iter().map(declaration).collect();
         let mut plugins =
@@ -144,6 +154,7 @@ impl Agent {
             health,
             plugins,
             store,
+            vault,
             listener,
             meters,
             version: VERSION,
@@ -158,8 +169,8 @@ impl Agent {
         self
     }
 
-    /// Attests the node and serves until `shutdown`. The sockets are there once the agent has heard
-    /// from the server.
+    /// Attests the node and serves until `shutdown`. The workloads' socket is there at once; who comes
+    /// before there is anything to serve is held. The admin socket follows with the first answer.
     ///
     /// # Errors
     /// The first part that cannot go on.
@@ -195,15 +206,19 @@ impl Agent {
             key_manager: Arc::clone(&self.plugins.key_manager),
             node_attestor: node_attestor(&self.config, &self.plugins),
             store: self.store.clone(),
+            vault: self.vault.clone(),
             meters: Arc::clone(&self.meters),
         });
+        let door = Door::bind(&self.config, &self.clock).map_err(|error| failed("endpoints", error))?;
+        let opener = door.opener();
+        tasks.spawn("public endpoint", door.run(shutdown.token().clone()));
         let span = info_span!("attestor", subsystem_name = "attestor");
         let attested = attester.until_attested(shutdown).instrument(span).await;
         let attested = attested.map_err(|error| failed("node attestation", error))?;
         let Some(attested) = attested else { return tasks.join().await };
         let started = self.start(attester, attested, &mut tasks);
         let context = started.map_err(|error| failed("agent", error))?;
-        tasks.spawn("endpoints", serve(context, shutdown.token().clone()));
+        tasks.spawn("endpoints", serve(context, opener, shutdown.token().clone()));
         let ended = tasks.join().await;
         if ended.is_ok() {
             info!("Agent stopped");
@@ -219,10 +234,11 @@ impl Agent {
         tasks: &mut Tasks,
     ) -> Result<Arc<Context>, BoxError> {
         let config = Arc::clone(&self.config);
-        let Attested { identity, key, bundle } = attested;
+        let Attested { identity, key, bundle, kept } = attested;
         let certificate = OwnCertificate::empty();
         tls::present(&certificate, &identity.chain, &key);
-        let (keeper, inbox) = Keeper::new(AgentState::new(identity, bundle));
+        let (first, tokens) = first_state(identity, bundle, kept, self.clock.now());
+        let (keeper, inbox) = Keeper::new(first);
         let state = keeper.snapshot();
 
         let server = tls::server_id(&config.trust_domain)?;
@@ -260,6 +276,14 @@ impl Agent {
         )
         .measured(Arc::clone(&self.meters));
         let (asked, is_pushed) = (Poke::new(), Arc::new(AtomicBool::new(false)));
+        jwt_svids.recall(tokens);
+        let keeping = Keeping {
+            vault: self.vault,
+            state: state.clone(),
+            jwt_svids: jwt_svids.clone(),
+            clock: Arc::clone(&self.clock),
+            health: self.health.check(CHECK),
+        };
         let sync = Sync {
             connection: connection.clone(),
             inbox: inbox.clone(),
@@ -321,13 +345,51 @@ impl Agent {
         tasks.spawn("state", keeper.run(token.clone(), published).instrument(manager.clone()));
         tasks.spawn("own SVID", own_svid.run(token.clone()).instrument(manager.clone()));
         tasks.spawn("sync", sync.run(token.clone()).instrument(manager.clone()));
-        tasks.spawn("issuing", issuing.run(token).instrument(manager));
+        tasks.spawn("issuing", issuing.run(token.clone()).instrument(manager.clone()));
+        tasks.spawn("vault", keeping.run(token.clone()).instrument(manager));
+        tasks.spawn("age of knowledge", age_of_knowledge(Arc::clone(&context), token));
         Ok(context)
     }
 }
 
-/// Serves the APIs from the first sync on: who finds a socket finds the agent ready.
-async fn serve(context: Arc<Context>, token: CancellationToken) -> Result<(), BoxError> {
+/// What the agent knows at first, and the tokens it has.
+fn first_state(
+    identity: AgentIdentity,
+    bundle: Bundle,
+    kept: Option<Kept>,
+    now: SystemTime,
+) -> (AgentState, Vec<vault::Token>) {
+    let Some(kept) = kept else { return (AgentState::new(identity, bundle), Vec::new()) };
+    let Kept { bundles, entries, tokens, synced_at } = kept;
+    let svids = entries.iter().filter(|(_, svid, _)| svid.is_some()).count();
+    info!(
+        synced_at = words::instant(synced_at),
+        age_seconds = UnixSecs::from(now).since(synced_at),
+        entries = entries.len(),
+        x509_svids = svids,
+        jwt_svids = tokens.len(),
+        "Serving from the vault until a server is heard from"
+    );
+    (AgentState::recalled(identity, bundles, entries, synced_at), tokens)
+}
+
+/// Shows how old what the agent knows is.
+async fn age_of_knowledge(context: Arc<Context>, token: CancellationToken) -> Result<(), BoxError> {
+    loop {
+        if let Some(synced_at) = context.state.load().synced_at {
+            let age = UnixSecs::from(context.clock.now()).since(synced_at);
+            context.meters.knowledge_age.set_seconds(age.max(0));
+        }
+        tokio::select! {
+            biased;
+            () = token.cancelled() => return Ok(()),
+            () = context.clock.sleep(SHOW_AGE) => {}
+        }
+    }
+}
+
+/// Serves the APIs as soon as there is anything to serve: from the first sync on, or from the vault.
+async fn serve(context: Arc<Context>, opener: Opener, token: CancellationToken) -> Result<(), BoxError> {
     let mut changed = context.state.changed();
     while context.state.load().synced_at.is_none() {
         tokio::select! {
@@ -337,7 +399,7 @@ async fn serve(context: Arc<Context>, token: CancellationToken) -> Result<(), Bo
         }
     }
     context.health.check(CHECK).started();
-    api::serve(context, token).await
+    api::serve(context, opener, token).await
 }
 
 /// The port of the health checks, if they are wanted.
@@ -352,6 +414,9 @@ async fn listener(config: &HealthConfig) -> Result<Option<HealthListener>, Start
 
 /// The health check of everything but the APIs.
 const CHECK: &str = "agent";
+
+/// How often the age of what the agent knows is shown.
+const SHOW_AGE: Duration = Duration::from_secs(5);
 
 /// The version of this crate, for those who do not say another.
 const VERSION: &str = env!("CARGO_PKG_VERSION");

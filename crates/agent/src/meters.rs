@@ -49,6 +49,8 @@ pub struct Meters {
     pub(crate) process_tainted_jwt: Call,
     /// How many JWT-SVIDs are cached.
     pub(crate) jwt_svids: Gauge,
+    /// How many seconds ago the agent last heard from a server.
+    pub(crate) knowledge_age: Gauge,
     /// How many selectors a workload turned out to have.
     pub(crate) selectors: Sample,
     /// A workload is attested, by all attestors together.
@@ -128,6 +130,7 @@ impl Meters {
                 tainted_jwt: sample(&["cache_manager", "tainted_jwt_svids", "workload"]),
                 process_tainted_jwt: call(&["cache_manager", "workload", "process_tainted_jwt_svids"]),
                 jwt_svids: gauge("jwt_svid_cache_size"),
+                knowledge_age: gauge("finial_knowledge_age_seconds"),
                 selectors: sample(&["workload_api", "discovered_selectors"]),
                 attestation: call(&["workload_api", "workload_attestation"]),
                 cache: CacheMeters {

@@ -28,6 +28,7 @@ use crate::rotation::RotationRule;
 use crate::state::{AgentIdentity, AgentState, Change, Inbox};
 use crate::stored::{AgentData, StoreError};
 use crate::tls;
+use crate::words;
 
 /// How often the SVID is looked at.
 const CHECK: Duration = Duration::from_secs(5);
@@ -147,9 +148,15 @@ impl OwnSvid {
                 Ok(())
             }
             Err(error) => {
-                let doing = if agent.reattestable { "reattest agent" } else { "rotate agent SVID" };
-                let is_expired = UnixSecs::from(self.attester.clock.now()) >= agent.expires_at();
+                let is_expired = self.is_expired(&agent);
+                let doing = match agent.reattestable || is_expired {
+                    true => "reattest agent",
+                    false => "rotate agent SVID",
+                };
                 error!(error = chain(&error), is_expired, "Could not {doing}");
+                if is_expired {
+                    self.advise(&agent, &error);
+                }
                 match error.verdict() {
                     Verdict::Transient => Ok(()),
                     // The server just refused an attestation; another would end alike.
@@ -167,7 +174,21 @@ impl OwnSvid {
         let agent = Arc::clone(&self.state.load().agent);
         match verdict {
             Verdict::Transient => Ok(()),
-            Verdict::UnknownAuthority => self.attester.disagree(&agent).await.map_err(GivenUp::Disagreement),
+            Verdict::UnknownAuthority => match self.attester.disagree(&agent).await {
+                Ok(()) => Ok(()),
+                // Nobody is helped if workloads go without what still holds.
+                Err(error) if self.serves() && !matches!(error, AttestError::Rebootstrap) => {
+                    error!(
+                        error = chain(&error),
+                        hint = "bring back a server of the known authority; or, if it was replaced for good, \
+                                stop the agent, remove agent-data.json from its data directory, give it the \
+                                new bundle and start it: it attests anew",
+                        "The server's certificate leads to no authority of the trust bundle; serving what still holds"
+                    );
+                    Ok(())
+                }
+                Err(error) => Err(GivenUp::Disagreement(error)),
+            },
             Verdict::Banned => {
                 warn!("Agent is banned: removing SVID and shutting down");
                 self.remove().await;
@@ -189,8 +210,17 @@ impl OwnSvid {
         }
     }
 
+    /// With an SVID that has expired the server takes no calls: it is the node that must attest.
     async fn replace(&mut self, agent: &AgentIdentity) -> Result<(), AttestError> {
-        if agent.reattestable { self.reattest(agent).await } else { self.rotate().await }
+        if agent.reattestable || self.is_expired(agent) {
+            self.reattest(agent).await
+        } else {
+            self.rotate().await
+        }
+    }
+
+    fn is_expired(&self, agent: &AgentIdentity) -> bool {
+        UnixSecs::from(self.attester.clock.now()) >= agent.expires_at()
     }
 
     async fn reattest(&mut self, agent: &AgentIdentity) -> Result<(), AttestError> {
@@ -257,6 +287,32 @@ impl OwnSvid {
         anchor.is_some_and(|key_id| state.bundles.tainted_keys.contains(&key_id))
     }
 
+    /// Whether workloads get anything from this agent.
+    fn serves(&self) -> bool {
+        self.state.load().entries.svid_count() > 0
+    }
+
+    /// Says what to do about an SVID that has expired and a server that gives no other.
+    fn advise(&self, agent: &AgentIdentity, error: &AttestError) {
+        let expired_at = words::instant(agent.expires_at());
+        // What the server says of the attestation stands; anything else passes with the outage.
+        let is_refused = matches!(
+            error,
+            AttestError::Call { status, .. } if std::error::Error::source(&**status).is_none()
+        );
+        let hint = if is_refused {
+            format!(
+                "this attestation holds once: `finial server agent evict -spiffeID {}` lets the node attest \
+                 again by itself; with join tokens, make one (`finial server token generate`) and start the \
+                 agent with it",
+                agent.id
+            )
+        } else {
+            "the agent tries again by itself".to_owned()
+        };
+        warn!(expired_at, hint, "The agent's own SVID has expired; serving what still holds");
+    }
+
     async fn forget(&self, error: Option<AttestError>) -> GivenUp {
         warn!("Agent needs to re-attest: removing SVID and shutting down");
         self.remove().await;
@@ -264,6 +320,7 @@ impl OwnSvid {
     }
 
     async fn remove(&self) {
+        self.attester.vault.give_up();
         let removed: Result<(), StoreError> = self.attester.store.update(AgentData::forget_svid).await;
         if let Err(error) = removed {
             error!(error = chain(&error), "Failed to remove SVID");

@@ -30,6 +30,20 @@ pub(super) const SERVICE: Service =
 const IMPATIENT: Duration = Duration::from_secs(1);
 const PATIENT: Duration = Duration::from_secs(60);
 
+/// Whether a call to this path asks for the agent's health.
+pub(super) fn is_asked(path: &str) -> bool {
+    path.strip_prefix('/').and_then(|path| path.rsplit_once('/')) == Some((SERVICE.name, "Check"))
+}
+
+/// Answers [`is_asked`] calls while there is nothing to serve.
+pub(super) async fn not_serving(request: http::Request<Body>) -> http::Response<Body> {
+    raw::unary(request, |_: Request<HealthCheckRequest>| async {
+        let status = ServingStatus::NotServing.into();
+        Ok(Response::new(Encoded::of(&HealthCheckResponse { status })))
+    })
+    .await
+}
+
 /// The service. Cheap to clone; clones are the same.
 #[derive(Clone)]
 pub(super) struct HealthApi {

@@ -6,6 +6,7 @@
 //! attested per call (`attestors`); nothing they send says who they are.
 
 mod debug;
+mod door;
 mod gate;
 mod health;
 mod json;
@@ -32,6 +33,7 @@ use crate::attestors::Attestors;
 use crate::context::Context;
 use crate::meters::Meters;
 use debug::DebugApi;
+pub use door::{Door, Opener};
 use health::HealthApi;
 use logger::LoggerApi;
 use reflection::Reflection;
@@ -51,18 +53,24 @@ pub(crate) const SERVICES: [(Service, Option<&str>); 5] = [
 /// The sockets, bound: clients that connect now are answered once [`Apis::run`] runs.
 pub struct Apis {
     context: Arc<Context>,
-    /// Nothing where no API for workloads is wanted.
-    public: Option<UnixListener>,
+    /// The public socket, unless it is served already.
+    door: Option<Door>,
+    opener: Opener,
     admin: Option<UnixListener>,
 }
 
-/// Serves them until the token is cancelled.
+/// Answers at the door that this opens, and on the admin socket, until the token is cancelled.
 ///
 /// # Errors
 /// A socket cannot be made.
-pub async fn serve(context: Arc<Context>, token: CancellationToken) -> Result<(), BoxError> {
-    Apis::bind(context)?.run(token).await;
+pub async fn serve(context: Arc<Context>, opener: Opener, token: CancellationToken) -> Result<(), BoxError> {
+    let admin = admin_socket(&context)?;
+    Apis { context, door: None, opener, admin }.run(token).await;
     Ok(())
+}
+
+fn admin_socket(context: &Context) -> Result<Option<UnixListener>, ListenError> {
+    context.config.admin_socket_path.as_deref().map(|path| bind(path, ADMIN)).transpose()
 }
 
 impl Apis {
@@ -71,44 +79,25 @@ impl Apis {
     /// # Errors
     /// See [`ListenError`].
     pub fn bind(context: Arc<Context>) -> Result<Self, ListenError> {
-        let config = &context.config;
-        let public = (!config.disable_workload_api || !config.disable_sds_api)
-            .then(|| bind(&config.socket_path, PUBLIC))
-            .transpose()?;
-        let admin = config.admin_socket_path.as_deref().map(|path| bind(path, ADMIN)).transpose()?;
-        Ok(Self { context, public, admin })
+        let door = Door::bind(&context.config, &context.clock)?;
+        let (opener, admin) = (door.opener(), admin_socket(&context)?);
+        Ok(Self { context, door: Some(door), opener, admin })
     }
 
     /// Answers until the token is cancelled; then open streams end and calls get their time to.
     pub async fn run(self, token: CancellationToken) {
-        let Self { context, public, admin } = self;
+        let Self { context, door, opener, admin } = self;
         let config = &context.config;
         let attestors = Attestors::new(context.workload_attestors.clone(), Arc::clone(&context.clock));
         let attestors = Arc::new(attestors.measured(Arc::clone(&context.meters)));
         let health = HealthApi::new((!config.disable_workload_api).then(|| Arc::clone(&attestors)));
 
+        opener.open(Public::new(&context, attestors, health.clone(), token.clone()));
         let public = async {
-            let Some(listener) = public else { return };
-            let names = match (config.disable_workload_api, config.disable_sds_api) {
-                (false, false) => "Workload and SDS APIs",
-                (false, true) => "Workload API",
-                (true, _) => "SDS API",
-            };
-            let address = listener.path().display().to_string();
-            info!(
-                address,
-                apis = names,
-                network = "unix",
-                subsystem_name = "endpoints",
-                "Starting agent APIs"
-            );
-            let apis = Arc::new(Public::new(&context, attestors, health.clone(), token.clone()));
-            let service = service_fn(move |request| {
-                let apis = Arc::clone(&apis);
-                async move { Ok::<_, Infallible>(apis.answer(request).await) }
-            });
-            listen::serve(listener, Limits::local(), service, token.clone()).await;
-            info!(apis = names, subsystem_name = "endpoints", "Stopping agent APIs");
+            if let Some(door) = door {
+                // It ends without an error.
+                door.run(token.clone()).await.ok();
+            }
         };
         let admin = async {
             let Some(listener) = admin else { return };
@@ -127,7 +116,7 @@ impl Apis {
 }
 
 /// What the public socket serves.
-struct Public {
+pub(crate) struct Public {
     services: Vec<Service>,
     workload: Option<Arc<WorkloadApi>>,
     sds: Option<Arc<SdsApi>>,

@@ -33,9 +33,11 @@ use stream::AttestationStream;
 
 use crate::connection::{Connection, Lease, Verdict, verdict};
 use crate::meters::Meters;
+use crate::rotation::RotationRule;
 use crate::state::{AgentIdentity, Bundles};
 use crate::stored::{AgentData, BootstrapUse, Store, StoreError};
 use crate::tls::{self, FixedAnchors, PostQuantum};
+use crate::vault::{Kept, Vault};
 use crate::words;
 
 /// How long one attestation may take, challenges included.
@@ -54,6 +56,8 @@ pub(crate) struct Attester {
     pub(crate) key_manager: Arc<dyn KeyManager>,
     pub(crate) node_attestor: Arc<dyn AgentNodeAttestor>,
     pub(crate) store: Store,
+    /// What workloads got before this start.
+    pub(crate) vault: Vault,
     pub(crate) meters: Arc<Meters>,
 }
 
@@ -62,10 +66,16 @@ pub(crate) struct Attested {
     pub(crate) identity: AgentIdentity,
     pub(crate) key: Arc<dyn Key>,
     pub(crate) bundle: Bundle,
+    /// What workloads got before this start, where the SVID was stored.
+    pub(crate) kept: Option<Kept>,
 }
 
-/// A stored SVID that can be used, and the key of the stored SVID.
-type Loaded = (Option<AgentIdentity>, Option<Arc<dyn Key>>);
+/// A stored SVID, and the key of the stored SVID.
+#[derive(Default)]
+struct Loaded {
+    identity: Option<AgentIdentity>,
+    key: Option<Arc<dyn Key>>,
+}
 
 /// Why the node is not attested.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +182,10 @@ impl Attester {
             };
             let error = match attempt {
                 Ok(attested) => return Ok(Some(attested)),
-                Err(error) if error.is_final() => return Err(error),
+                Err(error) if error.is_final() => {
+                    self.vault.give_up();
+                    return Err(error);
+                }
                 Err(error) => error,
             };
             let wait = backoff.next();
@@ -192,14 +205,23 @@ impl Attester {
             Some(bundle) => info!(trust_domain_id = %bundle.trust_domain.id(), "Bundle loaded"),
             None => info!("Bundle is not found"),
         }
-        let (stored_svid, key) = self.load(&data).await?;
-        if let (Some(identity), Some(key)) = (stored_svid, &key) {
+        let Loaded { identity, key } = self.load(&data).await?;
+        if let (Some(identity), Some(key)) = (identity, &key) {
             let key = Arc::clone(key);
-            let bundle = stored.ok_or(AttestError::NoBundle)?;
-            self.check_rebootstrap(identity.reattestable)?;
-            info!(spiffe_id = %identity.id, "SVID loaded");
-            self.store.update(AgentData::settle).await?;
-            return Ok(Attested { identity, key, bundle });
+            let bundle = stored.clone().ok_or(AttestError::NoBundle)?;
+            let now = self.clock.now();
+            let mut rule = RotationRule::new(self.config.availability_target);
+            let kept = self.vault.open(&identity, &bundle, now, &mut rule);
+            let is_expired = UnixSecs::from(now).plus(SKEW) >= identity.expires_at();
+            if !is_expired {
+                self.check_rebootstrap(identity.reattestable)?;
+                info!(spiffe_id = %identity.id, "SVID loaded");
+                self.store.update(AgentData::settle).await?;
+            }
+            // Workloads need not wait until the agent has another SVID.
+            if !is_expired || kept.as_ref().is_some_and(Kept::serves) {
+                return Ok(Attested { identity, key, bundle, kept });
+            }
         }
         info!("SVID is not found. Starting node attestation");
         let is_stored = stored.is_some();
@@ -243,7 +265,7 @@ impl Attester {
         self.store.update(keep).await
     }
 
-    /// The SVID of the last run, if it can still be used, and its key, if that is there.
+    /// The SVID of the last run, which may have expired, and its key: both, or none.
     async fn load(&self, data: &AgentData) -> Result<Loaded, AttestError> {
         let keys = self.key_manager.keys().await.map_err(AttestError::Key)?;
         let keys: Vec<_> = keys.into_iter().filter(|key| SLOTS.contains(&key.id().as_str())).collect();
@@ -251,13 +273,13 @@ impl Attester {
             if !keys.is_empty() {
                 warn!("Keys recovered, but no SVID found. Generating new keypair");
             }
-            return Ok((None, None));
+            return Ok(Loaded::default());
         };
         let are_keys = !keys.is_empty();
         let Some(key) = keys.into_iter().find(|key| key.public() == leaf.public_key()) else {
             let what = if are_keys { "SVID key" } else { "keys" };
             warn!("SVID recovered, but no {what} found. Generating new keypair");
-            return Ok((None, None));
+            return Ok(Loaded::default());
         };
         if UnixSecs::from(self.clock.now()).plus(SKEW) >= leaf.not_after() {
             let expiry = words::instant(leaf.not_after());
@@ -265,11 +287,11 @@ impl Attester {
             if !data.reattestable {
                 info!("The node was attested once and for all: it needs a new join token, or its eviction");
             }
-            return Ok((None, Some(key)));
         }
         let id = leaf_id(leaf).map_err(|error| AttestError::Svid(error.to_string()))?;
         let chain = data.svid.as_slice().into();
-        Ok((Some(AgentIdentity { id, chain, reattestable: data.reattestable }), Some(key)))
+        let identity = AgentIdentity { id, chain, reattestable: data.reattestable };
+        Ok(Loaded { identity: Some(identity), key: Some(key) })
     }
 
     /// Attests the node to a server that proves `trust`. The new key goes into another place than
@@ -300,7 +322,7 @@ impl Attester {
         };
         let bundle = self.bundle(&clients).await?;
         let identity = self.accept(answer.svid, answer.reattestable, &*key, &bundle)?;
-        Ok(Attested { identity, key, bundle })
+        Ok(Attested { identity, key, bundle, kept: None })
     }
 
     /// Has the server renew the SVID whose key is `current`.
@@ -435,6 +457,7 @@ impl Attester {
             return Ok(());
         }
         warn!("Trust Bundle and Server don't agree, rebootstrapping");
+        self.vault.give_up();
         self.store.update(|data| data.bundle = Vec::new()).await
     }
 
@@ -468,6 +491,7 @@ impl Attester {
             return Ok(());
         }
         warn!("Trust Bundle and Server don't agree, rebootstrapping");
+        self.vault.give_up();
         let now = OffsetDateTime::from(self.clock.now());
         self.store
             .update(move |data| {

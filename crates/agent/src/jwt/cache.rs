@@ -26,6 +26,12 @@ impl Key {
         audience.sort_unstable();
         Self { id: id.clone(), audience }
     }
+
+    /// Whom the tokens are for, sorted.
+    #[must_use]
+    pub fn audience(&self) -> &[String] {
+        &self.audience
+    }
 }
 
 /// The cache.
@@ -103,6 +109,11 @@ impl Cache {
             }
             !goes
         });
+    }
+
+    /// All tokens, those used least recently first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &Arc<JwtSvid>)> {
+        self.used.values().filter_map(|key| Some((key, &self.slots.get(key)?.svid)))
     }
 
     /// How many tokens there are.

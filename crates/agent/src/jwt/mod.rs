@@ -16,6 +16,7 @@ use proto::spire::types;
 use runtime::backoff::Backoff;
 use runtime::chain;
 use runtime::clock::{Clock, within};
+use runtime::reconcile::Poke;
 use spiffe::{Bundle, Entry, IdError, SpiffeId, UnixSecs};
 use tonic::{Code, Status};
 use tracing::{error, warn};
@@ -84,6 +85,8 @@ struct Shared {
     clock: Arc<dyn Clock>,
     patience_with_hit: Duration,
     tokens: Mutex<Tokens>,
+    /// Poked when a token comes or goes.
+    changed: Poke,
     meters: OnceLock<Arc<Meters>>,
 }
 
@@ -112,6 +115,7 @@ impl JwtSvids {
             clock,
             patience_with_hit,
             tokens: Mutex::new(tokens),
+            changed: Poke::new(),
             meters: OnceLock::new(),
         }))
     }
@@ -158,6 +162,29 @@ impl JwtSvids {
         }
     }
 
+    /// Takes over tokens that were judged, those used least recently first.
+    pub(crate) fn recall(&self, tokens: Vec<(Key, Arc<JwtSvid>)>) {
+        let mut held = self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, svid) in tokens {
+            let renew_at = held.rule.jwt(svid.issued_at, svid.expires_at);
+            held.cache.insert(key, svid, renew_at);
+        }
+        if let Some(meters) = self.0.meters.get() {
+            meters.jwt_svids.set_count(held.cache.len());
+        }
+    }
+
+    /// All tokens, those used least recently first.
+    pub(crate) fn held(&self) -> Vec<(Key, Arc<JwtSvid>)> {
+        let tokens = self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.cache.iter().map(|(key, svid)| (key.clone(), Arc::clone(svid))).collect()
+    }
+
+    /// Poked when a token comes or goes.
+    pub(crate) fn changed(&self) -> &Poke {
+        &self.0.changed
+    }
+
     /// Forgets the tokens that tainted authorities of `bundle` signed.
     pub fn purge(&self, bundle: &Bundle) {
         let tainted = |key_id: &str| {
@@ -168,6 +195,9 @@ impl JwtSvids {
             let mut tokens = self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner);
             let before = tokens.cache.len();
             tokens.cache.remove_signed_by(tainted);
+            if tokens.cache.len() < before {
+                self.0.changed.poke();
+            }
             if let (Some(meters), Some(running)) = (self.0.meters.get(), running) {
                 let gone = before - tokens.cache.len();
                 if gone > 0 {
@@ -207,6 +237,7 @@ impl JwtSvids {
             if let Ok(svid) = &minted {
                 let renew_at = tokens.rule.jwt(svid.issued_at, svid.expires_at);
                 tokens.cache.insert(of, Arc::clone(svid), renew_at);
+                shared.changed.poke();
                 if let Some(meters) = shared.meters.get() {
                     meters.jwt_svids.set_count(tokens.cache.len());
                 }

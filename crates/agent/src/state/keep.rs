@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{AgentIdentity, AgentState, Bundles, Entries, EntryIndex, Held, X509Svid};
+use super::{AgentIdentity, AgentState, Bundles, Entries, Held, X509Svid};
 
 /// Changes that may wait: their senders wait for their being applied, so there are few.
 const CAPACITY: usize = 16;
@@ -206,13 +206,8 @@ fn merge_entries(old: &Arc<Entries>, synced: Vec<Arc<Entry>>) -> Arc<Entries> {
     if !is_changed {
         return Arc::clone(old);
     }
-    let index = if is_refiled {
-        let for_workloads = by_id.values().map(|held| &*held.entry).filter(|entry| !entry.store_svid);
-        Arc::new(EntryIndex::build(for_workloads))
-    } else {
-        Arc::clone(&old.index)
-    };
-    Arc::new(Entries { by_id, index })
+    let index = Arc::clone(&old.index);
+    Arc::new(if is_refiled { Entries::filed(by_id) } else { Entries { by_id, index } })
 }
 
 /// What is held after the entry changed. The old SVID is used until the next is there, so that no

@@ -43,6 +43,25 @@ impl AgentState {
             synced_at: None,
         }
     }
+
+    /// An agent that knows what it knew at `synced_at`: entries, what was issued for them, and when
+    /// they were last used.
+    #[must_use]
+    pub(crate) fn recalled(
+        agent: AgentIdentity,
+        bundles: Bundles,
+        entries: Vec<(Arc<Entry>, Option<X509Svid>, UnixSecs)>,
+        synced_at: UnixSecs,
+    ) -> Self {
+        let mut by_id = BTreeMap::new();
+        for (entry, svid, last_used) in entries {
+            let held = Held { svid: svid.map(Arc::new), ..Held::new(Arc::clone(&entry)) };
+            held.touch(last_used);
+            by_id.insert(entry.id.clone(), Arc::new(held));
+        }
+        let entries = Arc::new(Entries::filed(by_id));
+        Self { agent: Arc::new(agent), entries, bundles: Arc::new(bundles), synced_at: Some(synced_at) }
+    }
 }
 
 /// The agent's own X.509-SVID.
@@ -72,6 +91,13 @@ pub struct Entries {
 }
 
 impl Entries {
+    /// These entries, those of SVID stores left out of the index: they are for no workload.
+    fn filed(by_id: BTreeMap<EntryId, Arc<Held>>) -> Self {
+        let for_workloads = by_id.values().map(|held| &*held.entry).filter(|entry| !entry.store_svid);
+        let index = Arc::new(EntryIndex::build(for_workloads));
+        Self { by_id, index }
+    }
+
     /// The entry by this id.
     #[must_use]
     pub fn get(&self, id: &EntryId) -> Option<&Arc<Held>> {

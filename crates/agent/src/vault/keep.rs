@@ -1,0 +1,184 @@
+//! When the vault is written: soon after something changed, at once after something went.
+//!
+//! What is gone - an entry, a selector of one, a bundle or an authority in it - must not come back
+//! when the process is killed, so it is written without delay. Anything else waits a little for more,
+//! the longer the larger the vault is. One write is under way at most; it runs on a thread of its own,
+//! from a snapshot.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use runtime::chain;
+use runtime::clock::Clock;
+use runtime::health::Check;
+use runtime::snapshot::Snapshot;
+use spiffe::UnixSecs;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use super::Vault;
+use crate::jwt::JwtSvids;
+use crate::state::{AgentState, Stopped};
+
+/// How long a change waits for others.
+const SETTLING: Duration = Duration::from_secs(1);
+/// How many bytes a second are written at most, where nothing is gone.
+const BYTES_PER_SECOND: usize = 256 * 1024;
+/// The least time between two writes, whatever happens.
+const BREATHER: Duration = Duration::from_millis(50);
+/// How old what the vault says of the last sync may get where nothing else changes.
+const REFRESH: Duration = Duration::from_secs(5 * 60);
+/// The first wait after a write that failed.
+const RETRY: Duration = Duration::from_secs(10);
+/// What the health check calls a vault that cannot be written.
+const TROUBLE: &str = "vault_err";
+
+/// The task.
+pub(crate) struct Keeping {
+    pub(crate) vault: Vault,
+    pub(crate) state: Snapshot<AgentState>,
+    pub(crate) jwt_svids: JwtSvids,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) health: Check,
+}
+
+/// How soon the vault is to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Urgency {
+    /// It holds all there is.
+    Nothing,
+    /// Only the time of the last sync is another.
+    Time,
+    /// Something is new.
+    News,
+    /// Something is gone.
+    Loss,
+}
+
+/// What is in the vault, and when it may be written next.
+struct Written {
+    state: Option<Arc<AgentState>>,
+    /// Whether a token came or went since.
+    are_tokens_other: bool,
+    at: Instant,
+    pause: Duration,
+}
+
+impl Keeping {
+    /// Keeps the vault until the token is cancelled, then writes once more what is not written yet.
+    ///
+    /// # Errors
+    /// The state is not kept any more.
+    pub(crate) async fn run(self, token: CancellationToken) -> Result<(), Stopped> {
+        if !self.vault.is_on() {
+            return Ok(());
+        }
+        let mut changed = self.state.changed();
+        let first = self.state.load();
+        let mut written = Written {
+            // What was recalled is what is there.
+            state: first.synced_at.is_some().then_some(first),
+            are_tokens_other: false,
+            at: self.clock.instant(),
+            pause: SETTLING,
+        };
+        let mut since = None;
+        loop {
+            changed.mark_unchanged();
+            let state = self.state.load();
+            let urgency = written.urgency(&state);
+            let now = self.clock.instant();
+            let due = match urgency {
+                Urgency::Nothing => {
+                    since = None;
+                    None
+                }
+                Urgency::Time => Some(written.at + REFRESH),
+                Urgency::News => Some((*since.get_or_insert(now) + SETTLING).max(written.at + written.pause)),
+                Urgency::Loss => Some(written.at + BREATHER),
+            };
+            if due.is_some_and(|due| due <= now) || (token.is_cancelled() && urgency > Urgency::Nothing) {
+                since = None;
+                self.write(state, &mut written).await;
+                if token.is_cancelled() {
+                    return Ok(());
+                }
+                continue;
+            }
+            drop(state);
+            if token.is_cancelled() {
+                return Ok(());
+            }
+            let wake = async {
+                match due {
+                    Some(due) => self.clock.sleep(due.duration_since(now)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = token.cancelled() => {}
+                change = changed.changed() => change.map_err(|_| Stopped)?,
+                () = self.jwt_svids.changed().poked() => written.are_tokens_other = true,
+                () = wake => {}
+            }
+        }
+    }
+
+    async fn write(&self, state: Arc<AgentState>, written: &mut Written) {
+        // Tokens first: one that comes while this runs is written next time.
+        written.are_tokens_other = false;
+        let tokens = self.jwt_svids.held();
+        let now = UnixSecs::from(self.clock.now());
+        let outcome = self.vault.write(Arc::clone(&state), tokens, now).await;
+        written.at = self.clock.instant();
+        match outcome {
+            Ok(bytes) => {
+                debug!(bytes, "Wrote the vault");
+                self.health.cleared(TROUBLE);
+                written.pause = pause(bytes);
+                written.state = Some(state);
+            }
+            Err(error) => {
+                let text = chain(&error);
+                error!(error = text, "Could not write the vault");
+                self.health.degraded(TROUBLE, text);
+                written.are_tokens_other = true;
+                written.at += RETRY;
+                written.pause = RETRY;
+            }
+        }
+    }
+}
+
+impl Written {
+    fn urgency(&self, state: &Arc<AgentState>) -> Urgency {
+        let Some(old) = &self.state else {
+            let is_something = state.synced_at.is_some();
+            return if is_something { Urgency::News } else { Urgency::Nothing };
+        };
+        if Arc::ptr_eq(old, state) {
+            return if self.are_tokens_other { Urgency::News } else { Urgency::Nothing };
+        }
+        let is_gone = !Arc::ptr_eq(&old.bundles, &state.bundles)
+            || (!Arc::ptr_eq(&old.entries, &state.entries)
+                && old.entries.iter().any(|held| {
+                    state.entries.get(&held.entry.id).is_none_or(|now| !Arc::ptr_eq(&now.entry, &held.entry))
+                }));
+        if is_gone {
+            return Urgency::Loss;
+        }
+        let is_new = !Arc::ptr_eq(&old.entries, &state.entries) || !Arc::ptr_eq(&old.agent, &state.agent);
+        match is_new || self.are_tokens_other {
+            true => Urgency::News,
+            false if old.synced_at == state.synced_at => Urgency::Nothing,
+            false => Urgency::Time,
+        }
+    }
+}
+
+/// How long to wait after a write of so many bytes.
+fn pause(bytes: usize) -> Duration {
+    let seconds = u32::try_from(bytes / BYTES_PER_SECOND).unwrap_or(u32::MAX);
+    SETTLING.max(Duration::from_secs(seconds.into()))
+}
