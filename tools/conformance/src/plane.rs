@@ -382,6 +382,11 @@ impl Plane {
         self.agent = Some(self.start_healthy("agent"));
     }
 
+    /// Starts the agent on its configuration without waiting for anything.
+    pub fn spawn_agent(&mut self) {
+        self.agent = Some(self.spawn("agent", &["run", "-config", "{dir}/agent.conf"]));
+    }
+
     /// Writes the server's configuration without starting it.
     pub fn configure_server(&self, config: &PlaneConfig) {
         let text = format!(

@@ -202,7 +202,7 @@ async fn workload_keys(socket: &str) -> Vec<Vec<u8>> {
 }
 
 /// The private number of a key on a curve of NIST, as PKCS #8 holds it (RFC 5915).
-fn private_number(pkcs8: &[u8]) -> &[u8] {
+pub(crate) fn private_number(pkcs8: &[u8]) -> &[u8] {
     let marks: [&[u8]; 2] = [&[0x02, 0x01, 0x01, 0x04, 0x20], &[0x02, 0x01, 0x01, 0x04, 0x30]];
     let found = marks.iter().find_map(|mark| {
         let at = pkcs8.windows(mark.len()).position(|window| window == *mark)? + mark.len();
@@ -212,7 +212,7 @@ fn private_number(pkcs8: &[u8]) -> &[u8] {
 }
 
 /// A secret as it is, and as somebody may have written it.
-fn encodings(secret: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn encodings(secret: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
     let colons = secret.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
     let list = |separator: &str| secret.iter().map(u8::to_string).collect::<Vec<_>>().join(separator);

@@ -108,6 +108,8 @@ pub(crate) struct Svid {
     pub(crate) id: String,
     /// DER of its certificates, leaf first.
     pub(crate) chain: Vec<Vec<u8>>,
+    /// Its private key, PKCS #8.
+    pub(crate) key: Vec<u8>,
     /// DER of the authorities of its trust domain.
     pub(crate) bundle: Vec<Vec<u8>>,
     /// The same of the trust domains that some entry of the workload federates with.
@@ -201,6 +203,7 @@ impl Svids {
         let svids = answer.svids.into_iter().map(|svid| Svid {
             id: svid.spiffe_id,
             chain: split(&svid.chain),
+            key: svid.key,
             bundle: split(&svid.bundle),
             federated: federated.clone(),
         });

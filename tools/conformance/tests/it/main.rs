@@ -41,6 +41,8 @@ mod nested;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
+mod outage;
+#[cfg(test)]
 mod sds;
 #[cfg(test)]
 mod secrets;
