@@ -37,7 +37,6 @@ use std::sync::Arc;
 use config::ServerConfig;
 use futures::future::BoxFuture;
 use runtime::clock::Clock;
-use runtime::health::HealthListener;
 use runtime::listen::{self, TlsListener, UnixListener};
 use runtime::log::Log;
 use runtime::shutdown::Shutdown;
@@ -55,6 +54,12 @@ use crate::federation::Endpoint;
 use crate::keep::{Keeper, StoredAnchors};
 use crate::own_svid::Renewal;
 
+/// What tells over HTTP how the server is: from its start on, long before it serves.
+struct Told {
+    serving: BoxFuture<'static, ()>,
+    stop: CancellationToken,
+}
+
 /// A server whose port and socket are bound.
 pub struct Server {
     context: Arc<Context>,
@@ -64,7 +69,7 @@ pub struct Server {
     renewal: Renewal,
     port: TlsListener,
     socket: UnixListener,
-    listener: Option<HealthListener>,
+    told: Option<Told>,
     endpoint: Option<Endpoint>,
     refreshes: federation::Inbox,
     address: SocketAddr,
@@ -129,7 +134,7 @@ impl Server {
 
     async fn serve(self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
         let Self { context, keeper, driver, commands, renewal, port, socket, .. } = self;
-        let Self { listener, endpoint, refreshes, address, version, .. } = self;
+        let Self { told, endpoint, refreshes, address, version, .. } = self;
         let presented = renewal.presented();
         let mut tasks = Tasks::new(shutdown.token().clone());
         // Calls that drain still write, and wait for what they wrote.
@@ -154,10 +159,16 @@ impl Server {
             tasks.spawn("log rotation", log.reopen_on_signal(shutdown.token().clone()));
         }
 
-        if let Some(listener) = listener {
-            let (health, stop) = (context.health.clone(), shutdown.token().clone());
+        if let Some(Told { mut serving, stop }) = told {
+            let token = shutdown.token().clone();
             tasks.spawn("health listener", async move {
-                listener.serve(health, stop).await;
+                tokio::select! {
+                    () = token.cancelled() => {
+                        stop.cancel();
+                        serving.await;
+                    }
+                    () = &mut serving => {}
+                }
                 Ok::<_, Infallible>(())
             });
         }

@@ -4,6 +4,7 @@
 //! authorities, own SVID, listeners. Nothing is half-initialised, and nothing is taken back but by
 //! dropping it.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -24,8 +25,8 @@ use spiffe::tls::{OwnCertificate, PostQuantum};
 use spiffe::{IdError, TrustDomain};
 use store::{AgentFilter, EntryFilter, Page, StoreError};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use crate::Server;
 use crate::ca_driver::{Commands, Driver, DriverError, Kinds, Parts};
 use crate::context::Context;
 use crate::datastore::{self, DatastoreError};
@@ -37,6 +38,7 @@ use crate::meters::{self, Meters};
 use crate::own_svid::{Renewal, RenewalError};
 use crate::sync::Hub;
 use crate::tls;
+use crate::{Server, Told};
 
 /// Why the server does not start; with its causes one line for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -150,8 +152,11 @@ pub(crate) async fn build(
     let meters = Meters::new(metrics.clone(), &config.trust_domain);
 
     let health = Health::new();
+    // From here on somebody who asks is told how far the start is.
+    let mut told = health_listener(&config, &health).await?;
     let (committed, changes) = mpsc::channel(QUEUE);
-    let store = datastore::open(&config.plugins, &clock, &health, committed, &metrics).await?;
+    let store = datastore::open(&config.plugins, &clock, &health, committed, &metrics);
+    let store = meanwhile(&mut told, store).await?;
     let bundles = Publisher::new(BundleSet::default());
     let plugins = load_plugins(&config, &clock, &bundles).await?;
     check_trust_domain(&store, &config.trust_domain).await?;
@@ -170,7 +175,7 @@ pub(crate) async fn build(
         },
         &config.experimental,
     );
-    let mut keeper = keeper.await.map_err(StartError::Load)?;
+    let mut keeper = meanwhile(&mut told, keeper).await.map_err(StartError::Load)?;
 
     let profile = Arc::new(profile(&config, plugins.credential_composers)?);
     let parts = Parts {
@@ -206,7 +211,6 @@ pub(crate) async fn build(
     let address: SocketAddr = port.address();
 
     let endpoint = bundle_endpoint(&config, keeper.bundles(), renewal.presented())?;
-    let listener = health_listener(&config).await?;
     let (federation, refreshes) = Federation::new();
     let (authorities, commands) = Commands::new();
     let context = Context {
@@ -237,7 +241,7 @@ pub(crate) async fn build(
         renewal,
         port,
         socket,
-        listener,
+        told,
         endpoint,
         refreshes,
         address,
@@ -315,15 +319,29 @@ fn declaration(block: &PluginBlock) -> Declaration {
     }
 }
 
-/// The port for health checks, if one is asked for.
-async fn health_listener(config: &ServerConfig) -> Result<Option<HealthListener>, StartError> {
-    let health = &config.health;
-    if !health.enabled {
+/// The port for health checks, if one is asked for. It answers while it is polled.
+async fn health_listener(config: &ServerConfig, health: &Health) -> Result<Option<Told>, StartError> {
+    let settings = &config.health;
+    if !settings.enabled {
         return Ok(None);
     }
-    let port = health.bind_port.parse().map_err(|_| StartError::HealthPort(health.bind_port.clone()))?;
-    let paths = HealthPaths { live: health.live_path.clone(), ready: health.ready_path.clone() };
-    Ok(Some(HealthListener::bind(&health.bind_address, port, paths).await?))
+    let port = settings.bind_port.parse().map_err(|_| StartError::HealthPort(settings.bind_port.clone()))?;
+    let paths = HealthPaths { live: settings.live_path.clone(), ready: settings.ready_path.clone() };
+    let listener = HealthListener::bind(&settings.bind_address, port, paths).await?;
+    tracing::info!(subsystem_name = "health", address = %listener.address(), "Serving health checks");
+    let stop = CancellationToken::new();
+    let serving = Box::pin(listener.serve(health.clone(), stop.clone()));
+    Ok(Some(Told { serving, stop }))
+}
+
+/// Does `work`, and answers who asks how the server is.
+async fn meanwhile<T>(told: &mut Option<Told>, work: impl Future<Output = T>) -> T {
+    let Some(told) = told else { return work.await };
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = &mut told.serving => std::future::pending().await,
+    }
 }
 
 /// Refuses a database of another trust domain, judged by its first entry; agents only make a warning.

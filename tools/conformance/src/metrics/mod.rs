@@ -21,7 +21,7 @@ use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
 
 use crate::http::await_ok;
-use crate::pki::Key;
+use crate::pki::{Authority, Key, pem};
 use crate::plane::{Plane, PlaneConfig, Product, pause};
 use crate::wire::{Caller, Connection, Messages, Shown, client_config};
 use crate::workload::Workload;
@@ -229,6 +229,39 @@ impl Measured {
             let asked = get_secure(port, shown.as_ref());
             let asked = tokio::time::timeout(Duration::from_secs(20), asked).await;
             asked.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())
+        })
+    }
+
+    /// Has the page of `program` read over TLS with a certificate from files, by readers that an authority
+    /// in a file has signed: what those get, and what one of another authority, and one without any.
+    ///
+    /// # Panics
+    /// If the program does not start.
+    pub fn pages_by_authority(&mut self, program: &str) -> [Result<String, String>; 3] {
+        let (known, stranger) = (Authority::of("readers.test"), Authority::of("readers.test"));
+        self.plane.write("{dir}/readers.pem", &pem("CERTIFICATE", &known.certificate));
+        let own = self.recorded.join("config").canonicalize().expect("a certificate");
+        let own = own.display();
+        let port = if program == "server" { "{p1}" } else { "{p2}" };
+        self.restart_with(
+            program,
+            &format!(
+                "Prometheus {{ host = \"127.0.0.1\" port = {port} tls {{ cert_file = \"{own}/cert.pem\" \
+                 key_file = \"{own}/key.pem\" client_ca_file = \"{{dir}}/readers.pem\" }} }}"
+            ),
+        );
+        let shown = |authority: &Authority| {
+            let key = Key::generate();
+            let chain = vec![authority.certify(&key, "spiffe://readers.test/prometheus")];
+            Some(Shown { chain, key: key.pkcs8() })
+        };
+        let port = self.plane.word(if program == "server" { "p1" } else { "p2" });
+        [shown(&known), shown(&stranger), None].map(|shown| {
+            self.runtime.block_on(async {
+                let asked = tokio::time::timeout(Duration::from_secs(20), get_secure(port, shown.as_ref()));
+                let asked = asked.await.map_err(|_| "no answer".to_owned())?;
+                asked.map_err(|error| error.to_string())
+            })
         })
     }
 

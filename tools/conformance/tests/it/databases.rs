@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use finial_conformance::{Plane, PlaneConfig, Product, Takeover, pause};
+use finial_conformance::{Plane, PlaneConfig, Product, Takeover, get, pause};
 use testkit::database::{Database, Make, Server};
 
 fn recorded() -> PathBuf {
@@ -111,14 +111,22 @@ fn check_start_without(make: Make) {
     let config = PlaneConfig { server: false, ..config(make, &database) };
     let plane = Plane::start(&Product::under_test(), &config, &BTreeMap::new());
     plane.configure_server(&config);
+    let listening =
+        "health_checks { listener_enabled = true bind_address = \"127.0.0.1\" bind_port = \"{p1}\" }";
+    let text = std::fs::read_to_string(plane.dir().join("server.conf")).unwrap();
+    plane.write("{dir}/server.conf", &format!("{text}{listening}\n"));
 
     let mut waiting = plane.spawn("server", &["run", "-config", "{dir}/server.conf"]);
     let log = plane.dir().join("server.log");
     let said = || std::fs::read_to_string(&log).unwrap_or_default();
     until("a word about the datastore", || said().contains("Waiting for the datastore"));
     let (code, ..) = plane.run("server", &["healthcheck", "-socketPath", "{sock}"]);
+    let (live, ready) = (get(plane.word("p1"), "/live").unwrap(), get(plane.word("p1"), "/ready").unwrap());
+    assert_eq!((live.0, ready.0), (200, 500), "{live:?} {ready:?}");
+    assert!(ready.1.starts_with("{\"catalog.datastore\":{\"open_err\":\""), "{ready:?}");
     server.up().unwrap();
     until("the start", || plane.run("server", &["healthcheck", "-socketPath", "{sock}"]).0 == 0);
+    until("ready", || get(plane.word("p1"), "/ready").is_some_and(|(code, _)| code == 200));
     waiting.signal("TERM");
     let ended = waiting.wait(LIMIT);
 

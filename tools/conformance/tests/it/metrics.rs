@@ -172,6 +172,12 @@ fn metrics_are_read_over_tls_by_whom_the_configuration_names() {
         measured.secure_page(program, Some("/somebody")).unwrap_err();
         measured.secure_page(program, None).unwrap_err();
     }
+    for program in ["server", "agent"] {
+        let [known, stranger, nobody] = measured.pages_by_authority(program);
+        assert!(known.unwrap().contains(&format!("spire_{program}_started")));
+        stranger.unwrap_err();
+        nobody.unwrap_err();
+    }
 }
 
 #[test]
