@@ -56,7 +56,7 @@ impl Store {
     /// If the database fails.
     pub async fn fetch_join_token(&self, token: String) -> Result<Option<JoinToken>, StoreError> {
         self.read(move |conn| {
-            let sql = "SELECT token, expiry FROM join_tokens WHERE token = ?1";
+            let sql = "SELECT token, expiry FROM join_tokens WHERE token == ?1";
             conn.first(sql, values![&token], |row| {
                 Ok(JoinToken { token: text(row, 0)?, expires_at: UnixSecs(int(row, 1)?) })
             })
@@ -88,5 +88,5 @@ impl Store {
 
 /// Deletes a token; whether it was there. The number of rows decides who of several used it.
 pub(crate) fn consume(tx: &Tx<'_>, token: &str) -> Result<bool, StoreError> {
-    Ok(tx.conn.execute("DELETE FROM join_tokens WHERE token = ?1", values![token])? == 1)
+    Ok(tx.conn.execute("DELETE FROM join_tokens WHERE token == ?1", values![token])? == 1)
 }

@@ -1,10 +1,14 @@
 //! SQL as it is written here, in the words of `SQLite`, for the other databases.
 //!
-//! Four things differ and are used: placeholders (`?`, `?N`), `unixepoch(column)` around instants, which
-//! only `SQLite` holds as text, and lists, which each database is given in its own way. Literals stay
-//! as they are.
+//! Five things differ and are used: placeholders (`?`, `?N`), `unixepoch(column)` around instants, which
+//! only `SQLite` holds as text, lists, which each database is given in its own way, and text that must be
+//! the same byte by byte, `column == ?`: for MySQL's `=` two texts are equal that differ in case, accents
+//! or blanks at their end. Literals stay as they are.
 
 use super::{Dialect, Value};
+
+/// Between a column and a parameter that must be the same byte by byte.
+const SAME: &str = "== ?";
 
 /// A list among the parameters.
 const LIST: &str = "IN (SELECT value FROM json_each(?";
@@ -23,13 +27,19 @@ pub(crate) fn translate(sql: &str, params: &[Value<'_>], dialect: Dialect) -> (S
     let mut translated = Translated { text: String::with_capacity(sql.len() + 16), sources: Vec::new() };
     let mut rest = sql;
     let mut unnumbered = 0;
-    while let Some(at) = rest.find(['\'', '?', 'I', 'u']) {
+    while let Some(at) = rest.find(['\'', '?', 'I', 'u', '=']) {
         let (before, from) = rest.split_at(at);
         translated.text.push_str(before);
         rest = if let Some(list) = from.strip_prefix(LIST) {
             let (number, after) = number(list);
             translated.list(number.unwrap_or_default(), params, dialect);
             after.strip_prefix("))").unwrap_or(after)
+        } else if let Some(after) = from.strip_prefix(SAME) {
+            let (number, after) = number(after);
+            let param = number.unwrap_or(unnumbered);
+            unnumbered = param + 1;
+            translated.same(Source { param, item: None }, dialect);
+            after
         } else if let Some(after) = from.strip_prefix("unixepoch(") {
             translated.text.push('(');
             after
@@ -74,6 +84,22 @@ impl Translated {
         });
         self.text.push('$');
         self.text.push_str(&(place + 1).to_string());
+    }
+
+    /// Completes a comparison whose column was written last. MySQL finds the row by its index first, and
+    /// looks at the bytes then.
+    fn same(&mut self, source: Source, dialect: Dialect) {
+        self.text.push_str("= ");
+        self.placeholder(source, dialect);
+        if dialect == Dialect::MySql {
+            let before = self.text.trim_end_matches("= ?").trim_end();
+            let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
+            let begin = before.trim_end_matches(is_name).len();
+            let column = before.get(begin..).unwrap_or_default();
+            let bytes = format!(" AND CAST(CONVERT({column} USING utf8mb4) AS BINARY) = ");
+            self.text.push_str(&bytes);
+            self.placeholder(source, dialect);
+        }
     }
 
     fn list(&mut self, param: usize, params: &[Value<'_>], dialect: Dialect) {
@@ -132,6 +158,25 @@ mod tests {
         check("VALUES (?1, ?1, ?2)", &[], ("VALUES ($1, $1, $2)", &[0, 1]), ("VALUES (?, ?, ?)", &[0, 0, 1]));
         check("a = ?2 OR b = ?1", &[], ("a = $1 OR b = $2", &[1, 0]), ("a = ? OR b = ?", &[1, 0]));
         check("a = '?' AND b = ?", &[], ("a = '?' AND b = $1", &[0]), ("a = '?' AND b = ?", &[0]));
+    }
+
+    #[test]
+    fn texts_that_must_be_the_same_are_compared_by_their_bytes() {
+        check(
+            "a = ?1 AND t.name == ?2 AND b <= ?1",
+            &[],
+            ("a = $1 AND t.name = $2 AND b <= $1", &[0, 1]),
+            (
+                "a = ? AND t.name = ? AND CAST(CONVERT(t.name USING utf8mb4) AS BINARY) = ? AND b <= ?",
+                &[0, 1, 1, 0],
+            ),
+        );
+        check(
+            "+p == ?",
+            &[],
+            ("+p = $1", &[0]),
+            ("+p = ? AND CAST(CONVERT(p USING utf8mb4) AS BINARY) = ?", &[0, 0]),
+        );
     }
 
     #[test]

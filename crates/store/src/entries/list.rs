@@ -78,12 +78,12 @@ fn matching_ids(conn: &Conn, filter: &EntryFilter, page: Option<&Page>) -> Resul
     let mut values: Vec<Value<'_>> = Vec::new();
     for (column, id) in [("parent_id", &filter.parent_id), ("spiffe_id", &filter.spiffe_id)] {
         if let Some(id) = id {
-            terms.push(format!("SELECT id AS e_id FROM registered_entries WHERE {column} = ?"));
+            terms.push(format!("SELECT id AS e_id FROM registered_entries WHERE {column} == ?"));
             values.push(id.as_str().into());
         }
     }
     if !filter.hint.is_empty() {
-        terms.push("SELECT id AS e_id FROM registered_entries WHERE hint = ?".to_owned());
+        terms.push("SELECT id AS e_id FROM registered_entries WHERE hint == ?".to_owned());
         values.push((&filter.hint).into());
     }
     if let Some(selectors) = &filter.selectors {
@@ -124,7 +124,7 @@ fn intersection(terms: &[String], dialect: Dialect) -> String {
 }
 
 fn selector_terms<'a>(filter: &'a SelectorFilter, terms: &mut Vec<String>, values: &mut Vec<Value<'a>>) {
-    let one = "SELECT registered_entry_id AS e_id FROM selectors WHERE type = ? AND value = ?";
+    let one = "SELECT registered_entry_id AS e_id FROM selectors WHERE type == ? AND value == ?";
     match filter.matching {
         // At least one of them; what else the item has is looked at afterwards.
         Match::Subset | Match::Any => {

@@ -91,7 +91,7 @@ pub(crate) fn by_ids(conn: &Conn, ids: &[i64], downstream: bool) -> Result<Read,
 
 /// One entry by its id.
 pub(crate) fn fetch(conn: &Conn, id: &EntryId) -> Result<Option<StoredEntry>, StoreError> {
-    let sql = "SELECT id FROM registered_entries WHERE entry_id = ?1";
+    let sql = "SELECT id FROM registered_entries WHERE entry_id == ?1";
     let Some(row_id) = conn.first(sql, values![id.as_str()], |row| int(row, 0))? else {
         return Ok(None);
     };

@@ -52,7 +52,7 @@ pub(crate) fn update(tx: &mut Tx<'_>, new: &NewEntry, mask: EntryMask) -> Result
     }
     check_ttls(new, mask.x509_svid_ttl, mask.jwt_svid_ttl)?;
     let id = new.id.as_ref().map(EntryId::as_str).unwrap_or_default();
-    let sql = "SELECT id, store_svid FROM registered_entries WHERE entry_id = ?1";
+    let sql = "SELECT id, store_svid FROM registered_entries WHERE entry_id == ?1";
     let found = tx.conn.first_locked(sql, values![id], |row| Ok((int(row, 0)?, int(row, 1)? != 0)))?;
     let Some((row_id, stored_svid)) = found else { return Err(StoreError::not_found()) };
 
@@ -101,7 +101,7 @@ pub(crate) fn update(tx: &mut Tx<'_>, new: &NewEntry, mask: EntryMask) -> Result
 
 /// Deletes an entry by its id.
 pub(crate) fn delete(tx: &mut Tx<'_>, id: &EntryId) -> Result<EntryId, StoreError> {
-    let sql = "SELECT id FROM registered_entries WHERE entry_id = ?1";
+    let sql = "SELECT id FROM registered_entries WHERE entry_id == ?1";
     let row_id = tx.conn.first(sql, values![id.as_str()], |row| int(row, 0))?;
     delete_row(tx, row_id.ok_or_else(StoreError::not_found)?, id.as_str())?;
     Ok(id.clone())

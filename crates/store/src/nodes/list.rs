@@ -90,7 +90,7 @@ fn matching_ids(conn: &Conn, filter: &AgentFilter, page: Option<&Page>) -> Resul
     }
     if let Some(selectors) = &filter.selectors {
         let one = "EXISTS (SELECT 1 FROM node_resolver_map_entries s \
-                   WHERE s.spiffe_id = n.spiffe_id AND s.type = ? AND s.value = ?)";
+                   WHERE s.spiffe_id = n.spiffe_id AND s.type == ? AND s.value == ?)";
         let join = match selectors.matching {
             Match::Subset | Match::Any => " OR ",
             Match::Exact | Match::Superset => " AND ",

@@ -26,7 +26,7 @@ pub(crate) fn all(conn: &Conn) -> Result<Vec<Arc<Agent>>, StoreError> {
 /// One agent. (Some databases find one whose id differs in case.)
 pub(crate) fn fetch(conn: &Conn, id: &str) -> Result<Option<Arc<Agent>>, StoreError> {
     let selectors = selectors(conn, id)?;
-    let sql = concat!(columns!(), " WHERE spiffe_id = ?1");
+    let sql = concat!(columns!(), " WHERE spiffe_id == ?1");
     let agent = conn.first(sql, values![id], |row| read(row, selectors.clone()))?.flatten();
     Ok(agent.filter(|agent| agent.id.as_str() == id).map(Arc::new))
 }
@@ -53,7 +53,7 @@ pub(crate) fn by_ids(conn: &Conn, ids: &[i64]) -> Result<Vec<Arc<Agent>>, StoreE
 
 /// The selectors of an agent.
 pub(crate) fn selectors(conn: &Conn, id: &str) -> Result<Vec<Selector>, StoreError> {
-    let sql = "SELECT type, value FROM node_resolver_map_entries WHERE spiffe_id = ?1 ORDER BY id";
+    let sql = "SELECT type, value FROM node_resolver_map_entries WHERE spiffe_id == ?1 ORDER BY id";
     conn.rows(sql, values![id], |row| Ok(Selector::new(&text(row, 0)?, &text(row, 1)?)))
 }
 

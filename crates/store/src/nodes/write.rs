@@ -15,7 +15,7 @@ const PRUNE_BATCH: u32 = 1000;
 /// comes last of these, so that a refused attestation does not use it up.
 pub(crate) fn attest(tx: &mut Tx<'_>, attestation: &Attestation) -> Result<Attested, StoreError> {
     let agent = &attestation.agent;
-    let sql = "SELECT serial_number FROM attested_node_entries WHERE spiffe_id = ?1";
+    let sql = "SELECT serial_number FROM attested_node_entries WHERE spiffe_id == ?1";
     let serial = tx.conn.first_locked(sql, values![agent.id.as_str()], |row| text(row, 0))?;
     match &serial {
         Some(serial) if serial.is_empty() => return Ok(Attested::Banned),
@@ -68,7 +68,7 @@ pub(crate) fn update(
     condition: &AgentCondition,
 ) -> Result<Option<Arc<Agent>>, StoreError> {
     let sql = "SELECT serial_number, new_serial_number FROM attested_node_entries \
-               WHERE spiffe_id = ?1";
+               WHERE spiffe_id == ?1";
     let row = tx.conn.first_locked(sql, values![id.as_str()], |row| Ok((text(row, 0)?, text(row, 1)?)))?;
     let (serial, new_serial) = row.ok_or_else(StoreError::not_found)?;
     let holds = match condition {
@@ -189,7 +189,7 @@ fn set_columns(tx: &Tx<'_>, id: &str, update: &AgentUpdate) -> Result<(), StoreE
     put("can_reattest = ?", update.can_reattest.map(Value::from));
     put("agent_version = ?", text(&update.agent_version));
     values.push(id.into());
-    let sql = format!("UPDATE attested_node_entries SET {} WHERE spiffe_id = ?", set.join(", "));
+    let sql = format!("UPDATE attested_node_entries SET {} WHERE spiffe_id == ?", set.join(", "));
     tx.conn.execute(&sql, &values)?;
     Ok(())
 }
@@ -208,7 +208,7 @@ fn replace_selectors(tx: &Tx<'_>, id: &str, selectors: &[Selector]) -> Result<()
 
 /// By their row ids: a range of keys that are not there yet would keep other servers from inserting theirs.
 fn delete_selectors(tx: &Tx<'_>, id: &str) -> Result<(), StoreError> {
-    let sql = "SELECT id FROM node_resolver_map_entries WHERE spiffe_id = ?1 ORDER BY id";
+    let sql = "SELECT id FROM node_resolver_map_entries WHERE spiffe_id == ?1 ORDER BY id";
     let ids = tx.conn.rows(sql, values![id], |row| int(row, 0))?;
     if !ids.is_empty() {
         let sql = "DELETE FROM node_resolver_map_entries WHERE id IN (SELECT value FROM json_each(?1))";
@@ -218,13 +218,13 @@ fn delete_selectors(tx: &Tx<'_>, id: &str) -> Result<(), StoreError> {
 }
 
 fn delete_one(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
-    let sql = "SELECT data_type FROM attested_node_entries WHERE spiffe_id = ?1";
+    let sql = "SELECT data_type FROM attested_node_entries WHERE spiffe_id == ?1";
     let kind = tx.conn.first_locked(sql, values![id], |row| text(row, 0))?;
     if kind.ok_or_else(StoreError::not_found)? == "join_token" {
         delete_aliases(tx, id)?;
     }
     delete_selectors(tx, id)?;
-    tx.conn.execute("DELETE FROM attested_node_entries WHERE spiffe_id = ?1", values![id])?;
+    tx.conn.execute("DELETE FROM attested_node_entries WHERE spiffe_id == ?1", values![id])?;
     event(tx, id)
 }
 
@@ -235,7 +235,7 @@ fn delete_aliases(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
         "SELECT e.id, e.entry_id FROM registered_entries e WHERE e.parent_id = ?1 \
          AND (SELECT count(*) FROM selectors s WHERE s.registered_entry_id = e.id) = 1 \
          AND EXISTS (SELECT 1 FROM selectors s WHERE s.registered_entry_id = e.id \
-                     AND s.type = 'spiffe_id' AND s.value = ?1) ORDER BY e.id",
+                     AND s.type = 'spiffe_id' AND s.value == ?1) ORDER BY e.id",
         values![id],
         |row| Ok((int(row, 0)?, text(row, 1)?)),
     )?;

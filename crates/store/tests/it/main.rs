@@ -6,6 +6,7 @@ mod bundles;
 mod durability;
 mod feed;
 mod follow;
+mod hostile;
 mod replay;
 mod schema;
 mod servers;
