@@ -179,6 +179,27 @@ async fn a_server_that_does_not_push_is_asked_and_not_told_again_that_it_could()
 }
 
 #[tokio::test]
+async fn an_entry_that_is_new_is_found_before_its_workload_is_refused() {
+    let server = StandIn::start().await;
+    server.behaviour().entries = vec![wire("a", &["uid:1"])];
+    // A clock that stands still: no interval ends, and no patience.
+    let clock = ManualClock::new(start_time());
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(clock)).await;
+    running.until_signed(1).await;
+    running.server.behaviour().entries.push(wire("b", &["uid:2"]));
+
+    let mut subscription = running.context.subscriptions.join(set(&["uid:2"]));
+    let looking = running
+        .context
+        .last_look
+        .wait(&mut subscription, running.tasks.token(), |update| update.identities().next().is_some());
+    let update = tokio::time::timeout(PATIENCE, looking).await.expect("it is found");
+
+    assert_eq!(paths(&update), ["/b"]);
+    assert_eq!(running.server.calls("SyncAuthorizedEntries"), 2);
+}
+
+#[tokio::test]
 async fn an_svid_without_its_key_is_not_used() {
     let running = Running::with(Vec::new()).await;
     let Running { server, directory, tasks, .. } = running;

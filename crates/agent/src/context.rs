@@ -9,10 +9,10 @@ use plugin::WorkloadAttestor;
 use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::log::Log;
-use runtime::reconcile::Poke;
 use runtime::snapshot::Snapshot;
 
 use crate::jwt::JwtSvids;
+use crate::last_look::LastLook;
 use crate::meters::Meters;
 use crate::state::AgentState;
 use crate::subscribe::Subscriptions;
@@ -39,8 +39,8 @@ pub struct Context {
     pub started_at: Instant,
     /// What is measured.
     pub meters: Arc<Meters>,
-    /// Poked when somebody cannot wait for the next sync.
-    pub asked: Poke,
+    /// Looks for entries of workloads that would be refused.
+    pub last_look: LastLook,
     /// Whether the server pushes changes.
     pub is_pushed: Arc<AtomicBool>,
 }

@@ -21,6 +21,7 @@ pub mod context;
 mod fixtures;
 mod issue;
 pub mod jwt;
+pub mod last_look;
 mod meters;
 mod own_svid;
 
@@ -61,6 +62,7 @@ use connection::Connection;
 use context::Context;
 use issue::Issuing;
 use jwt::JwtSvids;
+use last_look::LastLook;
 use own_svid::{OwnSvid, Surroundings};
 use rotation::RotationRule;
 use state::{AgentIdentity, AgentState, Keeper};
@@ -316,6 +318,7 @@ impl Agent {
             rule: RotationRule::new(config.availability_target),
             meters: Arc::clone(&self.meters),
         };
+        let last_look = LastLook::new(asked, Arc::clone(&self.clock), LastLook::PATIENCE);
         let context = Arc::new(Context {
             config,
             clock: self.clock,
@@ -327,7 +330,7 @@ impl Agent {
             workload_attestors: self.plugins.workload_attestors,
             started_at: self.started_at,
             meters: Arc::clone(&self.meters),
-            asked,
+            last_look,
             is_pushed,
         });
 

@@ -14,7 +14,7 @@ use spiffe::SelectorSet;
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// The limit of one method.
-pub(super) struct Limit {
+pub(crate) struct Limit {
     per_second: f64,
     clock: Arc<dyn Clock>,
     buckets: Mutex<Buckets>,
@@ -33,7 +33,7 @@ struct Bucket {
 
 impl Limit {
     /// So many calls a second; with 0 there is no limit.
-    pub(super) fn new(per_second: u32, clock: &Arc<dyn Clock>) -> Option<Self> {
+    pub(crate) fn new(per_second: u32, clock: &Arc<dyn Clock>) -> Option<Self> {
         let buckets = Buckets { by_selectors: HashMap::new(), swept_at: clock.instant() };
         let clock = Arc::clone(clock);
         (per_second > 0).then(|| Self {
@@ -44,7 +44,7 @@ impl Limit {
     }
 
     /// Takes a token of callers with these selectors, if there is one.
-    pub(super) fn allows(&self, selectors: &SelectorSet) -> bool {
+    pub(crate) fn allows(&self, selectors: &SelectorSet) -> bool {
         let now = self.clock.instant();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if now.duration_since(buckets.swept_at) >= SWEEP {

@@ -10,7 +10,7 @@ mod door;
 mod gate;
 mod health;
 mod json;
-mod limits;
+pub(crate) mod limits;
 mod logger;
 mod reflection;
 mod route;

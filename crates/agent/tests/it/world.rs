@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use agent::api::Apis;
 use agent::connection::Connection;
 use agent::context::Context;
 use agent::jwt::JwtSvids;
+use agent::last_look::LastLook;
 use agent::state::{AgentIdentity, AgentState, Change, Inbox, Keeper, X509Svid};
 use agent::subscribe::Subscriptions;
 use async_trait::async_trait;
@@ -103,7 +105,7 @@ impl World {
             jwt_svids,
             meters: Arc::default(),
             workload_attestors: attestors.into_iter().map(counted).collect(),
-            asked: Poke::new(),
+            last_look: LastLook::new(Poke::new(), Arc::new(clock.clone()), Duration::ZERO),
             is_pushed: Arc::default(),
         });
         let token = tasks.token().clone();

@@ -15,6 +15,7 @@ use super::{SHORT_NAME, WorkloadApi, answers};
 use crate::api::gate::{Call, SUBSYSTEM};
 use crate::api::json;
 use crate::state::{AgentState, Held};
+use crate::subscribe::Update;
 
 impl WorkloadApi {
     /// Answers `FetchJWTSVID`.
@@ -40,7 +41,14 @@ impl WorkloadApi {
         let selectors = self.gate.attested(call).await?;
         self.gate.check_rate(call, self.limits.jwt_svid.as_ref(), &selectors)?;
 
-        let entries = shown(&self.context.state.load(), &selectors, wanted.as_ref());
+        let mut entries = shown(&self.context.state.load(), &selectors, wanted.as_ref());
+        if entries.is_empty() && !self.gate.is_own(call) {
+            let mut subscription = self.context.subscriptions.join(selectors.clone());
+            let is_served =
+                |_: &Update| !shown(&self.context.state.load(), &selectors, wanted.as_ref()).is_empty();
+            self.context.last_look.wait(&mut subscription, &self.stop, is_served).await;
+            entries = shown(&self.context.state.load(), &selectors, wanted.as_ref());
+        }
         if entries.is_empty() {
             return Err(self.no_identity(call, &selectors));
         }

@@ -54,6 +54,12 @@ impl WorkloadApi {
             What::X509Svids => subscription.settled(&*self.context.clock, PATIENCE).await,
             What::X509Bundles | What::JwtBundles => subscription.current(),
         };
+        let is_served = |update: &Update| !matches!(self.turn(what, update), Turn::Refuse);
+        let update = if is_served(&update) || self.gate.is_own(&call) {
+            update
+        } else {
+            self.context.last_look.wait(&mut subscription, &self.stop, is_served).await
+        };
         let first = self.next(what, &call, &mut subscription, update).await?;
         let sent = first.clone();
         let watch = Watch { api: self, call, what, subscription, sent };
