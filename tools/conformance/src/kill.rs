@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -36,6 +37,9 @@ const HALVES: [&str; 5] = [
      (select entry_id from registered_entries)",
 ];
 
+/// Reads rows of one column from a plane's datastore.
+pub type Query<'a> = dyn Fn(&Plane, &str) -> Result<String, String> + 'a;
+
 /// Rounds of writing and killing.
 #[derive(Debug)]
 pub struct Kills {
@@ -58,9 +62,15 @@ impl Kills {
     ///
     /// # Panics
     /// If the server does not start again.
-    pub fn play(&self, product: &Product, rounds: u64) -> Result<usize, String> {
+    pub fn play(
+        &self,
+        product: &Product,
+        config: &PlaneConfig,
+        query: &Query<'_>,
+        rounds: u64,
+    ) -> Result<usize, String> {
         let runtime = Runtime::new().map_err(|error| error.to_string())?;
-        let mut plane = Plane::start(product, &PlaneConfig::default(), &BTreeMap::new());
+        let mut plane = Plane::start(product, config, &BTreeMap::new());
         let authorities = runtime.block_on(self.authorities(&plane))?;
         let mut acknowledged: BTreeSet<String> = BTreeSet::new();
         for round in 0..rounds {
@@ -69,7 +79,7 @@ impl Kills {
             let written = runtime.block_on(self.storm(&mut plane, round, enough))?;
             plane.server().ok_or("no server")?.wait(Duration::from_secs(30));
             plane.start_server_again();
-            check_rows(&plane, &written).map_err(|why| format!("round {round}: {why}"))?;
+            check_rows(query, &plane, &written).map_err(|why| format!("round {round}: {why}"))?;
             acknowledged.extend(written);
         }
         let listed = runtime.block_on(self.listed(&plane))?;
@@ -160,27 +170,49 @@ impl Kills {
     }
 }
 
-fn check_rows(plane: &Plane, written: &[String]) -> Result<(), String> {
+/// What the rows say: all that was acknowledged, and nothing by half.
+fn check_rows(query: &Query<'_>, plane: &Plane, written: &[String]) -> Result<(), String> {
+    let rows = |sql: &str| query(plane, sql).map_err(|error| format!("{sql}: {error}"));
+    let stored = rows("select entry_id from registered_entries")?;
+    let stored: BTreeSet<&str> = stored.lines().collect();
+    if let Some(lost) = written.iter().find(|id| !stored.contains(id.as_str())) {
+        return Err(format!("{lost} was acknowledged and is lost"));
+    }
+    for halves in HALVES {
+        if let Some(row) = rows(halves)?.lines().next() {
+            return Err(format!("{row} is left by half: {halves}"));
+        }
+    }
+    Ok(())
+}
+
+/// Reads rows of one column from the file of a plane whose datastore is `SQLite`, and looks whether it is
+/// sound.
+///
+/// # Errors
+/// Says what is wrong with the file.
+pub fn query_file(plane: &Plane, sql: &str) -> Result<String, String> {
     let file = plane.dir().join("server-data/datastore.sqlite3");
-    let check = || -> Result<Option<String>, rusqlite::Error> {
+    let read = || -> Result<String, rusqlite::Error> {
         let database = Connection::open_with_flags(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         database.busy_timeout(Duration::from_secs(10))?;
-        let mut one = database.prepare("select 1 from registered_entries where entry_id = ?")?;
-        for id in written {
-            if !one.exists([id])? {
-                return Ok(Some(format!("{id} was acknowledged and is lost")));
-            }
-        }
-        for halves in HALVES {
-            let mut statement = database.prepare(halves)?;
-            let mut rows = statement.query([])?;
-            if let Some(row) = rows.next()? {
-                return Ok(Some(format!("{:?} is left by half: {halves}", row.get_ref(0)?)));
-            }
-        }
         let integrity: String = database.query_row("pragma quick_check", [], |row| row.get(0))?;
-        Ok((integrity != "ok").then(|| format!("the database is damaged: {integrity}")))
+        if integrity != "ok" {
+            return Ok(format!("the database is damaged: {integrity}\n"));
+        }
+        let mut statement = database.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        let mut text = String::new();
+        while let Some(row) = rows.next()? {
+            text.push_str(&match row.get_ref(0)? {
+                ValueRef::Text(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                other @ (ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Blob(_)) => {
+                    format!("{other:?}")
+                }
+            });
+            text.push('\n');
+        }
+        Ok(text)
     };
-    let found = check().map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    found.map_or(Ok(()), Err)
+    read().map_err(|error| format!("cannot read {}: {error}", file.display()))
 }

@@ -60,7 +60,7 @@ pub use frames::{PREFACE, answers_tls, assault, attacks, dawdlers, half_open, ov
 pub use ha::Pair;
 pub use handshake::{Offer, shake};
 pub use http::{await_ok, get};
-pub use kill::Kills;
+pub use kill::{Kills, Query, query_file};
 pub use lint::Issued;
 pub use live::Live;
 pub use metrics::{Measured, MetricRow, Page, metric_rows, names_of, received, receiver};

@@ -142,7 +142,7 @@ pub(crate) fn soak(rounds: Option<&str>) -> Result<()> {
         "--test",
         "it",
         "--",
-        "live_kills",
+        "kills_lose_no_acknowledged_write",
         "live_forced_rotation",
         "lint_issued",
         "outage_restarts",
@@ -154,9 +154,21 @@ pub(crate) fn soak(rounds: Option<&str>) -> Result<()> {
     soak.env("FINIAL_OUTAGE_ROUNDS", "100");
     soak.env("FINIAL_LINT_COUNT", "10000").envs(clients::environment());
     process::check(&mut soak)?;
-    let args = ["test", "--release", "--locked", "--package", "finial-store", "--test", "it", "--", "feed::"];
-    let histories = rounds.saturating_mul(200).to_string();
-    process::check(process::command("cargo", args).env("FINIAL_FEED_HISTORIES", histories))
+    let args = [
+        "test",
+        "--release",
+        "--locked",
+        "--package",
+        "finial-store",
+        "--test",
+        "it",
+        "--",
+        "feed::",
+        "j01_",
+    ];
+    let mut soak = process::command("cargo", args);
+    soak.env("FINIAL_FEED_HISTORIES", rounds.saturating_mul(200).to_string());
+    process::check(soak.env("FINIAL_RACE_ROUNDS", rounds.saturating_mul(2).to_string()))
 }
 
 /// Rewrites golden files (`FINIAL_BLESS=1`), of one crate or of all.

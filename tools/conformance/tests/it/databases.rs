@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use finial_conformance::{Plane, PlaneConfig, Product, Takeover, get, pause};
+use finial_conformance::{Kills, Plane, PlaneConfig, Product, Takeover, get, pause};
 use testkit::database::{Database, Make, Server};
 
 fn recorded() -> PathBuf {
@@ -148,4 +148,29 @@ fn a_server_waits_for_its_postgres() {
 #[test]
 fn a_server_waits_for_its_mysql() {
     check_start_without(Make::MariaDb);
+}
+
+/// Kills the server under writers; what it acknowledged must be in the database, and nothing by half.
+fn check_kills(make: Make) {
+    let Some(server) = Server::shared(make) else { return };
+    let database = server.database().unwrap();
+    let query = |_: &Plane, sql: &str| database.run(sql).map_err(|error| error.to_string());
+    // `cargo xtask soak` asks for more.
+    let rounds = std::env::var("FINIAL_KILL_ROUNDS").map_or(5, |rounds| rounds.parse().unwrap());
+    let (product, config) = (Product::under_test(), config(make, &database));
+
+    let acknowledged = Kills::load(&recorded()).play(&product, &config, &query, rounds).unwrap();
+
+    println!("kills: {make:?}, {rounds} rounds, {acknowledged} acknowledged writes, none lost");
+    assert!(acknowledged > 0, "nobody wrote anything");
+}
+
+#[test]
+fn k04_kills_lose_no_acknowledged_write_on_postgres() {
+    check_kills(Make::Postgres);
+}
+
+#[test]
+fn k04_kills_lose_no_acknowledged_write_on_mysql() {
+    check_kills(Make::MariaDb);
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finial_conformance::{Kills, Live, Product, forced};
+use finial_conformance::{Kills, Live, PlaneConfig, Product, forced, query_file};
 
 fn recorded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
@@ -43,11 +43,13 @@ fn live_restarts_lose_nothing() {
 }
 
 #[test]
-fn live_kills_lose_no_acknowledged_write() {
+fn k04_live_kills_lose_no_acknowledged_write() {
     // `cargo xtask soak` asks for more.
     let rounds = std::env::var("FINIAL_KILL_ROUNDS").map_or(30, |rounds| rounds.parse().unwrap());
 
-    let acknowledged = Kills::load(&recorded()).play(&Product::under_test(), rounds).unwrap();
+    let config = PlaneConfig::default();
+    let acknowledged =
+        Kills::load(&recorded()).play(&Product::under_test(), &config, &query_file, rounds).unwrap();
 
     println!("kills: {rounds} rounds, {acknowledged} acknowledged writes, none lost");
     assert!(acknowledged > 0, "nobody wrote anything");
