@@ -62,7 +62,7 @@ impl Server {
     #[must_use]
     pub fn start(make: Make) -> Option<Self> {
         let Some(programs) = make.programs() else {
-            skip(&format!("tests with {make:?}: it is not installed"));
+            crate::skip(&format!("tests with {make:?}: it is not installed"));
             return None;
         };
         match Self::install(make, programs) {
@@ -293,18 +293,6 @@ impl Make {
             Self::MariaDb => "mysql",
         }
     }
-}
-
-/// Notes a skipped check in the file that `FINIAL_SKIPS` names, where such are counted.
-fn skip(what: &str) {
-    eprintln!("skipped: {what}");
-    let Some(path) = std::env::var_os("FINIAL_SKIPS") else {
-        assert!(std::env::var_os("CI").is_none(), "{what}; in CI a skip is a failure");
-        return;
-    };
-    let file = fs::OpenOptions::new().create(true).append(true).open(path);
-    let noted = file.and_then(|mut file| writeln!(file, "{what}"));
-    assert!(noted.is_ok(), "the list of skipped checks cannot be written: {noted:?}");
 }
 
 fn succeeded(output: &Output) -> Result<()> {

@@ -3,6 +3,7 @@
 
 mod support;
 
+mod callers;
 mod drain;
 mod health;
 mod http;
