@@ -230,6 +230,17 @@ mod tests {
     }
 
     #[test]
+    fn k10_serial_numbers_are_long_and_never_come_twice() {
+        let serials: Vec<String> = (0..100_000).map(|_| new_serial().to_string()).collect();
+
+        let distinct: std::collections::HashSet<&String> = serials.iter().collect();
+        assert_eq!(distinct.len(), serials.len());
+        // A number of 128 random bits has fewer than 31 digits once in 340 million.
+        let long = serials.iter().filter(|serial| serial.len() > 30).count();
+        assert!(long > 99_990, "{long} of {} have more than 30 digits", serials.len());
+    }
+
+    #[test]
     fn subjects_of_svids() {
         check_svid_name(&[], &[], "O=SPIRE,C=US");
         check_svid_name(&[], &["a.test", "b.test"], "CN=a.test,O=SPIRE,C=US");

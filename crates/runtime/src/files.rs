@@ -104,6 +104,22 @@ mod tests {
     }
 
     #[test]
+    fn k03_what_a_symbolic_link_points_to_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("keys.json"), directory.path().join("other"));
+        std::fs::write(&other, "others").unwrap();
+        for link in [path.clone(), directory.path().join("keys.json.tmp")] {
+            std::os::unix::fs::symlink(&other, link).unwrap();
+        }
+
+        replace(&path, b"new", 0o600).unwrap();
+
+        assert_eq!(std::fs::read(&other).unwrap(), b"others");
+        assert!(std::fs::symlink_metadata(&path).unwrap().is_file());
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
     fn k04_a_file_that_cannot_be_written_stays_as_it_was() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("missing").join("keys.json");

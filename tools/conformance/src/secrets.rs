@@ -85,18 +85,42 @@ impl Secrets {
             let port = plane.word(if program == "server" { "p1" } else { "p2" });
             told.insert(format!("metrics of the {program}"), await_ok(port, "/metrics").into_bytes());
         }
-        let mut found = Vec::new();
-        for (name, secret) in &self.planted {
-            for (encoding, needle) in encodings(secret) {
-                for (place, text) in &told {
-                    if text.windows(needle.len()).any(|window| window == needle) {
-                        found.push(format!("{name}, {encoding}, in the {place}"));
-                    }
+        found_in(&told, self.planted.iter())
+    }
+
+    /// The same in the datastore, which must know join tokens and selectors, and nothing else.
+    ///
+    /// # Panics
+    /// If the datastore cannot be read.
+    #[must_use]
+    pub fn found_in_the_datastore(&self) -> Vec<String> {
+        let file =
+            |ending: &str| self.measured.plane.dir().join(format!("server-data/datastore.sqlite3{ending}"));
+        let stored = fs::read(file("")).expect("a datastore");
+        let log = fs::read(file("-wal")).unwrap_or_default();
+        assert!(stored.len() + log.len() > 10_000, "next to nothing is stored");
+        let stored = BTreeMap::from([("datastore".to_owned(), [stored, log].concat())]);
+        let belongs = |name: &str| name.starts_with("join token") || name == "value of a selector";
+        found_in(&stored, self.planted.iter().filter(|(name, _)| !belongs(name)))
+    }
+}
+
+/// Which secrets come up in which encoding where.
+fn found_in<'a>(
+    places: &BTreeMap<String, Vec<u8>>,
+    secrets: impl Iterator<Item = &'a (String, Vec<u8>)>,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, secret) in secrets {
+        for (encoding, needle) in encodings(secret) {
+            for (place, text) in places {
+                if text.windows(needle.len()).any(|window| window == needle) {
+                    found.push(format!("{name}, {encoding}, in the {place}"));
                 }
             }
         }
-        found
     }
+    found
 }
 
 async fn plant(measured: &Measured, recorded: &Path, planted: &mut Vec<(String, Vec<u8>)>) {

@@ -4,7 +4,7 @@
 //! that ends: it is watched by a shell that waits for the program's end of a pipe. Without the server's
 //! programs there is none: the tests that need it count as skipped, and in CI a skip is a failure.
 
-#![expect(clippy::panic, clippy::print_stderr, reason = "for tests: what fails here fails them, and says so")]
+#![expect(clippy::panic, reason = "for tests: what fails here fails them")]
 
 use std::fs;
 use std::io::Write as _;

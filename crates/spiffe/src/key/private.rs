@@ -167,7 +167,41 @@ fn sign_rsa(
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::{Debug, Display};
+    use std::marker::PhantomData;
+
     use super::*;
+
+    /// Whether a type can be written: the inherent constant is found before the trait's, where it exists.
+    struct Shown<T>(PhantomData<T>);
+
+    trait Hidden {
+        const DEBUG: bool = false;
+        const DISPLAY: bool = false;
+        const SERIALIZE: bool = false;
+    }
+
+    impl<T> Hidden for Shown<T> {}
+
+    impl<T: Debug> Shown<T> {
+        const DEBUG: bool = true;
+    }
+
+    impl<T: Display> Shown<T> {
+        const DISPLAY: bool = true;
+    }
+
+    impl<T: serde::Serialize> Shown<T> {
+        const SERIALIZE: bool = true;
+    }
+
+    #[test]
+    fn k05_a_private_key_cannot_be_written() {
+        type Key = Shown<PrivateKey>;
+        assert_eq!([Key::DEBUG, Key::DISPLAY, Key::SERIALIZE], [false; 3]);
+        type Text = Shown<String>;
+        assert_eq!([Text::DEBUG, Text::DISPLAY, Text::SERIALIZE], [true; 3], "the question is a question");
+    }
 
     fn check_round_trip(kind: KeyKind, algs: &[SigAlg]) {
         let key = PrivateKey::generate(kind).unwrap();
