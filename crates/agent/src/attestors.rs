@@ -89,18 +89,32 @@ impl Attestors {
         outcome
     }
 
-    async fn found(&self, caller: &Caller) -> Result<SelectorSet, AttestError> {
+    /// What each attestor says of `caller`, by their names. Whether that still is who was looked at has to
+    /// be checked by who asks. Cancel-safe.
+    pub async fn each(&self, caller: &Caller) -> Vec<(&str, Result<Vec<Selector>, PluginError>)> {
         let queue = self.queue(caller.uid);
         // A queue is never closed.
         let _turn = queue.acquire().await;
-        let pid = caller.process.pid();
-        let found = match self.plugins.as_slice() {
+        let names = self.plugins.iter().map(|plugin| plugin.info().name());
+        names.zip(self.ask_all(caller).await).collect()
+    }
+
+    async fn ask_all(&self, caller: &Caller) -> Vec<Result<Vec<Selector>, PluginError>> {
+        match self.plugins.as_slice() {
             [only] => vec![self.ask(&**only, self.calls.first(), caller).await],
             several => {
                 let calls = several.iter().zip(&self.calls);
                 join_all(calls.map(|(plugin, call)| self.ask(&**plugin, Some(call), caller))).await
             }
-        };
+        }
+    }
+
+    async fn found(&self, caller: &Caller) -> Result<SelectorSet, AttestError> {
+        let queue = self.queue(caller.uid);
+        // A queue is never closed.
+        let _turn = queue.acquire().await;
+        let pid = caller.process.pid();
+        let found = self.ask_all(caller).await;
         caller.verify()?;
 
         let mut failures = Vec::new();

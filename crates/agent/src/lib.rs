@@ -17,6 +17,7 @@ pub mod attestors;
 mod behaviour;
 pub mod connection;
 pub mod context;
+mod explain;
 #[cfg(test)]
 mod fixtures;
 mod issue;

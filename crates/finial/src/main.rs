@@ -48,8 +48,16 @@ fn finial(args: &[String]) -> ExitCode {
         return ExitCode::from(127);
     };
     match program.as_str() {
-        "server" => cli::run(&server("finial server", own_version()), rest),
-        "agent" => cli::run(&agent("finial agent", own_version()), rest),
+        "server" => {
+            let mut program = server("finial server", own_version());
+            program.commands.extend(cli::own_server_commands());
+            cli::run(&program, rest)
+        }
+        "agent" => {
+            let mut program = agent("finial agent", own_version());
+            program.commands.extend(cli::own_agent_commands());
+            cli::run(&program, rest)
+        }
         "dev" => dev::run(rest),
         "check" => cli::run(&check(), rest),
         "bench" => cli::run(&bench(), rest),

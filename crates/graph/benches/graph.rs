@@ -167,6 +167,20 @@ fn all(criterion: &mut Criterion) {
         bencher.iter(|| graph.difference(rows.iter().cloned(), agents.iter().cloned()));
     });
     let (changes, turnover) = (changes(), turnover());
+    // Below one agent, and below an alias of ten.
+    let created = |row_id: i64| -> ChangeBatch {
+        vec![Change::EntrySet { row_id, entry: row(&mut Texts::default(), row_id, 0) }].into()
+    };
+    for (name, row_id, concerned) in [
+        ("one", ENTRIES + 1000, 1),
+        ("an alias of ten", ENTRIES + 1002, usize::try_from(POOL_AGENTS).unwrap()),
+    ] {
+        let batch = created(row_id);
+        assert_eq!(graph.apply(&batch).1.agents().count(), concerned);
+        group.bench_function(format!("created below {name}, and whom it concerns"), |bencher| {
+            bencher.iter(|| graph.apply(&batch).1.agents().count());
+        });
+    }
     group.bench_function("100 updates", |bencher| bencher.iter(|| graph.apply(&changes)));
     group.bench_function("100 created, 100 deleted", |bencher| bencher.iter(|| graph.apply(&turnover)));
     group.finish();

@@ -74,6 +74,12 @@ impl View {
         page.slots().get(at).map(|slot| &slot.entry)
     }
 
+    /// The paths of the ids below which the agent sees entries: its own, and those that alias entries give
+    /// it.
+    pub fn starts(&self) -> impl Iterator<Item = &str> {
+        self.starts.iter().map(|path| &**path)
+    }
+
     /// The trust domains that entries federate with, the own one left out.
     #[must_use]
     pub fn federated(&self) -> BTreeSet<&TrustDomain> {

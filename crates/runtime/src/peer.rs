@@ -65,6 +65,16 @@ impl Caller {
         Ok(Self { process: Arc::new(process), uid: credentials.uid, gid: credentials.gid, program })
     }
 
+    /// A process that did not connect, as it is now.
+    ///
+    /// # Errors
+    /// See [`CallerError`].
+    pub fn of_process(process: Process) -> Result<Self, CallerError> {
+        let (uid, gid) = process.owner().map_err(gone)?;
+        let program = program_of(&process)?;
+        Ok(Self { process: Arc::new(process), uid, gid, program })
+    }
+
     /// Checks that the process still is what connected. To be done after it was looked at: what was
     /// found then is true of who connected. A process that runs another program now is refused, since a
     /// child that it left behind with the socket would be taken for that program.

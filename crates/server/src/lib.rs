@@ -17,6 +17,7 @@ mod caller;
 mod context;
 mod datastore;
 mod door;
+mod explain;
 mod federation;
 mod keep;
 mod limits;

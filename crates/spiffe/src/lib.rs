@@ -12,6 +12,7 @@ mod json;
 pub mod jwk;
 pub mod jwt;
 pub mod key;
+pub mod nearest;
 pub mod quote;
 pub mod selector;
 pub mod texts;

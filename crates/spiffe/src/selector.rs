@@ -84,6 +84,12 @@ impl SelectorSet {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Whether it has this one.
+    #[must_use]
+    pub fn contains(&self, selector: &Selector) -> bool {
+        self.0.binary_search(selector).is_ok()
+    }
 }
 
 impl FromIterator<Selector> for SelectorSet {

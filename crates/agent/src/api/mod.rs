@@ -1,12 +1,13 @@
 //! The APIs that an agent serves on its sockets.
 //!
-//! The public socket, for workloads: the Workload API, Envoy's secret discovery, health and reflection. The admin socket, off
-//! unless configured: debug and logger. `route` finds the method of a call; what is not served is
+//! The public socket, for workloads: the Workload API, Envoy's secret discovery, health, reflection, and
+//! explanations. The admin socket, off unless configured: debug, logger, and explanations. `route` finds the method of a call; what is not served is
 //! refused as SPIRE's library refuses it. Callers are told by the kernel (`runtime::listen`) and
 //! attested per call (`attestors`); nothing they send says who they are.
 
 mod debug;
 mod door;
+mod explain;
 mod gate;
 mod health;
 mod json;
@@ -21,6 +22,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 
+use http::HeaderMap;
 use runtime::BoxError;
 use runtime::listen::{self, Callers, Limits, ListenError, UnixListener, UnixOptions};
 use runtime::metrics::observed;
@@ -34,6 +36,7 @@ use crate::context::Context;
 use crate::meters::Meters;
 use debug::DebugApi;
 pub use door::{Door, Opener};
+use explain::ExplainApi;
 use health::HealthApi;
 use logger::LoggerApi;
 use reflection::Reflection;
@@ -42,12 +45,13 @@ use sds::SdsApi;
 use workload::WorkloadApi;
 
 /// What is served, and the first part of the keys under which those in flight are counted.
-pub(crate) const SERVICES: [(Service, Option<&str>); 5] = [
+pub(crate) const SERVICES: [(Service, Option<&str>); 6] = [
     (workload::SERVICE, Some("workload_api")),
     (sds::SERVICE, Some("sds_api")),
     (health::SERVICE, None),
     (debug::SERVICE, Some("debug_api")),
     (logger::SERVICE, Some("logger_api")),
+    (explain::SERVICE, None),
 ];
 
 /// The sockets, bound: clients that connect now are answered once [`Apis::run`] runs.
@@ -92,7 +96,7 @@ impl Apis {
         let attestors = Arc::new(attestors.measured(Arc::clone(&context.meters)));
         let health = HealthApi::new((!config.disable_workload_api).then(|| Arc::clone(&attestors)));
 
-        opener.open(Public::new(&context, attestors, health.clone(), token.clone()));
+        opener.open(Public::new(&context, Arc::clone(&attestors), health.clone(), token.clone()));
         let public = async {
             if let Some(door) = door {
                 // It ends without an error.
@@ -103,7 +107,7 @@ impl Apis {
             let Some(listener) = admin else { return };
             let address = listener.path().display().to_string();
             info!(address, network = "unix", "Starting Admin APIs");
-            let apis = Arc::new(Admin::new(&context));
+            let apis = Arc::new(Admin::new(&context, attestors));
             let service = service_fn(move |request| {
                 let apis = Arc::clone(&apis);
                 async move { Ok::<_, Infallible>(apis.answer(request).await) }
@@ -121,6 +125,7 @@ pub(crate) struct Public {
     workload: Option<Arc<WorkloadApi>>,
     sds: Option<Arc<SdsApi>>,
     health: HealthApi,
+    explain: ExplainApi,
     reflection: Reflection,
     meters: Arc<Meters>,
 }
@@ -133,6 +138,7 @@ impl Public {
         stop: CancellationToken,
     ) -> Self {
         let mut services = vec![health::SERVICE, reflection::SERVICE, reflection::OLD_SERVICE];
+        let explain = ExplainApi::new(Arc::clone(context), Arc::clone(&attestors), explain::Socket::Public);
         let workload = (!context.config.disable_workload_api).then(|| {
             services.push(workload::SERVICE);
             Arc::new(WorkloadApi::new(Arc::clone(context), Arc::clone(&attestors), stop.clone()))
@@ -142,7 +148,9 @@ impl Public {
             Arc::new(SdsApi::new(Arc::clone(context), attestors, stop))
         });
         let reflection = Reflection::new(&services);
-        Self { services, workload, sds, health, reflection, meters: Arc::clone(&context.meters) }
+        // Not listed: tools that know SPIRE's agents find what they know.
+        services.push(explain::SERVICE);
+        Self { services, workload, sds, health, explain, reflection, meters: Arc::clone(&context.meters) }
     }
 
     async fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
@@ -161,6 +169,7 @@ impl Public {
             }
             (_, Some(api)) if service == sds::SERVICE.name => Arc::clone(api).answer(method, request).await,
             _ if service == health::SERVICE.name => self.health.answer(method, request).await,
+            _ if service == explain::SERVICE.name => self.explain.answer(request).await,
             _ => self.reflection.clone().answer(request).await,
         };
         observed(running, answer)
@@ -171,12 +180,14 @@ impl Public {
 struct Admin {
     debug: DebugApi,
     logger: LoggerApi,
+    explain: ExplainApi,
     meters: Arc<Meters>,
 }
 
 impl Admin {
-    fn new(context: &Arc<Context>) -> Self {
+    fn new(context: &Arc<Context>, attestors: Arc<Attestors>) -> Self {
         Self {
+            explain: ExplainApi::new(Arc::clone(context), attestors, explain::Socket::Admin),
             debug: DebugApi::new(Arc::clone(context)),
             logger: LoggerApi::new(Arc::clone(context)),
             meters: Arc::clone(&context.meters),
@@ -188,18 +199,27 @@ impl Admin {
             return route::refused(status);
         }
         let path = request.uri().path().to_owned();
-        let (service, method) = match route::find(&path, &[debug::SERVICE, logger::SERVICE]) {
+        let (service, method) = match route::find(&path, &[debug::SERVICE, explain::SERVICE, logger::SERVICE])
+        {
             Ok(found) => found,
             Err(status) => return status.into_http(),
         };
         let running = self.meters.rpc(service, method);
         let answer = if service == debug::SERVICE.name {
             self.debug.answer(request).await
+        } else if service == explain::SERVICE.name {
+            self.explain.answer(request).await
         } else {
             self.logger.answer(method, request).await
         };
         observed(running, answer)
     }
+}
+
+/// Exactly one value, and exactly this one (Workload Endpoint, section 6).
+fn has_security_header(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all("workload.spiffe.io").iter();
+    values.next().is_some_and(|value| value == "true") && values.next().is_none()
 }
 
 fn bind(path: &Path, options: UnixOptions) -> Result<UnixListener, ListenError> {

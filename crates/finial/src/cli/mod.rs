@@ -7,6 +7,7 @@ mod agent;
 mod bench;
 mod check;
 mod duration;
+mod explain;
 pub(crate) mod flags;
 mod json;
 mod logger;
@@ -15,12 +16,12 @@ mod rpc;
 mod server;
 mod tree;
 
-pub(crate) use agent::commands as agent_commands;
+pub(crate) use agent::{commands as agent_commands, own_commands as own_agent_commands};
 pub(crate) use bench::commands as bench_commands;
 pub(crate) use check::commands as check_commands;
 use config::{ConfigError, Unbuilt};
 use flags::{Flag, Flags};
-pub(crate) use server::commands as server_commands;
+pub(crate) use server::{commands as server_commands, own_commands as own_server_commands};
 pub(crate) use tree::{Program, run};
 
 /// What a command does with its flags; the text is printed to stderr as the error.

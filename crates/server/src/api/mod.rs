@@ -8,6 +8,7 @@ mod batch;
 mod bundle;
 mod debug;
 mod entry;
+mod explain;
 mod health;
 mod localauthority;
 mod logger;
@@ -20,6 +21,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use proto::finial::explain::server_server::ServerServer as ExplainServer;
 use proto::health::health_server::HealthServer;
 use proto::raw;
 use proto::spire::server::agent::agent_server::AgentServer;
@@ -52,6 +54,7 @@ pub(crate) struct Services {
     bundle: BundleServer<bundle::Bundles>,
     debug: DebugServer<debug::Debug>,
     entry: EntryServer<entry::Entries>,
+    explain: ExplainServer<explain::Explain>,
     health: HealthServer<health::Health>,
     local_authority: LocalAuthorityServer<localauthority::LocalAuthorities>,
     logger: LoggerServer<logger::Logger>,
@@ -73,6 +76,7 @@ impl Services {
             entry: EntryServer::new(entries.clone()),
             entries,
             sync: sync::Sync::new(context()),
+            explain: ExplainServer::new(explain::Explain::new(context())),
             health: HealthServer::new(health::Health::new(context())),
             local_authority: LocalAuthorityServer::new(localauthority::LocalAuthorities::new(context())),
             logger: LoggerServer::new(logger::Logger::new(context())),
@@ -110,6 +114,7 @@ impl Services {
             BUNDLE => self.bundle.call(request).await,
             "spire.api.server.debug.v1.Debug" => self.debug.call(request).await,
             ENTRY => self.entry.call(request).await,
+            "finial.explain.v1.Server" => self.explain.call(request).await,
             "grpc.health.v1.Health" => self.health.call(request).await,
             "spire.api.server.localauthority.v1.LocalAuthority" => self.local_authority.call(request).await,
             "spire.api.server.logger.v1.Logger" => self.logger.call(request).await,

@@ -91,6 +91,11 @@ impl Hub {
         self.locked().by_agent.values().flatten().for_each(|waiter| waiter.poke.poke());
     }
 
+    /// Whether an agent waits.
+    pub(crate) fn has(&self, agent: &SpiffeId) -> bool {
+        self.locked().by_agent.contains_key(agent)
+    }
+
     fn is_empty(&self) -> bool {
         self.locked().by_agent.is_empty()
     }

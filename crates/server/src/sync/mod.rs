@@ -8,4 +8,6 @@ mod hub;
 mod push;
 
 pub(crate) use hub::{Hub, Place};
+#[cfg(test)]
+pub(crate) use push::tests;
 pub(crate) use push::{Next, Now, Push, Told, heartbeat};

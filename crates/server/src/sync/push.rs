@@ -261,4 +261,4 @@ fn strings(field: u32, values: &[String]) -> Bytes {
 
 #[cfg(test)]
 #[path = "push_tests.rs"]
-pub(super) mod tests;
+pub(crate) mod tests;

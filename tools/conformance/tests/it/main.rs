@@ -21,6 +21,8 @@ mod documents;
 #[cfg(test)]
 mod exchanges;
 #[cfg(test)]
+mod explain;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod federation;

@@ -13,23 +13,24 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
 use proto::raw;
 use proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, WitBundlesRequest, WitsvidRequest,
     X509BundlesRequest, X509svidRequest,
 };
-use spiffe::{Selector, SelectorSet};
+use spiffe::{Selector, SelectorSet, SpiffeId};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Request, Response, Status};
 use tracing::error;
 
 use super::gate::{Call, Gate, SUBSYSTEM};
+use super::has_security_header;
 use super::limits::Limit;
 use super::route::Service;
 use crate::attestors::Attestors;
 use crate::context::Context;
+use crate::explain::Reason;
 use watch::What;
 
 /// The service and its methods.
@@ -131,13 +132,15 @@ impl WorkloadApi {
     }
 
     /// The refusal of a caller that no entry is for. Which of its selectors are told is configured.
-    fn no_identity(&self, call: &Call, selectors: &SelectorSet) -> Status {
+    fn no_identity(&self, call: &Call, selectors: &SelectorSet, wanted: Option<&SpiffeId>) -> Status {
         let Call { method, pid, .. } = *call;
         if !self.gate.is_own(call) {
             let told = told(selectors, &self.context.config.log_selectors);
+            let reason = Reason::of(&self.context.state.load(), selectors, wanted).code();
             error!(
                 method,
                 pid,
+                reason,
                 registered = false,
                 selectors = told.as_deref(),
                 service = SHORT_NAME,
@@ -147,12 +150,6 @@ impl WorkloadApi {
         }
         Status::permission_denied("no identity issued")
     }
-}
-
-/// Exactly one value, and exactly this one (Workload Endpoint, section 6).
-fn has_security_header(headers: &HeaderMap) -> bool {
-    let mut values = headers.get_all("workload.spiffe.io").iter();
-    values.next().is_some_and(|value| value == "true") && values.next().is_none()
 }
 
 /// Those selectors that begin with one of `prefixes`, which end where a part of a selector ends.
@@ -176,7 +173,7 @@ const SHORT_NAME: &str = "WorkloadAPI";
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use http::{HeaderMap, HeaderValue};
 
     use super::*;
 

@@ -50,7 +50,7 @@ impl WorkloadApi {
             entries = shown(&self.context.state.load(), &selectors, wanted.as_ref());
         }
         if entries.is_empty() {
-            return Err(self.no_identity(call, &selectors));
+            return Err(self.no_identity(call, &selectors, wanted.as_ref()));
         }
         let tokens = entries.iter().map(|held| self.jwt_svid(call, &held.entry, &request.audience));
         let svids = match entries.len() {

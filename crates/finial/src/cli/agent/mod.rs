@@ -2,6 +2,7 @@
 
 mod api;
 mod debug;
+mod explain;
 mod health;
 mod logger;
 mod run;
@@ -21,6 +22,11 @@ pub(crate) fn commands() -> Vec<Command> {
     commands.extend(run::commands());
     commands.extend(validate::commands());
     commands
+}
+
+/// Those that SPIRE does not have: under the own name only, so that the program is what it is called.
+pub(crate) fn own_commands() -> Vec<Command> {
+    explain::commands()
 }
 
 /// The flags of a command that calls the agent's public socket.

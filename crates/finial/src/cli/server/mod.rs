@@ -5,6 +5,7 @@ mod authority;
 mod bundle;
 mod debug;
 mod entry;
+mod explain;
 mod federation;
 mod health;
 mod logger;
@@ -33,4 +34,9 @@ pub(crate) fn commands() -> Vec<Command> {
     commands.extend(validate::commands());
     commands.extend(wit::commands());
     commands
+}
+
+/// Those that SPIRE does not have: under the own name only, so that the program is what it is called.
+pub(crate) fn own_commands() -> Vec<Command> {
+    explain::commands()
 }
