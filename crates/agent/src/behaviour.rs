@@ -72,6 +72,7 @@ fn attester(agent: &Agent) -> Arc<Attester> {
         key_manager: Arc::clone(&agent.plugins.key_manager),
         node_attestor: node_attestor(&agent.config, &agent.plugins),
         store: agent.store.clone(),
+        servers: Servers::of(&agent.config, Arc::clone(&agent.clock)),
         vault: agent.vault.clone(),
         meters: Arc::default(),
     })
@@ -249,6 +250,7 @@ fn clone(attester: &Attester) -> Attester {
         key_manager: Arc::clone(&attester.key_manager),
         node_attestor: Arc::clone(&attester.node_attestor),
         store: attester.store.clone(),
+        servers: attester.servers.clone(),
         vault: attester.vault.clone(),
         meters: Arc::default(),
     }

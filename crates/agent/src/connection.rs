@@ -7,27 +7,32 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use client::{Address, DialError, Dialer, ServerClients};
+use client::{DialError, Dialer, ServerClients};
 use proto::convert::status;
 use proto::spire::types::PermissionDeniedDetails;
 use proto::spire::types::permission_denied_details::Reason;
 use rustls::{CertificateError, ClientConfig};
 use tonic::{Code, Status};
 
+use crate::servers::{Chosen, Servers};
+
 /// The connection. Cheap to clone; clones are the same.
 #[derive(Clone)]
 pub struct Connection(Arc<Shared>);
 
 struct Shared {
-    dialer: Dialer,
+    servers: Servers,
+    tls: Arc<ClientConfig>,
     open: Mutex<Open>,
 }
 
 #[derive(Default)]
 struct Open {
-    clients: Option<ServerClients>,
+    clients: Option<(ServerClients, Chosen)>,
     generation: u64,
     dialled: u64,
+    /// A server was found in trouble, and there is another.
+    moves_on: bool,
 }
 
 /// The right to make calls, as the agent is now.
@@ -38,6 +43,8 @@ pub struct Lease {
     pub generation: u64,
     /// Which connection it is.
     pub dialled: u64,
+    /// To which server.
+    server: Chosen,
 }
 
 /// What a failed call means to the agent.
@@ -54,11 +61,10 @@ pub enum Verdict {
 }
 
 impl Connection {
-    /// To the server at `host` and `port`, with this configuration of TLS.
+    /// To one of `servers`, with this configuration of TLS.
     #[must_use]
-    pub fn new(host: &str, port: u16, tls: Arc<ClientConfig>) -> Self {
-        let dialer = Dialer::new(Address::tcp(host, port)).with_tls(tls);
-        Self(Arc::new(Shared { dialer, open: Mutex::default() }))
+    pub fn new(servers: Servers, tls: Arc<ClientConfig>) -> Self {
+        Self(Arc::new(Shared { servers, tls, open: Mutex::default() }))
     }
 
     /// The clients. To be called within an async runtime.
@@ -67,34 +73,69 @@ impl Connection {
     /// The address is none.
     pub fn lease(&self) -> Result<Lease, DialError> {
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let clients = match &open.clients {
-            Some(clients) => clients.clone(),
+        let (clients, server) = match &open.clients {
+            Some((clients, server)) => (clients.clone(), *server),
             None => {
                 open.dialled += 1;
-                open.clients.insert(ServerClients::dial(&self.0.dialer)?).clone()
+                let (server, address) = self.0.servers.choose();
+                let dialer = Dialer::new(address.clone()).with_tls(Arc::clone(&self.0.tls));
+                let clients = ServerClients::dial(&dialer)?;
+                open.clients = Some((clients.clone(), server));
+                (clients, server)
             }
         };
-        Ok(Lease { clients, generation: open.generation, dialled: open.dialled })
+        Ok(Lease { clients, generation: open.generation, dialled: open.dialled, server })
     }
 
-    /// Judges a failed call, and drops the connection it was made over.
+    /// Calls under this lease are answered.
+    pub fn answered(&self, lease: &Lease) {
+        self.0.servers.answered(lease.server);
+    }
+
+    /// Whether a server was found in trouble since this was asked last, and another is to be tried: at
+    /// once, for it has done nothing wrong.
+    #[must_use]
+    pub fn moves_on(&self) -> bool {
+        std::mem::take(&mut self.0.open.lock().unwrap_or_else(PoisonError::into_inner).moves_on)
+    }
+
+    /// Judges a failed call, and drops the connection it was made over. That the server at hand leads
+    /// to no known authority means nothing as long as there are others.
     #[must_use]
     pub fn judge(&self, lease: &Lease, failure: &Status) -> Verdict {
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.generation != lease.generation {
             return Verdict::Transient;
         }
-        open.clients = None;
+        open.drop_connection(lease);
         drop(open);
-        verdict(failure)
+        let verdict = verdict(failure);
+        if is_trouble(failure) {
+            let moves_on = self.pass_over(lease);
+            if verdict == Verdict::UnknownAuthority && moves_on {
+                return Verdict::Transient;
+            }
+        }
+        verdict
     }
 
-    /// Drops the connection that a call failed over.
+    /// Drops the connection, and passes its server over: it did not answer.
+    pub fn failed(&self, lease: &Lease) {
+        self.reset(lease);
+        self.pass_over(lease);
+    }
+
+    fn pass_over(&self, lease: &Lease) -> bool {
+        self.0.servers.failed(lease.server);
+        let moves_on = self.0.servers.has_another();
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner).moves_on |= moves_on;
+        moves_on
+    }
+
+    /// Drops the connection.
     pub fn reset(&self, lease: &Lease) {
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.generation == lease.generation {
-            open.clients = None;
-        }
+        open.drop_connection(lease);
     }
 
     /// How often the agent's own SVID was renewed.
@@ -109,6 +150,25 @@ impl Connection {
         open.clients = None;
         open.generation += 1;
     }
+}
+
+impl Open {
+    /// Unless there is another already.
+    fn drop_connection(&mut self, lease: &Lease) {
+        if self.generation == lease.generation && self.dialled == lease.dialled {
+            self.clients = None;
+        }
+    }
+}
+
+/// Whether another server may do better: this one cannot be reached, or is not what it should be, or
+/// says that it cannot work.
+pub(crate) fn is_trouble(failure: &Status) -> bool {
+    std::error::Error::source(failure).is_some()
+        || matches!(
+            failure.code(),
+            Code::Unavailable | Code::Internal | Code::Unknown | Code::DeadlineExceeded
+        )
 }
 
 /// What a failed call means to the agent.
@@ -155,6 +215,7 @@ mod tests {
     use base64::Engine;
     use base64::prelude::BASE64_STANDARD;
     use bytes::Bytes;
+    use client::Address;
     use serde_json::Value;
 
     use super::*;
@@ -201,7 +262,8 @@ mod tests {
             spiffe::tls::ServerTrust::Unverified("spiffe://example.org/spire/server".parse().unwrap());
         let own = spiffe::tls::OwnCertificate::empty();
         let tls = crate::tls::client_config(verifier, own, crate::tls::PostQuantum::Required).unwrap();
-        let connection = Connection::new("localhost", 1, tls);
+        let clock = Arc::new(runtime::clock::SystemClock);
+        let connection = Connection::new(Servers::new(Address::tcp("localhost", 1), None, clock), tls);
         let lease = connection.lease().unwrap();
         assert_eq!(connection.judge(&lease, &recorded("AGENT_BANNED")), Verdict::Banned);
 

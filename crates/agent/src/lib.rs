@@ -27,6 +27,7 @@ mod meters;
 mod own_svid;
 
 pub mod rotation;
+pub mod servers;
 pub mod state;
 mod stored;
 pub mod subscribe;
@@ -66,6 +67,7 @@ use jwt::JwtSvids;
 use last_look::LastLook;
 use own_svid::{OwnSvid, Surroundings};
 use rotation::RotationRule;
+use servers::Servers;
 use state::{AgentIdentity, AgentState, Keeper};
 use stored::Store;
 use subscribe::Subscriptions;
@@ -209,6 +211,7 @@ impl Agent {
             key_manager: Arc::clone(&self.plugins.key_manager),
             node_attestor: node_attestor(&self.config, &self.plugins),
             store: self.store.clone(),
+            servers: Servers::of(&self.config, Arc::clone(&self.clock)),
             vault: self.vault.clone(),
             meters: Arc::clone(&self.meters),
         });
@@ -248,7 +251,7 @@ impl Agent {
         let trust = ServerTrust::Id(server, Arc::new(tls::OwnAnchors(state.clone())));
         let post_quantum = attest::post_quantum(&config);
         let tls = tls::client_config(trust, Arc::clone(&certificate), post_quantum)?;
-        let connection = Connection::new(&config.server_address, config.server_port, tls);
+        let connection = Connection::new(attester.servers.clone(), tls);
 
         if meters::page_needs_identity(&config) {
             let anchors: Arc<dyn Anchors> = Arc::new(tls::AllAnchors(state.clone()));

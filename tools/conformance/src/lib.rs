@@ -74,3 +74,4 @@ pub use sds::Discovery;
 pub use secrets::Secrets;
 pub use takeover::Takeover;
 pub use template::Binding;
+pub use workload::Svids;

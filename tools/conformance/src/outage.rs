@@ -12,10 +12,13 @@ use tokio::time::timeout;
 
 use crate::plane::{Plane, PlaneConfig, Product};
 use crate::secrets::{encodings, private_number};
-use crate::workload::Workload;
+use crate::workload::{Svids, Workload};
 
 /// How long anything may take on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many streams share a connection: fewer than an agent allows.
+const STREAMS: usize = 50;
 
 /// A trust domain with one node, and the workload that this process is.
 #[derive(Debug)]
@@ -49,8 +52,15 @@ impl Outage {
     /// If they do not become healthy.
     #[must_use]
     pub fn start(product: &Product, config: &PlaneConfig) -> Self {
-        let config = PlaneConfig { agent: true, ..config.clone() };
-        let plane = Plane::start(product, &config, &BTreeMap::new());
+        let has_token = config.agent_attestor.contains("join_token");
+        let config = PlaneConfig { agent: has_token, ..config.clone() };
+        let mut plane = Plane::start(product, &config, &BTreeMap::new());
+        if !has_token {
+            let bundle = plane.ok("server", &["bundle", "show", "-socketPath", "{sock}"]);
+            plane.write("{dir}/bootstrap.pem", &bundle);
+            plane.configure_agent(&config, "");
+            plane.start_agent_again();
+        }
         Self { plane, runtime: Runtime::new().expect("a runtime") }
     }
 
@@ -71,6 +81,58 @@ impl Outage {
         let shown = self.plane.ok("server", &args);
         let id = shown.lines().find_map(|line| line.strip_prefix("Entry ID")?.split(": ").nth(1));
         id.expect("an entry id").trim().to_owned()
+    }
+
+    /// Makes the nodes that have `selector` `/node`.
+    ///
+    /// # Panics
+    /// If the server does not.
+    pub fn create_node(&self, selector: &str) {
+        let args = ["entry", "create", "-socketPath", "{sock}", "-node", "-spiffeID", "spiffe://{td}/node"];
+        let _said = self.plane.ok("server", &[&args[..], &["-selector", selector]].concat());
+    }
+
+    /// Opens so many streams of this process's X.509-SVIDs, each with its first answer.
+    ///
+    /// # Panics
+    /// If one is refused.
+    #[must_use]
+    pub fn open_streams(&self, count: usize) -> Vec<Svids> {
+        self.runtime.block_on(async {
+            let mut workload = Workload::at(self.plane.word("asock"));
+            let mut streams = Vec::with_capacity(count);
+            for number in 0..count {
+                if number % STREAMS == 0 {
+                    workload = Workload::at(self.plane.word("asock"));
+                }
+                let mut stream = workload.svids().await.expect("a stream");
+                stream.next().await.expect("a first answer");
+                streams.push(stream);
+            }
+            streams
+        })
+    }
+
+    /// How many of the streams bring this identity within `limit`.
+    ///
+    /// # Errors
+    /// One of them ends, or brings it too late.
+    pub fn until_streams_see(&self, streams: Vec<Svids>, id: &str, limit: Duration) -> Result<usize, String> {
+        let seen = async {
+            let mut count = 0;
+            for mut stream in streams {
+                loop {
+                    let svids = stream.next().await.map_err(|(code, said)| format!("{code}: {said}"))?;
+                    if svids.iter().any(|svid| svid.id == id) {
+                        break;
+                    }
+                }
+                count += 1;
+            }
+            Ok(count)
+        };
+        self.runtime
+            .block_on(async { timeout(limit, seen).await.unwrap_or_else(|_| Err("too late".to_owned())) })
     }
 
     /// What this process is given now; a refusal is its code and message.

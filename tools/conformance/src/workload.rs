@@ -178,7 +178,7 @@ impl Svid {
 
 /// A stream of a workload's X.509-SVIDs.
 #[derive(Debug)]
-pub(crate) struct Svids {
+pub struct Svids {
     stream: Streaming<Bytes>,
 }
 

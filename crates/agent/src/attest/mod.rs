@@ -10,7 +10,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use client::{Address, DialError, Dialer, ServerClients};
+use client::{DialError, Dialer, ServerClients};
 use config::{AgentConfig, Rebootstrap};
 use plugin::{AgentNodeAttestor, Key, KeyId, KeyManager, PluginError};
 use proto::spire::server::agent::{AgentX509svidParams, RenewAgentRequest, RenewAgentResponse};
@@ -31,9 +31,10 @@ pub use bootstrap::BootstrapError;
 pub(crate) use bootstrap::Trust;
 use stream::AttestationStream;
 
-use crate::connection::{Connection, Lease, Verdict, verdict};
+use crate::connection::{Connection, Lease, Verdict, is_trouble, verdict};
 use crate::meters::Meters;
 use crate::rotation::RotationRule;
+use crate::servers::{Chosen, Servers};
 use crate::state::{AgentIdentity, Bundles};
 use crate::stored::{AgentData, BootstrapUse, Store, StoreError};
 use crate::tls::{self, FixedAnchors, PostQuantum};
@@ -56,6 +57,8 @@ pub(crate) struct Attester {
     pub(crate) key_manager: Arc<dyn KeyManager>,
     pub(crate) node_attestor: Arc<dyn AgentNodeAttestor>,
     pub(crate) store: Store,
+    /// Which of the servers is asked.
+    pub(crate) servers: Servers,
     /// What workloads got before this start.
     pub(crate) vault: Vault,
     pub(crate) meters: Arc<Meters>,
@@ -139,6 +142,24 @@ impl AttestError {
         if let Self::Call { status, .. } = self { verdict(status) } else { Verdict::Transient }
     }
 
+    /// Whether another server may do better.
+    fn is_trouble(&self) -> bool {
+        match self {
+            Self::Call { status, .. } => is_trouble(status),
+            Self::Timeout(_) | Self::Dial(_) => true,
+            Self::Bootstrap(_)
+            | Self::NoBundle
+            | Self::Tls(_)
+            | Self::Key(_)
+            | Self::Plugin(_)
+            | Self::Svid(_)
+            | Self::Bundle(_)
+            | Self::Store(_)
+            | Self::Rebootstrap
+            | Self::NotReattestable => false,
+        }
+    }
+
     /// The code that metrics give.
     pub(crate) fn code(&self) -> Code {
         match self {
@@ -188,7 +209,8 @@ impl Attester {
                 }
                 Err(error) => error,
             };
-            let wait = backoff.next();
+            let is_alone = !error.is_trouble() || !self.servers.has_another();
+            let wait = if is_alone { backoff.next() } else { Duration::ZERO };
             warn!(error = chain(&error), retry_interval = ?wait, "Failed to retrieve attestation result");
             tokio::select! {
                 biased;
@@ -308,7 +330,22 @@ impl Attester {
 
     async fn new_svid(&self, trust: &Trust, key: Arc<dyn Key>) -> Result<Attested, AttestError> {
         let csr = csr(&*key).await.map_err(AttestError::Key)?;
-        let clients = self.open(trust)?;
+        let (clients, server) = self.open(trust)?;
+        let outcome = self.ask_for_svid(&clients, key, csr).await;
+        match &outcome {
+            Ok(_) => self.servers.answered(server),
+            Err(error) if error.is_trouble() => self.servers.failed(server),
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    async fn ask_for_svid(
+        &self,
+        clients: &ServerClients,
+        key: Arc<dyn Key>,
+        csr: Vec<u8>,
+    ) -> Result<Attested, AttestError> {
         let mut stream = AttestationStream::new(clients.agent(), self.node_attestor.info().name(), csr);
         let attesting = within(&*self.clock, TIMEOUT, self.node_attestor.attest(&mut stream)).await;
         let answer = match (attesting, stream.finish()) {
@@ -320,7 +357,7 @@ impl Attester {
             }
             (Some(Ok(())), Ok(Some(answer))) => answer,
         };
-        let bundle = self.bundle(&clients).await?;
+        let bundle = self.bundle(clients).await?;
         let identity = self.accept(answer.svid, answer.reattestable, &*key, &bundle)?;
         Ok(Attested { identity, key, bundle, kept: None })
     }
@@ -351,7 +388,7 @@ impl Attester {
         let mut agent = lease.clients.agent();
         match within(&*self.clock, CALL_TIMEOUT, agent.renew_agent(request)).await {
             None => {
-                connection.reset(lease);
+                connection.failed(lease);
                 Err(AttestError::Timeout(DOING))
             }
             Some(Err(status)) => {
@@ -369,7 +406,7 @@ impl Attester {
     }
 
     /// A connection of its own, without a client certificate.
-    fn open(&self, trust: &Trust) -> Result<ServerClients, AttestError> {
+    fn open(&self, trust: &Trust) -> Result<(ServerClients, Chosen), AttestError> {
         let server = tls::server_id(&self.config.trust_domain)
             .map_err(|error| rustls::Error::General(error.to_string()))?;
         let trust = match trust {
@@ -380,8 +417,8 @@ impl Attester {
             }
         };
         let tls = tls::client_config(trust, OwnCertificate::empty(), post_quantum(&self.config))?;
-        let address = Address::tcp(&self.config.server_address, self.config.server_port);
-        Ok(ServerClients::dial(&Dialer::new(address).with_tls(tls))?)
+        let (server, address) = self.servers.choose();
+        Ok((ServerClients::dial(&Dialer::new(address.clone()).with_tls(tls))?, server))
     }
 
     async fn bundle(&self, clients: &ServerClients) -> Result<Bundle, AttestError> {

@@ -268,7 +268,7 @@ impl Issuing {
                 Err(BatchError::Call(Box::new(status)))
             }
             None => {
-                self.connection.reset(&lease);
+                self.connection.failed(&lease);
                 Err(BatchError::Timeout)
             }
         }

@@ -187,7 +187,24 @@ impl Sync {
             } else {
                 backoff.next()
             };
-            self.clock.sleep(wait).await;
+            if self.connection.moves_on() {
+                continue;
+            }
+            tokio::select! {
+                () = self.clock.sleep(wait) => {}
+                () = self.another_svid() => {}
+            }
+        }
+    }
+
+    /// Ends when the agent has another SVID than now: what was refused may be allowed.
+    async fn another_svid(&self) {
+        let mut changed = self.state.changed();
+        let agent = Arc::clone(&self.state.load().agent);
+        while Arc::ptr_eq(&agent, &self.state.load().agent) {
+            if changed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 
@@ -214,7 +231,7 @@ impl Sync {
                     Err(SyncError::call("failed to post agent status")(status))
                 }
                 None => {
-                    self.connection.reset(&lease);
+                    self.connection.failed(&lease);
                     Err(SyncError::Timeout)
                 }
             }
@@ -230,12 +247,12 @@ impl Sync {
         let outcome = within(&*self.clock, TIMEOUT, self.ask(&lease.clients)).await;
         let outcome = outcome.unwrap_or(Err(SyncError::Timeout));
         match &outcome {
-            Ok(_) => {}
+            Ok(_) => self.connection.answered(&lease),
             Err(SyncError::Call { status, .. }) => {
                 let verdict = self.connection.judge(&lease, status);
                 self.denials.tell(verdict, lease.generation);
             }
-            Err(SyncError::Dial(_) | SyncError::Timeout) => self.connection.reset(&lease),
+            Err(SyncError::Dial(_) | SyncError::Timeout) => self.connection.failed(&lease),
         }
         outcome
     }

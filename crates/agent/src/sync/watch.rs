@@ -99,7 +99,7 @@ impl Sync {
                 let verdict = self.connection.judge(&lease, status);
                 self.denials.tell(verdict, lease.generation);
             }
-            Ended::Failed(SyncError::Dial(_) | SyncError::Timeout) => self.connection.reset(&lease),
+            Ended::Failed(SyncError::Dial(_) | SyncError::Timeout) => self.connection.failed(&lease),
         }
         Ok(ended)
     }
@@ -113,7 +113,10 @@ impl Sync {
         let mut client = lease.clients.sync();
         let calling = client.watch(ReceiverStream::new(receiver));
         let answers = match within(&*self.clock, TIMEOUT, calling).await {
-            Some(Ok(answers)) => answers.into_inner(),
+            Some(Ok(answers)) => {
+                self.connection.answered(lease);
+                answers.into_inner()
+            }
             Some(Err(status)) if is_refusal(&status) => {
                 debug!(code = ?status.code(), "The server does not push changes: asking for them");
                 outstanding.discard();

@@ -11,6 +11,7 @@ use agent::connection::Connection;
 use agent::context::Context;
 use agent::jwt::JwtSvids;
 use agent::last_look::LastLook;
+use agent::servers::Servers;
 use agent::state::{AgentIdentity, AgentState, Change, Inbox, Keeper, X509Svid};
 use agent::subscribe::Subscriptions;
 use async_trait::async_trait;
@@ -83,7 +84,8 @@ impl World {
         let (keeper, inbox) = Keeper::new(AgentState::new(identity, own.bundle()));
         let state = keeper.snapshot();
         let subscriptions = Subscriptions::new(state.clone(), Arc::clone(&shared), Poke::default());
-        let connection = Connection::new("127.0.0.1", signer.port, Signer::client_tls(&own));
+        let servers = Servers::new(Address::tcp("127.0.0.1", signer.port), None, Arc::clone(&shared));
+        let connection = Connection::new(servers, Signer::client_tls(&own));
         let patience = config.experimental.jwt_svid_cache_hit_timeout;
         let jwt_svids =
             JwtSvids::new(connection, Arc::clone(&shared), config.jwt_svid_cache_max_size, patience);

@@ -563,11 +563,6 @@ fn unbuilt(file: &File, config: &AgentConfig) -> Vec<crate::Unbuilt> {
     missing.when(agent.profiling_enabled, "agent.profiling_enabled", "remove it or set it to false");
     missing.when(config.experimental.broker.is_some(), "agent.experimental.broker", "remove it");
     missing.when(
-        !config.finial.server_addresses.is_empty(),
-        "agent.experimental.finial.server_addresses",
-        "remove it",
-    );
-    missing.when(
         config.experimental.wit_svid,
         "agent.experimental.feature_flags = [\"wit-svid\"]",
         "remove the flag",

@@ -1,0 +1,179 @@
+//! The server comes back: later than the agent's own SVID holds, with other authorities, under many
+//! streams, or as another of several. What can heal heals, and what cannot is told.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use finial_conformance::{Outage, PlaneConfig, Product, pause};
+
+const WEB: &str = "spiffe://example.org/web";
+const OWN: &str = "unix:uid:{uid}";
+
+fn until(what: &str, outage: &Outage, mut is_so: impl FnMut(&Outage) -> bool) {
+    for _ in 0..2400 {
+        if is_so(outage) {
+            return;
+        }
+        pause();
+    }
+    panic!("{what} does not come true\n{}", outage.log());
+}
+
+fn until_logged(outage: &Outage, text: &str) {
+    until(text, outage, |outage| outage.log().contains(text));
+}
+
+fn clear_log(outage: &Outage) {
+    fs::write(outage.data().with_file_name("agent.log"), "").unwrap();
+}
+
+fn change_config(outage: &Outage, from: &str, to: &str) {
+    let config = outage.data().with_file_name("agent.conf");
+    let text = fs::read_to_string(&config).unwrap();
+    assert!(text.contains(from), "{from:?} in {text}");
+    fs::write(&config, text.replacen(from, to, 1)).unwrap();
+}
+
+/// Nodes that attest by a certificate, again and again; all of them are `/node`.
+fn with_certificates(config: PlaneConfig) -> PlaneConfig {
+    let keys = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/keys").canonicalize().unwrap();
+    let keys = keys.display();
+    PlaneConfig {
+        server_plugins: format!(
+            "NodeAttestor \"x509pop\" {{ plugin_data {{ ca_bundle_path = \"{keys}/x509pop-ca.pem\" }} }}"
+        ),
+        agent_attestor: format!(
+            "NodeAttestor \"x509pop\" {{ plugin_data {{ private_key_path = \"{keys}/x509pop-node-1.key\" \
+             certificate_path = \"{keys}/x509pop-node-1.pem\" }} }}"
+        ),
+        ..config
+    }
+}
+
+fn start(config: &PlaneConfig) -> Outage {
+    let outage = Outage::start(&Product::under_test(), config);
+    if config.agent_attestor.contains("x509pop") {
+        outage.create_node("x509pop:subject:cn:node-1");
+    }
+    let _id = outage.create_entry("/web", OWN);
+    outage
+}
+
+fn short_lived() -> PlaneConfig {
+    PlaneConfig { server_extra: "agent_ttl = \"20s\"".to_owned(), ..PlaneConfig::default() }
+}
+
+/// The agent's own SVID runs out without a server; workloads go on, also after a restart.
+fn outlive_own_svid(outage: &mut Outage) {
+    let before = outage.await_ids(&[WEB]);
+    outage.await_vault();
+    outage.stop_server();
+    clear_log(outage);
+
+    until_logged(outage, "The agent's own SVID has expired; serving what still holds");
+    assert_eq!(outage.serve(Duration::from_secs(5)).unwrap(), before);
+    outage.end_agent("KILL");
+    let (_, again) = outage.time_start();
+    assert_eq!(again, before);
+    clear_log(outage);
+}
+
+#[test]
+fn recovery_a_node_that_may_attests_anew_when_its_svid_ran_out() {
+    let config = with_certificates(short_lived());
+    let mut outage = start(&config);
+    outlive_own_svid(&mut outage);
+
+    outage.plane().start_server_again();
+
+    until_logged(&outage, "Successfully reattested node");
+    let _id = outage.create_entry("/late", OWN);
+    outage.await_ids(&[WEB, "spiffe://example.org/late"]);
+}
+
+#[test]
+fn recovery_a_node_that_may_not_says_what_to_do_and_takes_a_new_token() {
+    let mut outage = start(&short_lived());
+    outlive_own_svid(&mut outage);
+
+    outage.plane().start_server_again();
+
+    until_logged(&outage, "this attestation holds once");
+    assert!(outage.serve(Duration::from_secs(5)).is_ok());
+    let args = ["token", "generate", "-spiffeID", "spiffe://{td}/node", "-socketPath", "{sock}"];
+    let said = outage.plane().ok("server", &args);
+    let token = said.lines().find_map(|line| line.strip_prefix("Token: ")).unwrap().to_owned();
+    outage.end_agent("TERM");
+    let config = fs::read_to_string(outage.data().with_file_name("agent.conf")).unwrap();
+    let old = config.lines().find(|line| line.contains("join_token = ")).unwrap();
+    change_config(&outage, old, &format!("  join_token = \"{token}\""));
+    outage.time_start();
+    until_logged(&outage, "Successfully reattested node");
+    let _id = outage.create_entry("/late", OWN);
+    outage.await_ids(&[WEB, "spiffe://example.org/late"]);
+}
+
+#[test]
+fn recovery_a_server_of_other_authorities_is_not_believed_and_workloads_go_on() {
+    let mut outage = start(&PlaneConfig::default());
+    let before = outage.await_ids(&[WEB]);
+    outage.await_vault();
+    outage.stop_server();
+    fs::remove_dir_all(outage.data().with_file_name("server-data")).unwrap();
+    fs::create_dir(outage.data().with_file_name("server-data")).unwrap();
+    clear_log(&outage);
+
+    outage.plane().start_server_again();
+
+    until_logged(&outage, "leads to no authority of the trust bundle; serving what still holds");
+    assert!(outage.log().contains("remove agent-data.json"), "{}", outage.log());
+    assert_eq!(outage.serve(Duration::from_secs(5)).unwrap(), before);
+    outage.end_agent("KILL");
+    let (_, again) = outage.time_start();
+    assert_eq!(again, before);
+    std::thread::park_timeout(Duration::from_secs(2));
+    assert!(outage.plane().agent().unwrap().is_running());
+}
+
+#[test]
+fn recovery_a_server_that_comes_back_breaks_no_stream() {
+    let mut outage = start(&PlaneConfig::default());
+    outage.await_ids(&[WEB]);
+    let streams = outage.open_streams(200);
+
+    outage.stop_server();
+    std::thread::park_timeout(Duration::from_secs(2));
+    outage.plane().start_server_again();
+    let _id = outage.create_entry("/late", OWN);
+
+    let seen = outage.until_streams_see(streams, "spiffe://example.org/late", Duration::from_secs(60));
+    assert_eq!(seen, Ok(200));
+}
+
+#[test]
+fn recovery_of_several_servers_one_that_answers_is_called() {
+    let extra = "experimental { finial { server_addresses = [\"127.0.0.1:{port}\"] } }";
+    let mut outage = start(&PlaneConfig { agent_extra: extra.to_owned(), ..PlaneConfig::default() });
+    outage.await_ids(&[WEB]);
+    outage.end_agent("TERM");
+    // Nobody listens there.
+    let (port, dead) = (outage.plane().word("port").to_owned(), outage.plane().word("p3").to_owned());
+    change_config(&outage, &format!("server_port = \"{port}\""), &format!("server_port = \"{dead}\""));
+    for name in ["agent-data.json", "keys.json", "vault", "vault.key"] {
+        fs::remove_file(outage.data().join(name)).unwrap();
+    }
+    let args = ["token", "generate", "-spiffeID", "spiffe://{td}/node", "-socketPath", "{sock}"];
+    let said = outage.plane().ok("server", &args);
+    let token = said.lines().find_map(|line| line.strip_prefix("Token: ")).unwrap().to_owned();
+    let config = fs::read_to_string(outage.data().with_file_name("agent.conf")).unwrap();
+    let old = config.lines().find(|line| line.contains("join_token = ")).unwrap();
+    change_config(&outage, old, &format!("  join_token = \"{token}\""));
+    clear_log(&outage);
+
+    let (took, _) = outage.time_start();
+
+    until_logged(&outage, "A server is in trouble; trying another");
+    outage.await_ids(&[WEB]);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
