@@ -74,6 +74,7 @@ use subscribe::Subscriptions;
 use sync::{Protocol, Sync};
 use vault::{Keeping, Kept, Vault};
 
+pub use api::budget::stored_budget;
 pub use attest::{AttestError, BootstrapError};
 pub use meters::Meters;
 pub use own_svid::GivenUp;

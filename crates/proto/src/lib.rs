@@ -132,6 +132,7 @@ pub mod broker {
 
 /// What only Finial's own programs say to each other.
 pub mod finial {
+    pub use crate::generated::finial::budget::v1 as budget;
     pub use crate::generated::finial::explain::v1 as explain;
     pub use crate::generated::finial::sync::v1 as sync;
 }

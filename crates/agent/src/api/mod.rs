@@ -5,6 +5,7 @@
 //! refused as SPIRE's library refuses it. Callers are told by the kernel (`runtime::listen`) and
 //! attested per call (`attestors`); nothing they send says who they are.
 
+pub(crate) mod budget;
 mod debug;
 mod door;
 mod explain;
@@ -34,6 +35,7 @@ use tracing::info;
 use crate::attestors::Attestors;
 use crate::context::Context;
 use crate::meters::Meters;
+use budget::BudgetApi;
 use debug::DebugApi;
 pub use door::{Door, Opener};
 use explain::ExplainApi;
@@ -45,13 +47,14 @@ use sds::SdsApi;
 use workload::WorkloadApi;
 
 /// What is served, and the first part of the keys under which those in flight are counted.
-pub(crate) const SERVICES: [(Service, Option<&str>); 6] = [
+pub(crate) const SERVICES: [(Service, Option<&str>); 7] = [
     (workload::SERVICE, Some("workload_api")),
     (sds::SERVICE, Some("sds_api")),
     (health::SERVICE, None),
     (debug::SERVICE, Some("debug_api")),
     (logger::SERVICE, Some("logger_api")),
     (explain::SERVICE, None),
+    (budget::SERVICE, None),
 ];
 
 /// The sockets, bound: clients that connect now are answered once [`Apis::run`] runs.
@@ -178,6 +181,7 @@ impl Public {
 
 /// What the admin socket serves.
 struct Admin {
+    budget: BudgetApi,
     debug: DebugApi,
     logger: LoggerApi,
     explain: ExplainApi,
@@ -188,6 +192,7 @@ impl Admin {
     fn new(context: &Arc<Context>, attestors: Arc<Attestors>) -> Self {
         Self {
             explain: ExplainApi::new(Arc::clone(context), attestors, explain::Socket::Admin),
+            budget: BudgetApi::new(Arc::clone(context)),
             debug: DebugApi::new(Arc::clone(context)),
             logger: LoggerApi::new(Arc::clone(context)),
             meters: Arc::clone(&context.meters),
@@ -199,13 +204,15 @@ impl Admin {
             return route::refused(status);
         }
         let path = request.uri().path().to_owned();
-        let (service, method) = match route::find(&path, &[debug::SERVICE, explain::SERVICE, logger::SERVICE])
-        {
+        let services = [budget::SERVICE, debug::SERVICE, explain::SERVICE, logger::SERVICE];
+        let (service, method) = match route::find(&path, &services) {
             Ok(found) => found,
             Err(status) => return status.into_http(),
         };
         let running = self.meters.rpc(service, method);
-        let answer = if service == debug::SERVICE.name {
+        let answer = if service == budget::SERVICE.name {
+            self.budget.answer(request).await
+        } else if service == debug::SERVICE.name {
             self.debug.answer(request).await
         } else if service == explain::SERVICE.name {
             self.explain.answer(request).await

@@ -30,7 +30,7 @@ use seal::{Binding, Refused, Seal};
 
 pub(crate) use keep::Keeping;
 pub(crate) use record::{Kept, Token};
-pub(crate) use seal::SealError;
+pub(crate) use seal::{FILE, SealError};
 
 /// The vault of a data directory. Cheap to clone; clones are the same.
 #[derive(Clone)]
@@ -85,6 +85,14 @@ impl Vault {
             blocking: Blocking::new(1),
         };
         Ok(Self(Arc::new(shared)))
+    }
+
+    /// The vault in `directory`, only to be read.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn look(directory: &Path) -> io::Result<Self> {
+        Self::new(directory, true)
     }
 
     /// Whether there is one.

@@ -21,7 +21,7 @@ use runtime::files;
 use zeroize::Zeroizing;
 
 /// The sealed file in the data directory.
-pub(super) const FILE: &str = "vault";
+pub(crate) const FILE: &str = "vault";
 /// The file of its secret.
 pub(super) const KEY_FILE: &str = "vault.key";
 /// The name of the service manager's credential.

@@ -1,6 +1,7 @@
 //! The commands of `spire-agent`.
 
 mod api;
+mod budget;
 mod debug;
 mod explain;
 mod health;
@@ -26,7 +27,7 @@ pub(crate) fn commands() -> Vec<Command> {
 
 /// Those that SPIRE does not have: under the own name only, so that the program is what it is called.
 pub(crate) fn own_commands() -> Vec<Command> {
-    explain::commands()
+    [budget::commands(), explain::commands()].concat()
 }
 
 /// The flags of a command that calls the agent's public socket.
