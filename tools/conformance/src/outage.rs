@@ -236,8 +236,16 @@ impl Outage {
     /// # Panics
     /// If the agent ends, or gives none within a minute.
     pub fn time_start(&mut self) -> (Duration, Served) {
+        self.time_start_with(&[])
+    }
+
+    /// The same with more in the agent's environment.
+    ///
+    /// # Panics
+    /// As [`Self::time_start`].
+    pub fn time_start_with(&mut self, env: &[(&str, &Path)]) -> (Duration, Served) {
         let started = Instant::now();
-        self.plane.spawn_agent();
+        self.plane.spawn_agent_with(env);
         let socket = Path::new(self.plane.word("asock")).to_owned();
         loop {
             if std::os::unix::net::UnixStream::connect(&socket).is_ok()

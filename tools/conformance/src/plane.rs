@@ -384,7 +384,13 @@ impl Plane {
 
     /// Starts the agent on its configuration without waiting for anything.
     pub fn spawn_agent(&mut self) {
-        self.agent = Some(self.spawn("agent", &["run", "-config", "{dir}/agent.conf"]));
+        self.spawn_agent_with(&[]);
+    }
+
+    /// The same with more in its environment.
+    pub fn spawn_agent_with(&mut self, env: &[(&str, &Path)]) {
+        let mut command = self.command("agent", &["run", "-config", "{dir}/agent.conf"]);
+        self.agent = Some(Running::start(command.envs(env.iter().copied())));
     }
 
     /// Writes the server's configuration without starting it.

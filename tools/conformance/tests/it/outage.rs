@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use finial_conformance::{Outage, PlaneConfig, Product, await_ok, pause};
+use serde_json::Value;
 
 const WEB: &str = "spiffe://example.org/web";
 const API: &str = "spiffe://example.org/api";
@@ -293,4 +294,40 @@ fn outage_callers_are_held_only_so_long() {
     let refused = outage.serve(Duration::from_secs(30)).unwrap_err();
 
     assert_eq!(refused, ("UNAVAILABLE".to_owned(), "the agent has nothing to serve yet".to_owned()));
+}
+
+#[test]
+fn outage_the_budget_is_told_by_a_running_agent_and_from_what_it_stored() {
+    let mut outage = outage(&PlaneConfig::default());
+    let _token = outage.token("db").unwrap();
+    outage.await_vault();
+
+    let asked =
+        outage.plane().ok("finial", &["agent", "budget", "-socketPath", "{admin}", "-output", "json"]);
+    let pretty = outage.plane().ok("finial", &["agent", "budget", "-socketPath", "{admin}"]);
+    outage.end_agent("KILL");
+    outage.stop_server();
+    let read =
+        outage.plane().ok("finial", &["agent", "budget", "-dataDir", "{dir}/agent-data", "-output", "json"]);
+
+    let (asked, mut read): (Value, Value) =
+        (serde_json::from_str(&asked).unwrap(), serde_json::from_str(&read).unwrap());
+    let number = |name: &str| asked[name].as_str().unwrap().parse::<i64>().unwrap();
+    let now = number("now");
+    assert!((3000..3700).contains(&(number("agent_expires_at") - now)), "{asked}");
+    assert!((1500..1700).contains(&number("at_worst")), "{asked}");
+    assert!(asked["first"]["spiffe_id"].as_str().unwrap().starts_with("spiffe://example.org/"), "{asked}");
+    assert_eq!((asked["x509_svids"].as_u64(), asked["jwt_svids"].as_u64()), (Some(4), Some(2)), "{asked}");
+    assert_eq!(asked["bundles"][0]["trust_domain"], "example.org");
+    for name in ["now", "synced_at"] {
+        read[name] = asked[name].clone();
+    }
+    assert_eq!(read, asked);
+    for line in
+        ["Without a server from now on", "First X.509-SVID of a workload", "loses nothing: the vault has it"]
+    {
+        assert!(pretty.contains(line), "{pretty}");
+    }
+    let (code, _, said) = outage.plane().run("finial", &["agent", "budget", "-dataDir", "{dir}/missing"]);
+    assert!(code == 1 && said.contains("there is no directory"), "{said}");
 }

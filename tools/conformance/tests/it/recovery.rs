@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use finial_conformance::{Outage, PlaneConfig, Product, pause};
+use finial_conformance::{Outage, PlaneConfig, Product, pause, skip};
 
 const WEB: &str = "spiffe://example.org/web";
 const OWN: &str = "unix:uid:{uid}";
@@ -176,4 +176,62 @@ fn recovery_of_several_servers_one_that_answers_is_called() {
     until_logged(&outage, "A server is in trouble; trying another");
     outage.await_ids(&[WEB]);
     assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+/// A library of Debian's that lies about the time of day.
+const FAKE_TIME: [&str; 2] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+];
+
+/// The agent's clock is set by `jump` while it runs, and it starts with it; then the clock is put right.
+fn jump(jump: &str) {
+    let Some(library) = FAKE_TIME.iter().map(Path::new).find(|path| path.exists()) else {
+        return skip("clock jumps", "there is no libfaketime");
+    };
+    let mut outage = start(&PlaneConfig::default());
+    outage.await_ids(&[WEB]);
+    outage.await_vault();
+    outage.end_agent("TERM");
+    let time = outage.data().with_file_name("time");
+    let set = |offset: &str| fs::write(&time, offset).unwrap();
+    let env = [
+        ("LD_PRELOAD", library),
+        ("FAKETIME_TIMESTAMP_FILE", time.as_path()),
+        ("FAKETIME_NO_CACHE", Path::new("1")),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", Path::new("1")),
+        ("DONT_FAKE_MONOTONIC", Path::new("1")),
+    ];
+    set("+0");
+    outage.time_start_with(&env);
+
+    // While it runs, long enough for it to notice.
+    set(jump);
+    std::thread::park_timeout(Duration::from_secs(12));
+    assert!(outage.plane().agent().unwrap().is_running(), "{}", outage.log());
+    set("+0");
+    let _id = outage.create_entry("/late", OWN);
+    outage.await_ids(&[WEB, "spiffe://example.org/late"]);
+
+    // From the start on.
+    outage.await_vault();
+    outage.end_agent("KILL");
+    set(jump);
+    outage.plane().spawn_agent_with(&env);
+    std::thread::park_timeout(Duration::from_secs(12));
+    assert!(outage.plane().agent().unwrap().is_running(), "{}", outage.log());
+    set("+0");
+    outage.await_ids(&[WEB, "spiffe://example.org/late"]);
+    let _id = outage.create_entry("/later", OWN);
+    outage.await_ids(&[WEB, "spiffe://example.org/late", "spiffe://example.org/later"]);
+}
+
+#[test]
+fn recovery_from_a_clock_that_ran_a_day_ahead() {
+    jump("+1d");
+}
+
+#[test]
+fn recovery_from_a_clock_that_ran_a_day_behind() {
+    jump("-1d");
 }
