@@ -205,6 +205,39 @@ async fn received<M: Message + Default + Name>(request: http::Request<Body>) -> 
     Ok(Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, message))
 }
 
+/// The message of a request as it came, and the request, which still has it.
+///
+/// # Errors
+/// There is none, it is too long, or compressed.
+pub async fn peeked(request: http::Request<Body>) -> Result<(http::Request<Body>, Bytes), Status> {
+    let (parts, body) = request.into_parts();
+    let message = first_message(body, parts.headers.get("grpc-encoding")).await?;
+    let mut whole = BytesMut::with_capacity(PREFIX + message.len());
+    whole.extend_from_slice(&[0]);
+    whole.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
+    whole.extend_from_slice(&message);
+    Ok((http::Request::from_parts(parts, Body::new(Whole(Some(whole.freeze())))), message))
+}
+
+/// A body that is there already.
+struct Whole(Option<Bytes>);
+
+impl http_body::Body for Whole {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
 async fn first_message(body: Body, encoding: Option<&http::HeaderValue>) -> Result<Bytes, Status> {
     let mut body = std::pin::pin!(body);
     let mut gathered = BytesMut::new();

@@ -10,7 +10,7 @@ use spiffe::x509::{self, Certificate};
 use spiffe::{SpiffeId, UnixSecs};
 use tonic::{Request, Status};
 
-use crate::authz::Rule;
+use crate::authz::{Open, Rule};
 
 /// The other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +94,8 @@ pub(crate) struct Caller {
     pub(crate) role: Role,
     /// The rule of the method.
     pub(crate) rule: &'static Rule,
+    /// To whom this call is open.
+    pub(crate) open: Open,
     /// When the client stops to wait, if it said so.
     pub(crate) deadline: Option<Instant>,
 }

@@ -16,7 +16,7 @@ use spiffe::{TrustDomain, UnixSecs};
 use store::{Committed, StoreError};
 use tonic::Status;
 
-use crate::authz;
+use crate::authz::{self, Policy};
 use crate::ca_driver::Commands;
 use crate::caller::Caller;
 use crate::federation::Federation;
@@ -49,6 +49,8 @@ pub(crate) struct Context {
     pub(crate) node_attestors: BTreeMap<String, Arc<dyn ServerNodeAttestor>>,
     /// What is measured.
     pub(crate) meters: Arc<Meters>,
+    /// The operator's policy, if there is one, in place of the rules.
+    pub(crate) policy: Option<Policy>,
     /// How often addresses may call.
     pub(crate) limits: Limits,
     /// How far the snapshots are with what this server writes.
@@ -107,7 +109,7 @@ impl Context {
             }
             Err(error) => return Err(unreadable(&error)),
         }
-        let judged = authz::judge(self, caller.rule, &caller.peer).await;
+        let judged = authz::judge(self, caller.open, &caller.peer).await;
         judged.map(drop).map_err(|denied| denied.status(caller.rule.method))
     }
 

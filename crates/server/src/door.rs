@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use http::{Request, Response};
+use proto::raw;
 use runtime::{listen, metrics};
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -15,7 +16,7 @@ use tower::Service;
 
 use crate::api::Services;
 use crate::audit::Watch;
-use crate::authz::{self, Lookup, Rule};
+use crate::authz::{self, Input, Lookup, Open, PolicyError, Rule};
 use crate::caller::{Caller, Peer};
 use crate::context::Context;
 
@@ -53,12 +54,17 @@ impl Door {
 
     async fn judged(
         self,
-        mut request: Request<Body>,
+        request: Request<Body>,
         rule: &'static Rule,
         peer: Arc<Peer>,
         connection: &listen::Peer,
     ) -> Response<Body> {
-        let role = match authz::authorise(&self.context, rule, &peer).await {
+        let (passed, open) = match self.open(request, rule, &peer, connection).await {
+            Ok(judged) => judged,
+            Err(status) => return status.into_http(),
+        };
+        let mut request = passed;
+        let role = match authz::authorise(&self.context, open, &peer).await {
             Ok(role) => role,
             Err(denied) => {
                 tracing::error!(
@@ -73,7 +79,7 @@ impl Door {
         };
         let deadline = listen::deadline(request.headers())
             .and_then(|patience| self.context.clock.instant().checked_add(patience));
-        let caller = Caller { peer, role, rule, deadline };
+        let caller = Caller { peer, role, rule, open, deadline };
         request.extensions_mut().insert(caller.clone());
         let watch = self.context.config.audit_log.then(|| Watch::new(&self.context, &caller, connection));
         let watch = match watch.transpose() {
@@ -92,6 +98,47 @@ impl Door {
             show(&caller, &status);
         }
         answer
+    }
+
+    /// To whom this call is open: by the rule, or by the operator's policy, which may want to see the
+    /// request.
+    async fn open(
+        &self,
+        request: Request<Body>,
+        rule: &'static Rule,
+        peer: &Peer,
+        connection: &listen::Peer,
+    ) -> Result<(Request<Body>, Open), Status> {
+        let Some(policy) = &self.context.policy else { return Ok((request, Open::to(rule.who))) };
+        let full_method = known_as(rule.method);
+        let (request, message) = if policy.sees_requests_of(full_method) {
+            let (request, message) = raw::peeked(request).await?;
+            (request, Some(message))
+        } else {
+            (request, None)
+        };
+        let program = || connection.caller()?.process.read_link("exe").ok();
+        let input = Input {
+            caller: peer.certificate().map_or("", |certificate| certificate.id.as_str()),
+            caller_file_path: program().map(|path| path.display().to_string()).unwrap_or_default(),
+            full_method,
+            request: message.as_deref(),
+        };
+        let open = policy.judge(&input).map_err(|error| {
+            let text = runtime::chain(&error);
+            tracing::error!(method = rule.method, error = text, "Authorization failure from policy");
+            let is_request = matches!(error, PolicyError::Request(_));
+            if is_request { Status::internal(text) } else { Status::unknown(text) }
+        })?;
+        Ok((request, open))
+    }
+}
+
+/// What a policy is asked about in place of a method of Finial's own: what that gives, this gives too.
+fn known_as(method: &'static str) -> &'static str {
+    match method {
+        "/finial.sync.v1.Sync/Watch" => "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries",
+        other => other,
     }
 }
 

@@ -44,6 +44,7 @@ use runtime::shutdown::Shutdown;
 use runtime::tasks::{TaskFailed, Tasks};
 use tokio_util::sync::CancellationToken;
 
+pub use crate::authz::PolicyError;
 pub use crate::datastore::DatastoreError;
 pub use crate::start::StartError;
 

@@ -199,7 +199,7 @@ mod tests {
     use runtime::clock::ManualClock;
 
     use super::*;
-    use crate::authz::{Lookup, look_up};
+    use crate::authz::{Lookup, Open, look_up};
     use crate::caller::{Peer, Role};
 
     const ATTEST: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
@@ -220,6 +220,7 @@ mod tests {
             peer: Arc::new(Peer::Remote { address, certificate: None }),
             role: Role::Anybody,
             rule,
+            open: Open::to(rule.who),
             deadline: patience.map(|(clock, seconds)| clock.instant() + Duration::from_secs(seconds)),
         }
     }

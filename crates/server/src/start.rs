@@ -27,6 +27,7 @@ use store::{AgentFilter, EntryFilter, Page, StoreError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::authz::{Policy, PolicyError};
 use crate::ca_driver::{Commands, Driver, DriverError, Kinds, Parts};
 use crate::context::Context;
 use crate::datastore::{self, DatastoreError};
@@ -91,6 +92,9 @@ pub enum StartError {
     /// There is no SVID for the server.
     #[error("cannot make server SVID: {0}")]
     OwnSvid(String),
+    /// The operator's policy cannot be used.
+    #[error("unable to obtain authpolicy engine")]
+    Policy(#[from] PolicyError),
     /// TLS cannot be set up.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
@@ -205,6 +209,7 @@ pub(crate) async fn build(
         meters.svid_rotate.clone(),
     )
     .await?;
+    let policy = config.experimental.policy.as_ref().map(Policy::load).transpose()?;
     let source = tls::source(&config, keeper.bundles(), renewal.presented(), &clock)?;
     let port = TlsListener::bind(config.bind, source)?.with_trusted_proxies(trusted_proxies(&config)?);
     let socket = UnixListener::bind(&config.socket_path, SOCKET)?;
@@ -216,6 +221,7 @@ pub(crate) async fn build(
     let context = Context {
         authorities,
         federation,
+        policy,
         limits: Limits::new(config.rate_limits, Arc::clone(&clock), Arc::clone(&meters)),
         meters,
         config,
@@ -272,10 +278,7 @@ fn trusted_proxies(config: &ServerConfig) -> Result<Vec<Network>, NoNetwork> {
 
 /// Keys that ask for what is to come must not be passed over: the operator relies on them.
 fn refuse_what_is_not_built(config: &ServerConfig) -> Result<(), StartError> {
-    let asked = [
-        (config.experimental.policy.is_some(), "experimental.auth_opa_policy_engine"),
-        (config.profiling.enabled, "profiling_enabled"),
-    ];
+    let asked = [(config.profiling.enabled, "profiling_enabled")];
     match asked.into_iter().find(|(is_asked, _)| *is_asked) {
         Some((_, key)) => Err(StartError::NotBuilt { key }),
         None => Ok(()),

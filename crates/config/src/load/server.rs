@@ -566,7 +566,6 @@ fn experimental(
 /// The settings that this version has not; one place for all of them.
 fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
     let server = &file.server;
-    let experimental = &server.experimental;
     let mut missing = Missing::default();
     let endpoint = config.federation.bundle_endpoint.as_ref();
     missing.when(
@@ -580,11 +579,6 @@ fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
         missing.when(true, key, "set it to a port, at most 65535");
     }
     missing.when(server.profiling_enabled, "server.profiling_enabled", "remove it or set it to false");
-    missing.when(
-        experimental.auth_opa_policy_engine.is_some(),
-        "server.experimental.auth_opa_policy_engine",
-        "remove it; the default policy is in force",
-    );
     let lifetimes = [
         ("ca_ttl", config.ca.ttl),
         ("default_x509_svid_ttl", config.x509_svid_ttl),

@@ -195,7 +195,7 @@ impl Watch {
 
     /// Judges the caller again.
     async fn admit(&mut self) -> Result<(), Status> {
-        let judged = authz::authorise(&self.context, self.caller.rule, &self.caller.peer).await;
+        let judged = authz::authorise(&self.context, self.caller.open, &self.caller.peer).await;
         judged.map(drop).map_err(|denied| {
             tracing::info!(
                 subsystem_name = "api",

@@ -12,7 +12,7 @@ use proto::spire::types::permission_denied_details::Reason;
 use store::StoreError;
 use tonic::{Code, Status};
 
-use super::rules::{Rule, Who};
+use super::rules::Open;
 use crate::caller::{ClientCertificate, Peer, Role};
 use crate::context::Context;
 
@@ -74,46 +74,45 @@ impl Denied {
     }
 }
 
-/// What `peer` may call the method as.
+/// What `peer` may call a method as that is so open.
 ///
 /// # Errors
 /// The reason why it may not.
-pub(crate) async fn authorise(context: &Context, rule: &Rule, peer: &Peer) -> Result<Role, Denied> {
+pub(crate) async fn authorise(context: &Context, open: Open, peer: &Peer) -> Result<Role, Denied> {
     if peer.certificate().is_some() {
-        let fresh = match rule.who {
-            Who::LocalOrAdmin | Who::Downstream => context.fresh.wait().await,
-            Who::LocalAdminOrAgent | Who::Agent => match context.config.max_agent_staleness {
-                Some(age) => context.fresh.within(age).await,
-                None => Ok(()),
-            },
-            Who::Anybody | Who::Local => Ok(()),
+        let fresh = match context.config.max_agent_staleness {
+            _ if open.anybody => Ok(()),
+            Some(age) if open.agents => context.fresh.within(age).await,
+            None if open.agents => Ok(()),
+            _ if open.admins || open.downstream => context.fresh.wait().await,
+            _ => Ok(()),
         };
         fresh.map_err(Denied::LookUp)?;
     }
-    judge(context, rule, peer).await
+    judge(context, open, peer).await
 }
 
 /// The same by the snapshots as they are.
 ///
 /// # Errors
 /// The reason why it may not.
-pub(crate) async fn judge(context: &Context, rule: &Rule, peer: &Peer) -> Result<Role, Denied> {
-    if rule.who == Who::Anybody {
+pub(crate) async fn judge(context: &Context, open: Open, peer: &Peer) -> Result<Role, Denied> {
+    if open.anybody {
         return Ok(Role::Anybody);
     }
     if *peer == Peer::Local {
-        return if rule.who.has_local() { Ok(Role::Local) } else { Err(Denied::NotAllowed) };
+        return if open.local { Ok(Role::Local) } else { Err(Denied::NotAllowed) };
     }
     let certificate = peer.certificate();
     if let Some(certificate) = certificate {
-        if rule.who.has_admin() && is_admin(context, certificate) {
+        if open.admins && is_admin(context, certificate) {
             return Ok(Role::Admin);
         }
-        if rule.who == Who::Downstream && is_downstream(context, certificate) {
+        if open.downstream && is_downstream(context, certificate) {
             return Ok(Role::Downstream);
         }
     }
-    if !rule.who.has_agent() {
+    if !open.agents {
         return Err(Denied::NotAllowed);
     }
     check_agent(context, certificate.ok_or(Denied::NoSvid)?).await?;

@@ -30,17 +30,32 @@ pub(crate) enum Who {
     Downstream,
 }
 
-impl Who {
-    pub(super) const fn has_local(self) -> bool {
-        matches!(self, Self::Local | Self::LocalOrAdmin | Self::LocalAdminOrAgent)
-    }
+/// To whom a method is open, by its rule or by what the operator's policy says of a call.
+#[expect(clippy::struct_excessive_bools, reason = "any of them may hold, and a policy names each")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Open {
+    /// To everybody.
+    pub(crate) anybody: bool,
+    /// To the server's own socket.
+    pub(crate) local: bool,
+    /// To administrators.
+    pub(crate) admins: bool,
+    /// To servers below this one.
+    pub(crate) downstream: bool,
+    /// To agents.
+    pub(crate) agents: bool,
+}
 
-    pub(super) const fn has_admin(self) -> bool {
-        matches!(self, Self::LocalOrAdmin | Self::LocalAdminOrAgent)
-    }
-
-    pub(super) const fn has_agent(self) -> bool {
-        matches!(self, Self::LocalAdminOrAgent | Self::Agent)
+impl Open {
+    /// As the rule has it.
+    pub(crate) const fn to(who: Who) -> Self {
+        Self {
+            anybody: matches!(who, Who::Anybody),
+            local: matches!(who, Who::Local | Who::LocalOrAdmin | Who::LocalAdminOrAgent),
+            admins: matches!(who, Who::LocalOrAdmin | Who::LocalAdminOrAgent),
+            downstream: matches!(who, Who::Downstream),
+            agents: matches!(who, Who::LocalAdminOrAgent | Who::Agent),
+        }
     }
 }
 

@@ -45,6 +45,8 @@ mod oracle;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
+mod policy;
+#[cfg(test)]
 mod recovery;
 #[cfg(test)]
 mod sds;
