@@ -49,6 +49,7 @@ use runtime::clock::Clock;
 use runtime::health::{Health, HealthListener, HealthPaths};
 use runtime::listen::ListenError;
 use runtime::log::Log;
+use runtime::profile::{self, Profiling};
 use runtime::reconcile::Poke;
 use runtime::shutdown::Shutdown;
 use runtime::tasks::{TaskFailed, Tasks};
@@ -192,6 +193,20 @@ impl Agent {
             info!(address = %listener.address(), subsystem_name = "health", "Serving health checks");
             tasks.spawn("health checks", async move {
                 listener.serve(health, token).await;
+                Ok::<(), BoxError>(())
+            });
+        }
+        if self.config.profiling.enabled {
+            let settings = &self.config.profiling;
+            let profiling = Profiling {
+                port: settings.port,
+                every: Duration::from_secs(settings.frequency.into()),
+                names: settings.names.clone(),
+                tag: "agent",
+            };
+            let running = profile::run(profiling, Arc::clone(&self.clock), shutdown.token().clone());
+            tasks.spawn("profiling", async move {
+                running.await;
                 Ok::<(), BoxError>(())
             });
         }

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod pages;
 pub mod peer;
 pub mod process;
+pub mod profile;
 pub mod reconcile;
 pub mod served;
 pub mod shutdown;

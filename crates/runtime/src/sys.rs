@@ -1,6 +1,7 @@
 //! The few system calls that need unsafe code, and the allocator. No other module has any.
 
 pub(crate) mod memory;
+pub(crate) mod sampler;
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};

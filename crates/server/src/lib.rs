@@ -34,12 +34,14 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use config::ServerConfig;
 use futures::future::BoxFuture;
 use runtime::clock::Clock;
 use runtime::listen::{self, TlsListener, UnixListener};
 use runtime::log::Log;
+use runtime::profile::{self, Profiling};
 use runtime::shutdown::Shutdown;
 use runtime::tasks::{TaskFailed, Tasks};
 use tokio_util::sync::CancellationToken;
@@ -156,6 +158,20 @@ impl Server {
             meters::serve_page(&page.config, metrics, presented, anchors, stop).await;
             Ok::<_, Infallible>(())
         });
+        if context.config.profiling.enabled {
+            let settings = &context.config.profiling;
+            let profiling = Profiling {
+                port: settings.port,
+                every: Duration::from_secs(settings.frequency.into()),
+                names: settings.names.clone(),
+                tag: "server",
+            };
+            let running = profile::run(profiling, Arc::clone(&context.clock), shutdown.token().clone());
+            tasks.spawn("profiling", async move {
+                running.await;
+                Ok::<_, Infallible>(())
+            });
+        }
         if context.config.log.file.is_some() {
             let log = context.log.clone();
             tasks.spawn("log rotation", log.reopen_on_signal(shutdown.token().clone()));

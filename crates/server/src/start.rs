@@ -44,12 +44,6 @@ use crate::{Server, Told};
 /// Why the server does not start; with its causes one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A key of the configuration asks for what is not built.
-    #[error("{key} is not part of this version of Finial; remove it from the configuration")]
-    NotBuilt {
-        /// The key.
-        key: &'static str,
-    },
     /// The data folder cannot be made.
     #[error("cannot create data directory {}", path.display())]
     DataDirectory {
@@ -143,7 +137,6 @@ pub(crate) async fn build(
     clock: Arc<dyn Clock>,
 ) -> Result<Server, StartError> {
     let started = clock.now();
-    refuse_what_is_not_built(&config)?;
     tracing::info!(
         admin_ids = ?config.admin_ids,
         data_dir = %config.data_dir.display(),
@@ -274,15 +267,6 @@ fn trusted_proxies(config: &ServerConfig) -> Result<Vec<Network>, NoNetwork> {
         tracing::info!(subsystem_name = "endpoints", trusted_cidrs, "PROXY protocol enabled on TCP listener");
     }
     trusted.iter().map(|network| network.parse()).collect()
-}
-
-/// Keys that ask for what is to come must not be passed over: the operator relies on them.
-fn refuse_what_is_not_built(config: &ServerConfig) -> Result<(), StartError> {
-    let asked = [(config.profiling.enabled, "profiling_enabled")];
-    match asked.into_iter().find(|(is_asked, _)| *is_asked) {
-        Some((_, key)) => Err(StartError::NotBuilt { key }),
-        None => Ok(()),
-    }
 }
 
 fn make_data_directory(config: &ServerConfig) -> Result<(), StartError> {

@@ -99,7 +99,7 @@ impl AgentConfig {
         let mut notes = Vec::new();
         match check(&file, early, &mut notes) {
             Ok(config) => {
-                let unbuilt = unbuilt(&file.raw, &config);
+                let unbuilt = unbuilt(&config);
                 Ok(Loaded { config, notes, unbuilt })
             }
             Err(text) => Err(ConfigError { text, notes, log: Some(Box::new(log)) }),
@@ -551,8 +551,7 @@ fn rate_limits(raw: &raw::RateLimit) -> Result<WorkloadRateLimits, String> {
 }
 
 /// The settings that this version has not; one place for all of them.
-fn unbuilt(file: &File, config: &AgentConfig) -> Vec<crate::Unbuilt> {
-    let agent = &file.agent;
+fn unbuilt(config: &AgentConfig) -> Vec<crate::Unbuilt> {
     let mut missing = Missing::default();
     missing.when(
         config.rebootstrap != Rebootstrap::Never,
@@ -560,7 +559,6 @@ fn unbuilt(file: &File, config: &AgentConfig) -> Vec<crate::Unbuilt> {
         "remove it or set it to \"never\"",
     );
     missing.when(!config.authorized_delegates.is_empty(), "agent.authorized_delegates", "remove it");
-    missing.when(agent.profiling_enabled, "agent.profiling_enabled", "remove it or set it to false");
     missing.when(config.experimental.broker.is_some(), "agent.experimental.broker", "remove it");
     missing.when(
         config.experimental.wit_svid,

@@ -578,7 +578,6 @@ fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
         let key = format!("server.federation.bundle_endpoint.port = {port}");
         missing.when(true, key, "set it to a port, at most 65535");
     }
-    missing.when(server.profiling_enabled, "server.profiling_enabled", "remove it or set it to false");
     let lifetimes = [
         ("ca_ttl", config.ca.ttl),
         ("default_x509_svid_ttl", config.x509_svid_ttl),

@@ -77,11 +77,6 @@ async fn what_keeps_it_from_starting_is_told_in_one_line() {
     running.stop().await;
 
     let mut place = Place::new();
-    place.config.profiling.enabled = true;
-    let not_built = refused(&place).await;
-    assert!(not_built.starts_with("profiling_enabled is not part of this version"), "{not_built}");
-
-    let mut place = Place::new();
     place.config.plugins.remove(0);
     assert_eq!(refused(&place).await, "expecting a DataStore plugin");
 

@@ -47,6 +47,8 @@ mod outage;
 #[cfg(test)]
 mod policy;
 #[cfg(test)]
+mod profiles;
+#[cfg(test)]
 mod recovery;
 #[cfg(test)]
 mod sds;
