@@ -53,6 +53,8 @@ pub struct Meters {
     pub(crate) knowledge_age: Gauge,
     /// How many selectors a workload turned out to have.
     pub(crate) selectors: Sample,
+    /// How long a delegate waited for the first SVID of a stream.
+    pub(crate) first_delegated: Sample,
     /// A workload is attested, by all attestors together.
     pub(crate) attestation: Call,
     cache: CacheMeters,
@@ -132,6 +134,10 @@ impl Meters {
                 jwt_svids: gauge("jwt_svid_cache_size"),
                 knowledge_age: gauge("finial_knowledge_age_seconds"),
                 selectors: sample(&["workload_api", "discovered_selectors"]),
+                first_delegated: metrics.timer(
+                    &["delegated_identity_api", "subscribe_x509_svids", "first_update", "elapsed_time"],
+                    &[],
+                ),
                 attestation: call(&["workload_api", "workload_attestation"]),
                 cache: CacheMeters {
                     added: counter("lru_cache_entry_add"),

@@ -49,6 +49,8 @@ pub struct Update {
     pub x509_bundles: Answer,
     /// The answer of `FetchJWTBundles`.
     pub jwt_bundles: Answer,
+    /// The answer of the Delegated Identity API's `SubscribeToX509SVIDs`.
+    pub(crate) delegated: Answer,
     /// The contents of the secrets that Envoys ask for.
     pub(crate) secrets: Contents,
 }
@@ -71,6 +73,7 @@ impl Update {
             x509_svids: Answer::default(),
             x509_bundles: Answer::default(),
             jwt_bundles: Answer::default(),
+            delegated: Answer::default(),
             secrets: Contents::default(),
         }
     }

@@ -65,6 +65,15 @@ impl Caller {
         Ok(Self { process: Arc::new(process), uid: credentials.uid, gid: credentials.gid, program })
     }
 
+    /// Pins the process that has this id now, as the user and group it runs as: for who asks on behalf
+    /// of another.
+    ///
+    /// # Errors
+    /// See [`CallerError`].
+    pub fn with_pid(pid: i32) -> Result<Self, CallerError> {
+        Self::of_process(Process::open(pid).map_err(gone)?)
+    }
+
     /// A process that did not connect, as it is now.
     ///
     /// # Errors
@@ -153,7 +162,8 @@ impl Process {
     /// # Errors
     /// What the system says, or `NotFound` when it ended meanwhile.
     pub fn open(pid: i32) -> io::Result<Self> {
-        let id = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let id = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
+        let id = id.ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = rustix::process::pidfd_open(id, PidfdFlags::empty())?;
         Self::with_pidfd(pid, pidfd)
     }

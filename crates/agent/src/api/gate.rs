@@ -1,16 +1,20 @@
-//! What a call of a workload passes before it is answered: attestation, and the limit of how often.
+//! What calls of workloads have in common, whatever API they are of: attestation, the limit of how
+//! often, the refusal of who has no identity, and tokens.
 
 use std::sync::Arc;
 
 use runtime::listen::Peer;
-use spiffe::SelectorSet;
+use spiffe::{Entry, Selector, SelectorSet, SpiffeId};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
-use tracing::error;
+use tracing::{debug, error};
 
 use super::limits::Limit;
 use crate::attestors::{AttestError, Attestors};
 use crate::context::Context;
+use crate::explain::Reason;
+use crate::jwt::JwtSvid;
 
 /// The gate of one service.
 pub(super) struct Gate {
@@ -101,6 +105,75 @@ impl Gate {
             _ => Ok(()),
         }
     }
+
+    /// The refusal of a caller that no entry is for. Which of its selectors are told is configured.
+    pub(super) fn no_identity(
+        &self,
+        call: &Call,
+        selectors: &SelectorSet,
+        wanted: Option<&SpiffeId>,
+    ) -> Status {
+        let Call { method, pid, .. } = *call;
+        if !self.is_own(call) {
+            let told = told(selectors, &self.context.config.log_selectors);
+            let reason = Reason::of(&self.context.state.load(), selectors, wanted).code();
+            error!(
+                method,
+                pid,
+                reason,
+                registered = false,
+                selectors = told.as_deref(),
+                service = self.service.1,
+                subsystem_name = SUBSYSTEM,
+                "No identity issued"
+            );
+        }
+        Status::permission_denied("no identity issued")
+    }
+
+    /// A token of `entry`, unless `stop` is cancelled before it is there.
+    pub(super) async fn jwt_svid(
+        &self,
+        call: &Call,
+        stop: &CancellationToken,
+        entry: &Entry,
+        audience: &[String],
+    ) -> Result<Arc<JwtSvid>, Status> {
+        let Call { method, pid, .. } = *call;
+        let fetched = tokio::select! {
+            biased;
+            fetched = self.context.jwt_svids.fetch(entry, audience) => fetched,
+            () = stop.cancelled() => return Err(Status::unavailable("the agent is stopping")),
+        };
+        let (service, id) = (self.service.1, &entry.spiffe_id);
+        match fetched {
+            Ok(svid) => {
+                debug!(
+                    method,
+                    pid,
+                    registered = true,
+                    service,
+                    spiffe_id = %id,
+                    subsystem_name = SUBSYSTEM,
+                    "Fetched JWT SVID"
+                );
+                Ok(svid)
+            }
+            Err(error) => {
+                error!(
+                    %error,
+                    method,
+                    pid,
+                    registered = true,
+                    service,
+                    spiffe_id = %id,
+                    subsystem_name = SUBSYSTEM,
+                    "Could not fetch JWT-SVID"
+                );
+                Err(Status::unavailable(format!("could not fetch JWT-SVID: {error}")))
+            }
+        }
+    }
 }
 
 /// A method as the configuration calls its limit.
@@ -115,5 +188,43 @@ fn limited_name(method: &str) -> &'static str {
     }
 }
 
+/// Those selectors that begin with one of `prefixes`, which end where a part of a selector ends.
+fn told(selectors: &SelectorSet, prefixes: &[String]) -> Option<String> {
+    let is_told = |text: &String| {
+        prefixes.iter().any(|prefix| {
+            text.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        })
+    };
+    let shown = |selector: &Selector| match selector.value() {
+        "" => selector.kind().to_owned(),
+        _ => selector.to_string(),
+    };
+    let mut told: Vec<String> = selectors.iter().map(shown).filter(is_told).collect();
+    told.sort_unstable();
+    (!told.is_empty()).then(|| told.join(","))
+}
+
 /// The part of the agent that log lines of the APIs name.
 pub(super) const SUBSYSTEM: &str = "endpoints";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn g02_only_selectors_below_a_prefix_are_told() {
+        let selectors: SelectorSet =
+            [("k8s", "ns:b"), ("k8s", "nsx:c"), ("unix", "uid:0"), ("k8s", "ns"), ("docker", "")]
+                .map(|(kind, value)| Selector::new(kind, value))
+                .into_iter()
+                .collect();
+        let told = |prefixes: &[&str]| {
+            told(&selectors, &prefixes.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+
+        assert_eq!(told(&["k8s:ns"]).as_deref(), Some("k8s:ns,k8s:ns:b"));
+        assert_eq!(told(&["docker", "unix:uid:0"]).as_deref(), Some("docker,unix:uid:0"));
+        assert_eq!(told(&["k8"]), None);
+        assert_eq!(told(&[]), None);
+    }
+}

@@ -1,14 +1,17 @@
 //! The APIs that an agent serves on its sockets.
 //!
 //! The public socket, for workloads: the Workload API, Envoy's secret discovery, health, reflection, and
-//! explanations. The admin socket, off unless configured: debug, logger, and explanations. `route` finds the method of a call; what is not served is
+//! explanations. The admin socket, off unless configured: debug, logger, delegated identity, and
+//! explanations. `route` finds the method of a call; what is not served is
 //! refused as SPIRE's library refuses it. Callers are told by the kernel (`runtime::listen`) and
 //! attested per call (`attestors`); nothing they send says who they are.
 
 pub(crate) mod budget;
 mod debug;
+mod delegated;
 mod door;
 mod explain;
+mod feed;
 mod gate;
 mod health;
 mod json;
@@ -37,6 +40,7 @@ use crate::context::Context;
 use crate::meters::Meters;
 use budget::BudgetApi;
 use debug::DebugApi;
+use delegated::DelegatedApi;
 pub use door::{Door, Opener};
 use explain::ExplainApi;
 use health::HealthApi;
@@ -47,11 +51,12 @@ use sds::SdsApi;
 use workload::WorkloadApi;
 
 /// What is served, and the first part of the keys under which those in flight are counted.
-pub(crate) const SERVICES: [(Service, Option<&str>); 7] = [
+pub(crate) const SERVICES: [(Service, Option<&str>); 8] = [
     (workload::SERVICE, Some("workload_api")),
     (sds::SERVICE, Some("sds_api")),
     (health::SERVICE, None),
     (debug::SERVICE, Some("debug_api")),
+    (delegated::SERVICE, Some("delegated_identity_api")),
     (logger::SERVICE, Some("logger_api")),
     (explain::SERVICE, None),
     (budget::SERVICE, None),
@@ -110,7 +115,7 @@ impl Apis {
             let Some(listener) = admin else { return };
             let address = listener.path().display().to_string();
             info!(address, network = "unix", "Starting Admin APIs");
-            let apis = Arc::new(Admin::new(&context, attestors));
+            let apis = Arc::new(Admin::new(&context, Arc::clone(&attestors), token.clone()));
             let service = service_fn(move |request| {
                 let apis = Arc::clone(&apis);
                 async move { Ok::<_, Infallible>(apis.answer(request).await) }
@@ -185,12 +190,14 @@ struct Admin {
     debug: DebugApi,
     logger: LoggerApi,
     explain: ExplainApi,
+    delegated: Arc<DelegatedApi>,
     meters: Arc<Meters>,
 }
 
 impl Admin {
-    fn new(context: &Arc<Context>, attestors: Arc<Attestors>) -> Self {
+    fn new(context: &Arc<Context>, attestors: Arc<Attestors>, stop: CancellationToken) -> Self {
         Self {
+            delegated: Arc::new(DelegatedApi::new(Arc::clone(context), Arc::clone(&attestors), stop)),
             explain: ExplainApi::new(Arc::clone(context), attestors, explain::Socket::Admin),
             budget: BudgetApi::new(Arc::clone(context)),
             debug: DebugApi::new(Arc::clone(context)),
@@ -204,7 +211,8 @@ impl Admin {
             return route::refused(status);
         }
         let path = request.uri().path().to_owned();
-        let services = [budget::SERVICE, debug::SERVICE, explain::SERVICE, logger::SERVICE];
+        let services =
+            [budget::SERVICE, debug::SERVICE, delegated::SERVICE, explain::SERVICE, logger::SERVICE];
         let (service, method) = match route::find(&path, &services) {
             Ok(found) => found,
             Err(status) => return status.into_http(),
@@ -216,6 +224,8 @@ impl Admin {
             self.debug.answer(request).await
         } else if service == explain::SERVICE.name {
             self.explain.answer(request).await
+        } else if service == delegated::SERVICE.name {
+            Arc::clone(&self.delegated).answer(method, request).await
         } else {
             self.logger.answer(method, request).await
         };

@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use proto::spire::agent::debug::GetInfoRequest;
 use proto::spire::agent::debug::debug_client::DebugClient;
-use proto::spire::agent::delegatedidentity::SubscribeToX509BundlesRequest;
-use proto::spire::agent::delegatedidentity::delegated_identity_client::DelegatedIdentityClient;
 use proto::spire::agent::logger::logger_client::LoggerClient;
 use proto::spire::agent::logger::{GetLoggerRequest, ResetLogLevelRequest, SetLogLevelRequest};
 use proto::spire::types::LogLevel;
@@ -94,13 +92,6 @@ async fn the_admin_socket_serves_nothing_else() {
         (refused.code(), refused.message()),
         (Code::Unimplemented, "unknown service SpiffeWorkloadAPI")
     );
-
-    let refused = DelegatedIdentityClient::new(world.admin())
-        .subscribe_to_x509_bundles(SubscribeToX509BundlesRequest {})
-        .await
-        .unwrap_err();
-    let unknown = "unknown service spire.api.agent.delegatedidentity.v1.DelegatedIdentity";
-    assert_eq!((refused.code(), refused.message()), (Code::Unimplemented, unknown));
 }
 
 #[tokio::test]

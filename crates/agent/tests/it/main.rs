@@ -14,6 +14,7 @@ mod attestation;
 mod authority;
 mod child;
 mod config;
+mod delegated;
 mod jwt;
 mod public;
 mod recorded;

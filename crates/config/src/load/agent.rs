@@ -558,7 +558,6 @@ fn unbuilt(config: &AgentConfig) -> Vec<crate::Unbuilt> {
         "agent.rebootstrap_mode",
         "remove it or set it to \"never\"",
     );
-    missing.when(!config.authorized_delegates.is_empty(), "agent.authorized_delegates", "remove it");
     missing.when(config.experimental.broker.is_some(), "agent.experimental.broker", "remove it");
     missing.when(
         config.experimental.wit_svid,

@@ -18,19 +18,16 @@ use proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, WitBundlesRequest, WitsvidRequest,
     X509BundlesRequest, X509svidRequest,
 };
-use spiffe::{Selector, SelectorSet, SpiffeId};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Request, Response, Status};
-use tracing::error;
 
-use super::gate::{Call, Gate, SUBSYSTEM};
+use super::gate::{Call, Gate};
 use super::has_security_header;
 use super::limits::Limit;
 use super::route::Service;
 use crate::attestors::Attestors;
 use crate::context::Context;
-use crate::explain::Reason;
 use watch::What;
 
 /// The service and its methods.
@@ -130,42 +127,6 @@ impl WorkloadApi {
             }
         }
     }
-
-    /// The refusal of a caller that no entry is for. Which of its selectors are told is configured.
-    fn no_identity(&self, call: &Call, selectors: &SelectorSet, wanted: Option<&SpiffeId>) -> Status {
-        let Call { method, pid, .. } = *call;
-        if !self.gate.is_own(call) {
-            let told = told(selectors, &self.context.config.log_selectors);
-            let reason = Reason::of(&self.context.state.load(), selectors, wanted).code();
-            error!(
-                method,
-                pid,
-                reason,
-                registered = false,
-                selectors = told.as_deref(),
-                service = SHORT_NAME,
-                subsystem_name = SUBSYSTEM,
-                "No identity issued"
-            );
-        }
-        Status::permission_denied("no identity issued")
-    }
-}
-
-/// Those selectors that begin with one of `prefixes`, which end where a part of a selector ends.
-fn told(selectors: &SelectorSet, prefixes: &[String]) -> Option<String> {
-    let is_told = |text: &String| {
-        prefixes.iter().any(|prefix| {
-            text.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
-        })
-    };
-    let shown = |selector: &Selector| match selector.value() {
-        "" => selector.kind().to_owned(),
-        _ => selector.to_string(),
-    };
-    let mut told: Vec<String> = selectors.iter().map(shown).filter(is_told).collect();
-    told.sort_unstable();
-    (!told.is_empty()).then(|| told.join(","))
 }
 
 /// The service as the log names it.
@@ -193,22 +154,5 @@ mod tests {
         {
             assert!(!has(wrong), "{wrong:?}");
         }
-    }
-
-    #[test]
-    fn g02_only_selectors_below_a_prefix_are_told() {
-        let selectors: SelectorSet =
-            [("k8s", "ns:b"), ("k8s", "nsx:c"), ("unix", "uid:0"), ("k8s", "ns"), ("docker", "")]
-                .map(|(kind, value)| Selector::new(kind, value))
-                .into_iter()
-                .collect();
-        let told = |prefixes: &[&str]| {
-            told(&selectors, &prefixes.iter().map(ToString::to_string).collect::<Vec<_>>())
-        };
-
-        assert_eq!(told(&["k8s:ns"]).as_deref(), Some("k8s:ns,k8s:ns:b"));
-        assert_eq!(told(&["docker", "unix:uid:0"]).as_deref(), Some("docker,unix:uid:0"));
-        assert_eq!(told(&["k8"]), None);
-        assert_eq!(told(&[]), None);
     }
 }

@@ -50,7 +50,7 @@ impl WorkloadApi {
             entries = shown(&self.context.state.load(), &selectors, wanted.as_ref());
         }
         if entries.is_empty() {
-            return Err(self.no_identity(call, &selectors, wanted.as_ref()));
+            return Err(self.gate.no_identity(call, &selectors, wanted.as_ref()));
         }
         let tokens = entries.iter().map(|held| self.jwt_svid(call, &held.entry, &request.audience));
         let svids = match entries.len() {
@@ -67,41 +67,9 @@ impl WorkloadApi {
     }
 
     async fn jwt_svid(&self, call: &Call, entry: &Entry, audience: &[String]) -> Result<Jwtsvid, Status> {
-        let Call { method, pid, .. } = *call;
-        let fetched = tokio::select! {
-            biased;
-            fetched = self.context.jwt_svids.fetch(entry, audience) => fetched,
-            () = self.stop.cancelled() => return Err(Status::unavailable("the agent is stopping")),
-        };
-        let id = &entry.spiffe_id;
-        match fetched {
-            Ok(svid) => {
-                debug!(
-                    method,
-                    pid,
-                    registered = true,
-                    service = SHORT_NAME,
-                    spiffe_id = %id,
-                    subsystem_name = SUBSYSTEM,
-                    "Fetched JWT SVID"
-                );
-                let svid = svid.token.to_string();
-                Ok(Jwtsvid { spiffe_id: id.to_string(), svid, hint: entry.hint.clone() })
-            }
-            Err(error) => {
-                error!(
-                    %error,
-                    method,
-                    pid,
-                    registered = true,
-                    service = SHORT_NAME,
-                    spiffe_id = %id,
-                    subsystem_name = SUBSYSTEM,
-                    "Could not fetch JWT-SVID"
-                );
-                Err(Status::unavailable(format!("could not fetch JWT-SVID: {error}")))
-            }
-        }
+        let svid = self.gate.jwt_svid(call, &self.stop, entry, audience).await?;
+        let (spiffe_id, hint) = (entry.spiffe_id.to_string(), entry.hint.clone());
+        Ok(Jwtsvid { spiffe_id, svid: svid.token.to_string(), hint })
     }
 
     /// Answers `ValidateJWTSVID`. The caller needs no identity: the keys of the own trust domain are

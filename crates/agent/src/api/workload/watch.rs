@@ -88,7 +88,7 @@ impl WorkloadApi {
                     return Ok(answer);
                 }
                 Turn::Wait => update = self.changed(subscription).await?,
-                Turn::Refuse => return Err(self.no_identity(call, subscription.selectors(), None)),
+                Turn::Refuse => return Err(self.gate.no_identity(call, subscription.selectors(), None)),
             }
         }
     }
