@@ -16,6 +16,7 @@
 
 mod api;
 mod audit;
+mod delegated;
 mod der;
 mod describe;
 mod documents;
@@ -51,6 +52,7 @@ mod workload;
 
 pub use api::ApiGroup;
 pub use audit::{AuditLines, audit_lines, steady};
+pub use delegated::Delegates;
 pub use documents::Documents;
 pub use envoy::{Envoys, Seen};
 pub use exchanges::Exchanges;

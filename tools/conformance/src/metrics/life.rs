@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::Measured;
+use super::{DELEGATES, Measured};
 use crate::api::Callers;
 use crate::pki::Key;
 use crate::plane::{Plane, PlaneConfig, Product, pause};
@@ -44,7 +44,7 @@ impl Measured {
                 "NodeAttestor \"x509pop\" {{ plugin_data {{ private_key_path = \"{keys}/x509pop-node-1.key\" \
                  certificate_path = \"{keys}/x509pop-node-1.pem\" }} }}"
             ),
-            agent_extra: "experimental { ratelimit { fetch_jwt_bundles = 1 } }".to_owned(),
+            agent_extra: format!("{DELEGATES}\n  experimental {{ ratelimit {{ fetch_jwt_bundles = 1 }} }}"),
             server: false,
             ..PlaneConfig::default()
         };

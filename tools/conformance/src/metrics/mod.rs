@@ -20,11 +20,15 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
 
+use crate::delegated;
 use crate::http::await_ok;
 use crate::pki::{Authority, Key, pem};
 use crate::plane::{Plane, PlaneConfig, Product, pause};
 use crate::wire::{Caller, Connection, Messages, Shown, client_config};
 use crate::workload::Workload;
+
+/// The workload here is a delegate too.
+const DELEGATES: &str = "authorized_delegates = [\"spiffe://example.org/measured\"]";
 
 /// A page: the names of the labels of each series, by its name.
 pub type Page = BTreeMap<String, BTreeSet<BTreeSet<String>>>;
@@ -71,7 +75,8 @@ impl Measured {
     /// If they do not start.
     #[must_use]
     pub fn start_as(product: &Product, recorded: &Path, config: PlaneConfig, more: &str) -> Self {
-        let config = PlaneConfig { agent: true, log: "DEBUG".to_owned(), ..config };
+        let agent_extra = format!("{}\n  {DELEGATES}", config.agent_extra);
+        let config = PlaneConfig { agent: true, agent_extra, log: "DEBUG".to_owned(), ..config };
         let mut measured = Self::of(Plane::start(product, &config, &BTreeMap::new()), recorded);
         measured
             .restart_with("server", &format!("Prometheus {{ host = \"127.0.0.1\" port = {{p1}} }}\n{more}"));
@@ -201,6 +206,8 @@ impl Measured {
         loop {
             let got = async {
                 workload.svids().await?.next().await?;
+                let uid = format!("uid:{}", self.plane.word("uid"));
+                delegated::has_svid(self.plane.word("admin"), &uid).await?;
                 let token = workload.token("metrics").await?;
                 workload.validate("metrics", &token).await.map(drop)
             };

@@ -15,6 +15,8 @@ mod config;
 #[cfg(test)]
 mod databases;
 #[cfg(test)]
+mod delegated;
+#[cfg(test)]
 mod dev;
 #[cfg(test)]
 mod documents;
