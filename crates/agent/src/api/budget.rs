@@ -63,7 +63,7 @@ pub fn stored_budget(data_dir: &Path, now: SystemTime) -> Result<GetBudgetRespon
     let identity = AgentIdentity { id, chain: data.svid.as_slice().into(), reattestable: data.reattestable };
     let is_kept = data_dir.join(crate::vault::FILE).exists();
     let vault = Vault::look(data_dir).map_err(|error| error.to_string())?;
-    let kept = vault.open(&identity, &bundle, now, &mut RotationRule::new(None));
+    let kept = vault.open(&identity, &bundle, now, &RotationRule::new(None));
     let mut tokens = Vec::new();
     let state = match kept {
         Some(kept) => {

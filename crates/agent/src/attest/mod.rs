@@ -232,8 +232,8 @@ impl Attester {
             let key = Arc::clone(key);
             let bundle = stored.clone().ok_or(AttestError::NoBundle)?;
             let now = self.clock.now();
-            let mut rule = RotationRule::new(self.config.availability_target);
-            let kept = self.vault.open(&identity, &bundle, now, &mut rule);
+            let rule = RotationRule::new(self.config.availability_target);
+            let kept = self.vault.open(&identity, &bundle, now, &rule);
             let is_expired = UnixSecs::from(now).plus(SKEW) >= identity.expires_at();
             if !is_expired {
                 self.check_rebootstrap(identity.reattestable)?;

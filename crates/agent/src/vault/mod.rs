@@ -12,6 +12,8 @@
 mod keep;
 mod record;
 mod seal;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -109,7 +111,7 @@ impl Vault {
         agent: &AgentIdentity,
         stored: &Bundle,
         now: SystemTime,
-        rule: &mut RotationRule,
+        rule: &RotationRule,
     ) -> Option<Kept> {
         let kept = self.0.open(agent, stored, now, rule);
         match kept {
@@ -163,13 +165,13 @@ impl Shared {
         agent: &AgentIdentity,
         stored: &Bundle,
         now: SystemTime,
-        rule: &mut RotationRule,
+        rule: &RotationRule,
     ) -> Result<Option<Kept>, NotUsed> {
         let mut seal = self.lock();
         let Some(seal) = seal.as_mut() else { return Ok(None) };
         let Some(contents) = seal.open(&self.binding(agent))? else { return Ok(None) };
         let contents = Contents::parse(&contents)?;
-        Ok(Some(contents.judge(&mut Judge { agent, stored, now, rule })?))
+        Ok(Some(contents.judge(&Judge { agent, stored, now, rule })?))
     }
 
     fn write(&self, state: &AgentState, tokens: &[Token], now: UnixSecs) -> Result<usize, SealError> {
