@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finial_conformance::{Crossing, Domains, Live, Profile, Server};
+use finial_conformance::{Crossing, Domains, Live, Outage, PlaneConfig, Profile, Server};
 
 fn recorded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
@@ -89,4 +89,21 @@ fn oracle_agent_folder_goes_to_spire_and_back_on_finial() {
 #[test]
 fn oracle_agent_folder_goes_to_spire_and_back_on_spire() {
     with_both(|both| both.agent_folder(Server::Spire));
+}
+
+#[test]
+fn oracle_finial_agent_serves_while_spires_server_is_away() {
+    with_both(|both| {
+        let mut outage = Outage::start(&both.finial_agent(), &PlaneConfig::default());
+        let _id = outage.create_entry("/web", "unix:uid:{uid}");
+        let before = outage.await_ids(&["spiffe://example.org/web"]);
+        outage.await_vault();
+        outage.stop_server();
+        outage.end_agent("KILL");
+
+        let (took, after) = outage.time_start();
+
+        println!("outage: SPIRE's server is away, keys after {took:?}");
+        if after == before { Ok(()) } else { Err(format!("{after:?} instead of {before:?}")) }
+    });
 }

@@ -137,6 +137,32 @@ fn recovery_a_server_of_other_authorities_is_not_believed_and_workloads_go_on() 
 }
 
 #[test]
+fn recovery_a_node_that_may_bootstraps_anew_with_a_server_of_other_authorities() {
+    let extra = "rebootstrap_mode = \"auto\"\n  rebootstrap_delay = \"3s\"";
+    let config = PlaneConfig { agent_extra: extra.to_owned(), ..PlaneConfig::default() };
+    let mut outage = start(&with_certificates(config));
+    let before = outage.await_ids(&[WEB]);
+    outage.await_vault();
+    outage.stop_server();
+    fs::remove_dir_all(outage.data().with_file_name("server-data")).unwrap();
+    fs::create_dir(outage.data().with_file_name("server-data")).unwrap();
+    outage.plane().start_server_again();
+    outage.create_node("x509pop:subject:cn:node-1");
+    let _id = outage.create_entry("/web", OWN);
+    let bundle = outage.plane().ok("server", &["bundle", "show", "-socketPath", "{sock}"]);
+    outage.plane().write("{dir}/bootstrap.pem", &bundle);
+
+    // It serves what it has until the delay is over, then ends for whoever starts it again.
+    assert_eq!(outage.plane().agent().unwrap().wait(Duration::from_secs(60)), 1);
+    assert!(outage.log().contains("shutting down for rebootstrapping"), "{}", outage.log());
+    assert!(!outage.vault().exists() && !outage.data().join("vault.key").exists());
+
+    outage.plane().start_agent_again();
+    let after = outage.await_ids(&[WEB]);
+    assert_ne!(after, before);
+}
+
+#[test]
 fn recovery_a_server_that_comes_back_breaks_no_stream() {
     let mut outage = start(&PlaneConfig::default());
     outage.await_ids(&[WEB]);
