@@ -71,6 +71,7 @@ pub use nested::Nested;
 pub use oracle::{Crossing, Server};
 pub use outage::{Outage, Served};
 pub use outcome::Outcome;
+pub use pki::DatabaseSecrets;
 pub use plane::{Plane, PlaneConfig, Product, Running, pause};
 pub use policy::{Judged, refused_policy};
 pub use scenario::{Scenario, Verdict};

@@ -88,6 +88,41 @@ impl Authority {
     }
 }
 
+/// What a database server on 127.0.0.1 and its clients need to speak TLS, in PEM.
+#[derive(Clone, Debug)]
+pub struct DatabaseSecrets {
+    /// The authority of both.
+    pub root: String,
+    /// An authority of neither.
+    pub stranger: String,
+    /// Certificate and key of the server.
+    pub server: [String; 2],
+    /// Certificate and key of a client.
+    pub client: [String; 2],
+}
+
+impl DatabaseSecrets {
+    /// New ones.
+    #[must_use]
+    pub fn new() -> Self {
+        let authority = Authority::of("database.test");
+        let (server, client) = (Key::generate(), Key::generate());
+        let pair = |der: &[u8], key: &Key| [pem("CERTIFICATE", der), pem("PRIVATE KEY", &key.pkcs8())];
+        Self {
+            root: pem("CERTIFICATE", &authority.certificate),
+            stranger: pem("CERTIFICATE", &Authority::of("stranger.test").certificate),
+            server: pair(&authority.certify_web(&server), &server),
+            client: pair(&authority.certify(&client, "spiffe://database.test/client"), &client),
+        }
+    }
+}
+
+impl Default for DatabaseSecrets {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Authority,

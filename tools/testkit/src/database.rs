@@ -8,6 +8,8 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,9 +33,22 @@ const WATCH: &str = r#"
     if read -r word; then kill -s "$word" $pid; wait $pid; else kill -s KILL $pid; wait $pid; rm -rf "$dir"; fi
 "#;
 
+/// What a server needs to speak TLS, in PEM; clients must show a certificate of the same authority.
+#[derive(Clone, Copy, Debug)]
+pub struct Secrets<'a> {
+    /// The authority's certificate.
+    pub root: &'a str,
+    /// The server's certificate, for 127.0.0.1.
+    pub certificate: &'a str,
+    /// Its key.
+    pub key: &'a str,
+}
+
 /// A running server.
 pub struct Server {
     make: Make,
+    /// Where it speaks TLS over TCP, if it does.
+    port: Option<u16>,
     programs: PathBuf,
     folder: PathBuf,
     watch: Mutex<Option<Child>>,
@@ -65,10 +80,32 @@ impl Server {
             crate::skip(&format!("tests with {make:?}: it is not installed"));
             return None;
         };
-        match Self::install(make, programs) {
+        match Self::install(make, programs, None) {
             Ok(server) => Some(server),
             Err(error) => panic!("{make:?} does not start: {error:#}"),
         }
+    }
+
+    /// The same, which speaks TLS on 127.0.0.1 too.
+    ///
+    /// # Panics
+    /// As [`Self::shared`].
+    #[must_use]
+    pub fn start_secure(make: Make, secrets: Secrets<'_>) -> Option<Self> {
+        let Some(programs) = make.programs() else {
+            crate::skip(&format!("tests with {make:?} over TLS: it is not installed"));
+            return None;
+        };
+        match Self::install(make, programs, Some(secrets)) {
+            Ok(server) => Some(server),
+            Err(error) => panic!("{make:?} does not start with TLS: {error:#}"),
+        }
+    }
+
+    /// Where it speaks TLS.
+    #[must_use]
+    pub const fn port(&self) -> Option<u16> {
+        self.port
     }
 
     /// Makes an empty database; its connection string as SPIRE's drivers read it.
@@ -109,9 +146,23 @@ impl Server {
         self.await_answer()
     }
 
-    fn install(make: Make, programs: PathBuf) -> Result<Self> {
+    fn install(make: Make, programs: PathBuf, secrets: Option<Secrets<'_>>) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("finial-db-").tempdir()?.keep();
-        let server = Self { make, programs, folder, watch: Mutex::new(None) };
+        let port = match secrets {
+            Some(_) => Some(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port()),
+            None => None,
+        };
+        let server = Self { make, port, programs, folder, watch: Mutex::new(None) };
+        if let Some(Secrets { root, certificate, key }) = secrets {
+            for (name, text) in [("root.pem", root), ("server.pem", certificate), ("server.key", key)] {
+                let path = server.folder.join(name);
+                fs::write(&path, text)?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+                if let Some(user) = server.make.user() {
+                    succeeded(&Command::new("chown").arg(user).arg(&path).output()?)?;
+                }
+            }
+        }
         if let Some(user) = server.make.user() {
             succeeded(&Command::new("chown").arg(user).arg(&server.folder).output()?)?;
         }
@@ -132,6 +183,10 @@ impl Server {
             }
         };
         succeeded(&install.current_dir(&server.folder).output()?)?;
+        if make == Make::Postgres && port.is_some() {
+            let rules = "local all all trust\nhostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n";
+            fs::write(data.join("pg_hba.conf"), rules)?;
+        }
         server.up()?;
         Ok(server)
     }
@@ -142,14 +197,36 @@ impl Server {
         let serve = match self.make {
             Make::Postgres => {
                 let mut serve = self.as_user("postgres");
-                serve.args(["-D", &format!("{folder}/data"), "-k", &folder, "-h", ""]);
+                serve.args(["-D", &format!("{folder}/data"), "-k", &folder]);
+                match self.port {
+                    None => drop(serve.args(["-h", ""])),
+                    Some(port) => {
+                        serve.args(["-h", "127.0.0.1", "-c", "ssl=on"]);
+                        let files = [("cert", "server.pem"), ("key", "server.key"), ("ca", "root.pem")];
+                        for (name, file) in files {
+                            serve.args(["-c", &format!("ssl_{name}_file={folder}/{file}")]);
+                        }
+                        serve.args(["-p", &port.to_string()]);
+                    }
+                }
                 // What happens when the machine fails is not what is tested here.
                 serve.args(["-c", "fsync=off", "-c", "max_connections=400", "-c", "shared_buffers=32MB"]);
                 serve
             }
             Make::MariaDb => {
                 let mut serve = self.as_user("mariadbd");
-                serve.args(["--no-defaults", "--skip-networking", "--skip-log-bin", "--max-connections=400"]);
+                serve.args(["--no-defaults", "--skip-log-bin", "--max-connections=400"]);
+                match self.port {
+                    None => drop(serve.arg("--skip-networking")),
+                    Some(port) => {
+                        serve.args(["--bind-address=127.0.0.1", &format!("--port={port}")]);
+                        for (name, file) in
+                            [("cert", "server.pem"), ("key", "server.key"), ("ca", "root.pem")]
+                        {
+                            serve.arg(format!("--ssl-{name}={folder}/{file}"));
+                        }
+                    }
+                }
                 serve.args(["--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=64M"]);
                 for (key, file) in [("datadir", "data"), ("socket", "socket"), ("pid-file", "pid")] {
                     serve.arg(format!("--{key}={folder}/{file}"));
@@ -219,6 +296,12 @@ pub struct Database<'a> {
 }
 
 impl Database<'_> {
+    /// Its name on its server.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// How SPIRE's configuration names it.
     #[must_use]
     pub fn connection_string(&self) -> String {
@@ -240,6 +323,7 @@ impl Database<'_> {
                 let mut client = Command::new(self.server.programs.join("psql"));
                 client.args(["-X", "-q", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1"]);
                 client.args(["-h", &folder, "-U", "spire", "-d", &self.name]);
+                client.args(self.server.port.iter().flat_map(|port| ["-p".to_owned(), port.to_string()]));
                 client
             }
             Make::MariaDb => {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use finial_conformance::{Kills, Plane, PlaneConfig, Product, Takeover, get, pause};
-use testkit::database::{Database, Make, Server};
+use finial_conformance::{DatabaseSecrets, Kills, Plane, PlaneConfig, Product, Takeover, get, pause};
+use testkit::database::{Database, Make, Secrets, Server};
 
 fn recorded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
@@ -173,4 +173,94 @@ fn k04_kills_lose_no_acknowledged_write_on_postgres() {
 #[test]
 fn k04_kills_lose_no_acknowledged_write_on_mysql() {
     check_kills(Make::MariaDb);
+}
+
+/// How a connection over TLS is asked for, with this root and, if asked for, a client's certificate.
+fn secure(make: Make, port: u16, database: &Database<'_>, root: &str, shown: bool) -> String {
+    let name = database.name();
+    match make {
+        Make::Postgres => {
+            let client = if shown { "sslcert={dir}/cwd/client.pem sslkey={dir}/cwd/client.key" } else { "" };
+            format!(
+                "database_type = \"postgres\" connection_string = \"host=127.0.0.1 port={port} user=spire \
+                 dbname={name} sslmode=verify-full sslrootcert={{dir}}/cwd/{root} {client}\""
+            )
+        }
+        Make::MariaDb => {
+            let client = if shown {
+                "client_cert_path = \"{dir}/cwd/client.pem\" client_key_path = \"{dir}/cwd/client.key\""
+            } else {
+                ""
+            };
+            format!(
+                "database_type = \"mysql\" connection_string = \"tls@tcp(127.0.0.1:{port})/{name}?parseTime=true\" \
+                 root_ca_path = \"{{dir}}/cwd/{root}\" {client}"
+            )
+        }
+    }
+}
+
+fn check_secure(make: Make) {
+    let secrets = DatabaseSecrets::new();
+    let [certificate, key] = &secrets.server;
+    let Some(server) = Server::start_secure(make, Secrets { root: &secrets.root, certificate, key }) else {
+        return;
+    };
+    let database = server.database().unwrap();
+    if make == Make::MariaDb {
+        let name = database.name();
+        database
+            .run(&format!(
+                "CREATE USER tls@'%' REQUIRE X509; GRANT ALL ON {name}.* TO tls@'%'; FLUSH PRIVILEGES;"
+            ))
+            .unwrap();
+    }
+    let port = server.port().unwrap();
+    let files: BTreeMap<String, String> = [
+        ("root.pem", &secrets.root),
+        ("stranger.pem", &secrets.stranger),
+        ("client.pem", &secrets.client[0]),
+        ("client.key", &secrets.client[1]),
+    ]
+    .into_iter()
+    .map(|(name, text)| (name.to_owned(), text.clone()))
+    .collect();
+
+    let good =
+        PlaneConfig { datastore: secure(make, port, &database, "root.pem", true), ..PlaneConfig::default() };
+    let plane = Plane::start(&Product::under_test(), &good, &files);
+    assert_eq!(create(&plane, "/secure").0, 0);
+    if make == Make::Postgres {
+        let sql = "SELECT bool_and(ssl), count(*) > 0 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                   WHERE client_addr IS NOT NULL;";
+        assert_eq!(database.run(sql).unwrap(), "t\tt\n");
+    }
+    drop(plane);
+
+    for (root, shown) in [("stranger.pem", true), ("root.pem", false)] {
+        let bad = PlaneConfig {
+            server: false,
+            datastore: secure(make, port, &database, root, shown),
+            ..PlaneConfig::default()
+        };
+        let plane = Plane::start(&Product::under_test(), &bad, &files);
+        plane.configure_server(&bad);
+        let mut refused = plane.spawn("server", &["run", "-config", "{dir}/server.conf"]);
+        let code = refused.wait(LIMIT);
+        let log = std::fs::read_to_string(plane.dir().join("server.log")).unwrap_or_default();
+        let said = format!("{:?}{log}", refused.printed());
+        assert_ne!(code, 0, "{root} {shown}: {said}");
+        let is_told = said.contains("certificate") || (!shown && said.contains("Access denied"));
+        assert!(is_told, "{root} {shown}: {said}");
+    }
+}
+
+#[test]
+fn a_postgres_is_known_by_its_certificate_and_shown_one() {
+    check_secure(Make::Postgres);
+}
+
+#[test]
+fn a_mysql_is_known_by_its_certificate_and_shown_one() {
+    check_secure(Make::MariaDb);
 }

@@ -1,6 +1,7 @@
 //! Where the database is, how to get there, and whether it is away.
 
 use std::future::Future;
+use std::io::ErrorKind;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -207,7 +208,9 @@ fn failed(error: &Error) -> Failed {
         let passing = code.starts_with("57P") || code.starts_with("08") || code == "53300";
         return if passing || mysql::is_passing(error) { Failed::Away(text) } else { Failed::Refused(text) };
     }
-    if matches!(error, Error::Configuration(_) | Error::Tls(_)) {
+    // A certificate that is not believed, on either side, comes as data that are not valid.
+    let is_distrust = matches!(error, Error::Io(error) if error.kind() == ErrorKind::InvalidData);
+    if is_distrust || matches!(error, Error::Configuration(_) | Error::Tls(_)) {
         return Failed::Refused(text);
     }
     Failed::Away(text)
