@@ -196,6 +196,8 @@ impl OwnSvid {
             }
             Verdict::MustReattest if agent.reattestable => {
                 warn!("Agent needs to re-attest; will attempt to re-attest");
+                // It was evicted, perhaps. What it was given is written again once it is known anew.
+                self.attester.vault.discard();
                 match self.reattest(&agent).await {
                     Ok(()) => Ok(()),
                     // The server may be gone by now; its next refusal tries again.

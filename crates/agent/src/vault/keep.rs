@@ -99,7 +99,7 @@ impl Keeping {
             };
             if due.is_some_and(|due| due <= now) || (token.is_cancelled() && urgency > Urgency::Nothing) {
                 since = None;
-                self.write(state, &mut written).await;
+                self.write(state, urgency, &mut written).await;
                 if token.is_cancelled() {
                     return Ok(());
                 }
@@ -125,7 +125,7 @@ impl Keeping {
         }
     }
 
-    async fn write(&self, state: Arc<AgentState>, written: &mut Written) {
+    async fn write(&self, state: Arc<AgentState>, urgency: Urgency, written: &mut Written) {
         // Tokens first: one that comes while this runs is written next time.
         written.are_tokens_other = false;
         let tokens = self.jwt_svids.held();
@@ -142,6 +142,11 @@ impl Keeping {
             Err(error) => {
                 let text = chain(&error);
                 error!(error = text, "Could not write the vault");
+                if urgency == Urgency::Loss {
+                    // Better no vault than one with what is gone.
+                    self.vault.discard();
+                    written.state = None;
+                }
                 self.health.degraded(TROUBLE, text);
                 written.are_tokens_other = true;
                 written.at += RETRY;
@@ -181,4 +186,71 @@ impl Written {
 fn pause(bytes: usize) -> Duration {
     let seconds = u32::try_from(bytes / BYTES_PER_SECOND).unwrap_or(u32::MAX);
     SETTLING.max(Duration::from_secs(seconds.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use runtime::clock::SystemClock;
+    use spiffe::{Bundle, Entry, TrustDomain};
+
+    use super::*;
+    use crate::fixtures::{self, entry, svid};
+    use crate::state::Change;
+
+    fn synced(state: &AgentState, entries: Vec<Entry>, federated: &[&str]) -> Arc<AgentState> {
+        let bundle = |name: &&str| Bundle::empty(TrustDomain::parse(name).unwrap());
+        Arc::new(state.apply(Change::Synced {
+            entries: entries.into_iter().map(Arc::new).collect(),
+            own: None,
+            federated: federated.iter().map(bundle).collect(),
+            at: UnixSecs(1),
+        }))
+    }
+
+    /// How urgent it is to write `now` where `old` was written.
+    fn urgency(old: &Arc<AgentState>, now: &Arc<AgentState>) -> Urgency {
+        let at = SystemClock.instant();
+        let state = Some(Arc::clone(old));
+        Written { state, are_tokens_other: false, at, pause: SETTLING }.urgency(now)
+    }
+
+    #[test]
+    fn what_is_gone_or_changed_is_urgent_what_is_new_is_not() {
+        let a = || entry("a", "/a", &["uid:1"]);
+        let b = || entry("b", "/b", &["uid:2"]);
+        let both = synced(&fixtures::state(), vec![a(), b()], &["other.org"]);
+        let check = |entries: Vec<Entry>, federated: &[&str], expected: Urgency| {
+            assert_eq!(urgency(&both, &synced(&both, entries, federated)), expected, "{federated:?}");
+        };
+
+        check(vec![a(), b()], &["other.org"], Urgency::Nothing);
+        check(vec![a()], &["other.org"], Urgency::Loss);
+        check(vec![a(), b()], &[], Urgency::Loss);
+        check(vec![a(), entry("b", "/b", &["uid:2", "gid:2"])], &["other.org"], Urgency::Loss);
+        check(vec![a(), b(), entry("c", "/c", &["uid:3"])], &["other.org"], Urgency::News);
+        let issued = Change::Issued(vec![(a().id, Some(svid(&a(), UNIX_EPOCH)))]);
+        assert_eq!(urgency(&both, &Arc::new(both.apply(issued))), Urgency::News);
+    }
+
+    #[test]
+    fn an_agent_that_knows_nothing_writes_nothing_and_the_time_alone_waits() {
+        let nothing = Arc::new(fixtures::state());
+        let written =
+            Written { state: None, are_tokens_other: false, at: SystemClock.instant(), pause: SETTLING };
+        assert_eq!(written.urgency(&nothing), Urgency::Nothing);
+
+        let first = synced(&nothing, Vec::new(), &[]);
+        let later = Arc::new(first.apply(Change::Confirmed { at: UnixSecs(2) }));
+
+        assert_eq!(written.urgency(&first), Urgency::News);
+        assert_eq!(urgency(&first, &later), Urgency::Time);
+    }
+
+    #[test]
+    fn large_vaults_are_written_less_often() {
+        assert_eq!(pause(1000), Duration::from_secs(1));
+        assert_eq!(pause(10 * BYTES_PER_SECOND), Duration::from_secs(10));
+    }
 }

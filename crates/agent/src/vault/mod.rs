@@ -137,6 +137,13 @@ impl Vault {
         Ok(self.0.blocking.run(move || shared.write(&state, &tokens, now)).await??)
     }
 
+    /// Removes what is written; the next write makes it anew.
+    pub(crate) fn discard(&self) {
+        if let Some(Err(error)) = self.0.lock().as_mut().map(Seal::destroy) {
+            warn!(error = chain(&error), "Could not remove the vault");
+        }
+    }
+
     /// Removes the vault for good: nothing is written any more.
     pub(crate) fn give_up(&self) {
         let Some(mut seal) = self.0.lock().take() else { return };

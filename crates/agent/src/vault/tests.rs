@@ -239,6 +239,20 @@ async fn a_vault_of_another_agent_or_of_long_before_the_agents_svid_is_not_used(
 }
 
 #[tokio::test]
+async fn a_vault_that_was_discarded_is_made_anew() {
+    let world = World::new();
+    let vault = Vault::new(world.directory.path(), true).unwrap();
+    let now = UnixSecs::from(world.now);
+    vault.write(Arc::clone(&world.state), Vec::new(), now).await.unwrap();
+
+    vault.discard();
+    assert_eq!(std::fs::read_dir(world.directory.path()).unwrap().count(), 0);
+    vault.write(Arc::clone(&world.state), Vec::new(), now).await.unwrap();
+
+    assert_eq!(world.found(0).0, ["a"]);
+}
+
+#[tokio::test]
 async fn a_vault_that_was_given_up_stays_so() {
     let world = World::new();
     let vault = Vault::new(world.directory.path(), true).unwrap();
