@@ -126,7 +126,7 @@ fn counting_skips(tests: &mut Command) -> Result<()> {
 
 /// Kills the server under load for `rounds` (default 500) and looks for lost or halved writes. Plays
 /// 200 histories per round of several servers at one database. Restarts an agent 100 times without a
-/// server.
+/// server, and a server under 10,000 streams.
 pub(crate) fn soak(rounds: Option<&str>) -> Result<()> {
     let rounds: u64 = rounds.unwrap_or("500").parse().context("soak: rounds must be a number")?;
     process::check(&mut process::command(
@@ -146,12 +146,13 @@ pub(crate) fn soak(rounds: Option<&str>) -> Result<()> {
         "live_forced_rotation",
         "lint_issued",
         "outage_restarts",
+        "recovery_a_server_that_comes_back",
         "--nocapture",
     ];
     let mut soak = process::command("cargo", args);
     soak.env("FINIAL_KILL_ROUNDS", rounds.to_string());
     soak.envs([("FINIAL_FORCED_ROUNDS", "20"), ("FINIAL_FORCED_WORKLOADS", "100")]);
-    soak.env("FINIAL_OUTAGE_ROUNDS", "100");
+    soak.envs([("FINIAL_OUTAGE_ROUNDS", "100"), ("FINIAL_OUTAGE_STREAMS", "10000")]);
     soak.env("FINIAL_LINT_COUNT", "10000").envs(clients::environment());
     process::check(&mut soak)?;
     let args = [

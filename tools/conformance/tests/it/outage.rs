@@ -331,3 +331,33 @@ fn outage_the_budget_is_told_by_a_running_agent_and_from_what_it_stored() {
     let (code, _, said) = outage.plane().run("finial", &["agent", "budget", "-dataDir", "{dir}/missing"]);
     assert!(code == 1 && said.contains("there is no directory"), "{said}");
 }
+
+#[test]
+fn outage_a_credential_of_the_service_manager_is_needed_where_it_was_used() {
+    let mut outage = outage(&PlaneConfig::default());
+    outage.end_agent("TERM");
+    let credentials = outage.data().with_file_name("credentials");
+    fs::create_dir(&credentials).unwrap();
+    fs::write(credentials.join("finial-vault-key"), [7; 32]).unwrap();
+    let env = [("CREDENTIALS_DIRECTORY", credentials.as_path())];
+    clear_log(&outage);
+    // What was sealed without it does not open with it.
+    let (_, before) = outage.time_start_with(&env);
+    assert!(
+        log_has(&outage, "sealed for another agent, machine, directory or credential"),
+        "{}",
+        outage.log()
+    );
+    outage.await_vault();
+    outage.stop_server();
+    outage.end_agent("KILL");
+
+    let (_, again) = outage.time_start_with(&env);
+    assert_eq!(again, before);
+    outage.end_agent("KILL");
+    clear_log(&outage);
+    outage.plane().spawn_agent();
+
+    await_log(&outage, "sealed for another agent, machine, directory or credential");
+    assert_eq!(outage.serve(Duration::from_secs(2)).unwrap_err().0, "TIMEOUT");
+}
