@@ -69,7 +69,7 @@ struct Settings {
 /// How long to wait before a database that is away is tried again, at most.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Opens the datastore that the plugin blocks declare; `changes` gets what is committed. A database
+/// Opens the datastore that the plugin blocks declare, and its replica if there is one; `changes` gets what is committed. A database
 /// server that is away is waited for: without it there is nothing to serve, and it comes back.
 ///
 /// # Errors
@@ -80,7 +80,7 @@ pub(crate) async fn open(
     health: &Health,
     changes: mpsc::Sender<Changes>,
     metrics: &Metrics,
-) -> Result<Datastore, DatastoreError> {
+) -> Result<(Datastore, Option<Datastore>), DatastoreError> {
     let mut options = options(settings(plugins)?, clock)?;
     options.changes = Some(changes);
     let check = health.check("catalog.datastore");
@@ -95,11 +95,24 @@ pub(crate) async fn open(
             }
             opened => {
                 check.cleared("open_err");
-                return Ok(Datastore::new(opened?, metrics));
+                let opened = Datastore::new(opened?, metrics);
+                return Ok((opened, replica(options, metrics).await?));
             }
         }
         clock.sleep(wait).await;
         wait = (wait * 2).min(RETRY);
+    }
+}
+
+/// The replica, if there is one; without it all is read from the primary database.
+async fn replica(options: Options, metrics: &Metrics) -> Result<Option<Datastore>, DatastoreError> {
+    let opened = runtime::blocking::Blocking::new(1).run(move || Store::open_replica(&options)).await;
+    match opened.map_err(|_| DatastoreError::Interrupted)? {
+        Ok(replica) => Ok(replica.map(|replica| Datastore::new(replica, metrics))),
+        Err(error) => {
+            tracing::warn!(%error, "The replica cannot be opened; reading the primary database");
+            Ok(None)
+        }
     }
 }
 

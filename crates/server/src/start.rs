@@ -153,7 +153,7 @@ pub(crate) async fn build(
     let mut told = health_listener(&config, &health).await?;
     let (committed, changes) = mpsc::channel(QUEUE);
     let store = datastore::open(&config.plugins, &clock, &health, committed, &metrics);
-    let store = meanwhile(&mut told, store).await?;
+    let (store, replica) = meanwhile(&mut told, store).await?;
     let bundles = Publisher::new(BundleSet::default());
     let plugins = load_plugins(&config, &clock, &bundles).await?;
     check_trust_domain(&store, &config.trust_domain).await?;
@@ -161,6 +161,7 @@ pub(crate) async fn build(
     let hub = Hub::new(meters.watchers.clone());
     let keeper = Keeper::load(
         store.clone(),
+        replica,
         changes,
         bundles,
         config.trust_domain.clone(),

@@ -44,7 +44,7 @@ pub struct Options {
     pub database: DatabaseType,
     /// As `connection_string` of SPIRE's plugin `sql`.
     pub connection_string: String,
-    /// As `ro_connection_string` there; checked, but not used.
+    /// As `ro_connection_string` there: for [`Store::open_replica`].
     pub ro_connection_string: String,
     /// For a MySQL server.
     pub tls: TlsFiles,
@@ -128,6 +128,18 @@ impl Store {
             DatabaseType::Postgres | DatabaseType::MySql => Backend::Remote(Remote::open(options)?),
         };
         Ok(Self { backend: Arc::new(backend), now: Arc::clone(&options.now) })
+    }
+
+    /// Opens the replica of a database server's database, to read alone; `None` without one.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_replica(options: &Options) -> Result<Option<Self>, StoreError> {
+        if options.ro_connection_string.is_empty() || options.database == DatabaseType::Sqlite {
+            return Ok(None);
+        }
+        let backend = Backend::Remote(Remote::open_replica(options)?);
+        Ok(Some(Self { backend: Arc::new(backend), now: Arc::clone(&options.now) }))
     }
 
     /// How many SQL statements were run since the store was opened.

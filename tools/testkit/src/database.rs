@@ -102,6 +102,31 @@ impl Server {
         }
     }
 
+    /// A server that copies this one as it goes on, to be read alone. `PostgreSQL` only.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn replica(&self) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("finial-db-").tempdir()?.keep();
+        let (make, programs) = (self.make, self.programs.clone());
+        let replica = Self { make, port: None, programs, folder, watch: Mutex::new(None) };
+        if let Some(user) = make.user() {
+            succeeded(&Command::new("chown").arg(user).arg(&replica.folder).output()?)?;
+        }
+        let mut copy = replica.as_user("pg_basebackup");
+        copy.arg("-D").arg(replica.folder.join("data")).arg("-h").arg(&self.folder);
+        copy.args(["-U", "spire", "-R", "-X", "stream", "--checkpoint=fast", "--no-sync"]);
+        succeeded(&copy.current_dir(&replica.folder).output()?)?;
+        replica.up()?;
+        Ok(replica)
+    }
+
+    /// The copy of a database on this replica.
+    #[must_use]
+    pub fn copy_of(&self, database: &Database<'_>) -> Database<'_> {
+        Database { server: self, name: database.name.clone() }
+    }
+
     /// Where it speaks TLS.
     #[must_use]
     pub const fn port(&self) -> Option<u16> {

@@ -24,13 +24,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::fresh::{Fresh, Readings};
+use super::replica::{self, Begun};
 use super::turn::{self, Asked, Done, Loaded, Turned};
 use super::watchdog::Watchdog;
 use super::written::{self, Lately};
 use super::{Applied, BundleSet};
 use crate::api;
 use crate::measured::Datastore;
-use crate::meters::{Meters, of_store};
+use crate::meters::Meters;
 use crate::sync::Hub;
 
 /// How many writes may be committed before they are applied; beyond that writers wait.
@@ -86,13 +87,14 @@ pub(crate) struct Around {
 }
 
 impl Keeper {
-    /// Loads everything. `changes` is what the store was opened with; `bundles` may have readers
+    /// Loads everything, from the replica what it has if there is one. `changes` is what the store was opened with; `bundles` may have readers
     /// already.
     ///
     /// # Errors
     /// If the datastore cannot be read.
     pub(crate) async fn load(
         store: Datastore,
+        replica: Option<Datastore>,
         changes: mpsc::Receiver<Changes>,
         bundles: Publisher<BundleSet>,
         trust_domain: TrustDomain,
@@ -100,22 +102,41 @@ impl Keeper {
         config: &config::ServerExperimental,
     ) -> Result<Self, StoreError> {
         let Around { clock, check, meters, hub } = around;
-        // The feed begins before the rows are read, so that nothing falls between.
-        let mut feed = None;
-        if store.is_shared() {
-            let limits = Limits {
-                event_timeout: config.event_timeout,
-                events_kept: config.prune_events_older_than,
-                ..Limits::DEFAULT
+        let limits = Limits {
+            event_timeout: config.event_timeout,
+            events_kept: config.prune_events_older_than,
+            ..Limits::DEFAULT
+        };
+        let reload = meters.cache_reload.start();
+        let mut begun = None;
+        if let Some(replica) = replica.filter(|_| store.is_shared()) {
+            begun = match replica::begin(&store, &replica, Feed::new(limits), trust_domain.clone()).await {
+                Ok(begun) => begun,
+                Err(error) => {
+                    tracing::warn!(%error, "The replica cannot be read; reading the primary database");
+                    None
+                }
             };
-            let federating = turn::federating(Snapshot::fixed(EntryGraph::new(trust_domain.clone())));
-            feed = Some(store.follow(Feed::new(limits), federating, false).await?.feed);
         }
-        let loading = of_store(&meters.cache_reload, turn::load(&store));
-        let Loaded { entries, agents, bundles: stored } = loading.await?;
-        bundles.publish(Arc::new(BundleSet::new(stored)));
-        let entries = entries.into_iter().map(|stored| (stored.row_id, stored.entry));
-        let graph = EntryGraph::load(trust_domain, entries, agents.iter().map(|agent| record(agent)));
+        let (feed, graph) = match begun {
+            Some(Begun { feed, graph, bundles: stored }) => {
+                bundles.publish(Arc::new(stored));
+                (Some(feed), graph)
+            }
+            None => {
+                // The feed begins before the rows are read, so that nothing falls between.
+                let mut feed = None;
+                if store.is_shared() {
+                    let nobody = turn::federating(Snapshot::fixed(EntryGraph::new(trust_domain.clone())));
+                    feed = Some(store.follow(Feed::new(limits), nobody, false).await?.feed);
+                }
+                let Loaded { entries, agents, bundles: stored } = turn::load(&store).await?;
+                bundles.publish(Arc::new(BundleSet::new(stored)));
+                let entries = entries.into_iter().map(|stored| (stored.row_id, stored.entry));
+                (feed, EntryGraph::load(trust_domain, entries, agents.iter().map(|agent| record(agent))))
+            }
+        };
+        reload.done(Code::Ok);
         meters.cache.show(&graph.counts());
         let (applied, _) = watch::channel(0);
         let watchdog = Watchdog::new(clock.instant());

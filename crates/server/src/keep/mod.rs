@@ -4,6 +4,7 @@
 mod bundles;
 mod fresh;
 mod keeper;
+mod replica;
 mod turn;
 mod watchdog;
 mod written;

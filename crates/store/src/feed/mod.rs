@@ -204,6 +204,12 @@ impl Feed {
         self.pending.bundles.retain(|trust_domain| !read.bundles.contains(trust_domain));
     }
 
+    /// The last events that were seen, of entries and of agents, if there was any of both.
+    #[must_use]
+    pub fn last(&self) -> Option<(i64, i64)> {
+        Some((self.entries.last()?, self.agents.last()?))
+    }
+
     /// How many ids of events are waited for that were passed over: of entries, of agents.
     #[must_use]
     pub fn missing(&self) -> (u64, u64) {

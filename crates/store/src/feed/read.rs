@@ -87,6 +87,26 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Whether the events that `feed` saw last, in a copy of this database, are here still: then none that
+    /// came after them was pruned, and the feed can go on here without missing one.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn goes_on(&self, feed: &Feed) -> Result<bool, StoreError> {
+        let Some((entry, agent)) = feed.last() else { return Ok(false) };
+        self.read(move |conn| {
+            let is_there = |table: &str, id: i64| {
+                let sql = format!("SELECT count(*) FROM {table} WHERE id = ?");
+                Ok::<_, StoreError>(conn.first(&sql, values![id], |row| int(row, 0))?.unwrap_or(0) > 0)
+            };
+            Ok(is_there("registered_entries_events", entry)?
+                && is_there("attested_node_entries_events", agent)?)
+        })
+        .await
+    }
+}
+
 fn answer(conn: &Conn, ask: &Ask) -> Result<Answer, StoreError> {
     Ok(Answer {
         entries: events(conn, "registered_entries_events", "entry_id", &ask.entries)?,

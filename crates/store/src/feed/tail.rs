@@ -134,6 +134,11 @@ impl Tail {
             .map(|forgotten| Forgotten { due: forgotten.until, ..forgotten });
     }
 
+    /// The highest id seen, if there was any event.
+    pub(super) fn last(&self) -> Option<i64> {
+        self.last.filter(|last| *last > 0)
+    }
+
     /// How many ids are waited for.
     pub(super) fn missing(&self) -> u64 {
         let count = |(first, hole): (&i64, &Hole)| u64::try_from(hole.last - first + 1).unwrap_or_default();

@@ -264,3 +264,47 @@ fn a_postgres_is_known_by_its_certificate_and_shown_one() {
 fn a_mysql_is_known_by_its_certificate_and_shown_one() {
     check_secure(Make::MariaDb);
 }
+
+#[test]
+fn a_server_begins_with_what_its_replica_has_and_what_came_since() {
+    let Some(server) = Server::start(Make::Postgres) else { return };
+    let database = server.database().unwrap();
+    let replica = server.replica().unwrap();
+    let copy = replica.copy_of(&database);
+    let mut config = PlaneConfig { agent: true, ..config(Make::Postgres, &database) };
+    config.datastore.push_str(&format!(" ro_connection_string = \"{}\"", copy.connection_string()));
+    let mut plane = Plane::start(&Product::under_test(), &config, &BTreeMap::new());
+    let log = plane.dir().join("server.log");
+    let said = |what: &str| std::fs::read_to_string(&log).unwrap_or_default().matches(what).count();
+    let restart = |plane: &mut Plane| {
+        let running = plane.server().unwrap();
+        running.signal("TERM");
+        running.wait(LIMIT);
+        plane.start_server_again();
+    };
+    let shown = |plane: &Plane| plane.ok("server", &["entry", "show", "-socketPath", "{sock}"]);
+    assert_eq!(create(&plane, "/first").0, 0);
+    let count = "SELECT count(*) FROM registered_entries WHERE spiffe_id LIKE '%/first';";
+    until("the copy", || copy.run(count).is_ok_and(|rows| rows == "1\n"));
+    let before = said("were read from the replica");
+
+    restart(&mut plane);
+    assert_eq!(said("were read from the replica"), before + 1);
+    assert!(shown(&plane).contains("/first"));
+
+    // A replica that is behind: what came since is read from the primary database.
+    copy.run("SELECT pg_wal_replay_pause();").unwrap();
+    assert_eq!(create(&plane, "/second").0, 0);
+    restart(&mut plane);
+    assert_eq!(said("were read from the replica"), before + 2);
+    let entries = shown(&plane);
+    assert!(entries.contains("/first") && entries.contains("/second"), "{entries}");
+    assert_eq!(copy.run(&count.replace("first", "second")).unwrap(), "0\n");
+    plane.await_identities(&["spiffe://example.org/first", "spiffe://example.org/second"]);
+
+    // Without its replica a server starts all the same.
+    replica.down().unwrap();
+    restart(&mut plane);
+    assert_eq!(said("The replica cannot be opened"), 1);
+    assert!(shown(&plane).contains("/second"));
+}

@@ -26,13 +26,27 @@ impl Remote {
         opened.unwrap_or(Err(StoreError::Closed))
     }
 
+    /// Connects to the replica, with one connection that reads. Nothing is prepared there.
+    pub(crate) fn open_replica(options: &Options) -> Result<Self, StoreError> {
+        let open = || {
+            let string = &options.ro_connection_string;
+            let target = Arc::new(Target::new(place(options, string)?, place(options, string)?)?);
+            let statements = Arc::new(AtomicU64::new(0));
+            let role = Role::Reader { keeps: true };
+            let conn = Conn::new(target, role, Arc::clone(&statements), options.conn_max_lifetime)?;
+            conn.connect_first()?;
+            let changes = Options { changes: None, ..options.clone() };
+            let tasks = Tasks::start(dialect::Conn::Remote(conn), Vec::new(), statements, &changes)?;
+            Ok(Self { tasks })
+        };
+        let opened = std::thread::scope(|scope| scope.spawn(open).join());
+        opened.unwrap_or(Err(StoreError::Closed))
+    }
+
     fn open_here(options: &Options) -> Result<Self, StoreError> {
         if !options.ro_connection_string.is_empty() {
+            // What is no connection string is refused before anything is written.
             place(options, &options.ro_connection_string)?;
-            tracing::warn!(
-                "ro_connection_string is not used: entries, agents and bundles are served from memory, which \
-                 only the primary database keeps fresh"
-            );
         }
         let string = &options.connection_string;
         let target = Arc::new(Target::new(place(options, string)?, place(options, string)?)?);
