@@ -167,15 +167,13 @@ fn all(criterion: &mut Criterion) {
         bencher.iter(|| graph.difference(rows.iter().cloned(), agents.iter().cloned()));
     });
     let (changes, turnover) = (changes(), turnover());
-    // Below one agent, and below an alias of ten.
-    let created = |row_id: i64| -> ChangeBatch {
-        vec![Change::EntrySet { row_id, entry: row(&mut Texts::default(), row_id, 0) }].into()
-    };
-    for (name, row_id, concerned) in [
-        ("one", ENTRIES + 1000, 1),
-        ("an alias of ten", ENTRIES + 1002, usize::try_from(POOL_AGENTS).unwrap()),
-    ] {
-        let batch = created(row_id);
+    let pool_agents = usize::try_from(POOL_AGENTS).unwrap();
+    for (name, parent, concerned) in
+        [("one agent", agent_path(7), 1), ("an alias of ten", "/pool/7".to_owned(), pool_agents)]
+    {
+        let selectors = [("k8s", "ns:new".to_owned()), ("k8s", "sa:new".to_owned())];
+        let entry = entry(&mut Texts::default(), ENTRIES, &parent, "/ns/new/sa/new", &selectors, 0);
+        let batch: ChangeBatch = vec![Change::EntrySet { row_id: ENTRIES, entry }].into();
         assert_eq!(graph.apply(&batch).1.agents().count(), concerned);
         group.bench_function(format!("created below {name}, and whom it concerns"), |bencher| {
             bencher.iter(|| graph.apply(&batch).1.agents().count());

@@ -28,6 +28,8 @@ use crate::state::{Change, Stopped};
 
 /// A server that says nothing for so long is gone: it shows every 30 s that it is there.
 const SILENCE: Duration = Duration::from_secs(75);
+/// How long a stream may take to end.
+const CLOSING: Duration = Duration::from_secs(1);
 /// How many ids go into one request.
 const IDS_AT_ONCE: usize = 500;
 
@@ -44,6 +46,8 @@ pub(super) struct Link {
     pub(super) has_pushed: bool,
     /// Something was pushed since this was looked at.
     pub(super) was_told: bool,
+    /// The last stream ended in good order: the next is not worth a line in the log.
+    has_left: bool,
 }
 
 /// Why a stream ended.
@@ -94,7 +98,10 @@ impl Sync {
                 link.refused = Some(lease.dialled);
                 link.has_pushed = false;
             }
-            Ended::Left => self.connection.reset(&lease),
+            Ended::Left => {
+                link.has_left = true;
+                self.connection.reset(&lease);
+            }
             Ended::Failed(SyncError::Call { status, .. }) => {
                 let verdict = self.connection.judge(&lease, status);
                 self.denials.tell(verdict, lease.generation);
@@ -145,6 +152,9 @@ impl Sync {
             next_check: self.clock.sleep(self.interval),
         };
         let ended = stream.follow(lease).await;
+        if matches!(ended, Ok(Ended::Left)) {
+            stream.close().await;
+        }
         if let (Some(outstanding), Ok(Ended::Failed(error))) = (stream.outstanding.take(), &ended) {
             outstanding.done(error.code());
         }
@@ -182,6 +192,16 @@ impl Stream<'_> {
                 }
             }
         }
+    }
+
+    /// Ends the stream in good order, so that it does not look broken to the server.
+    async fn close(&mut self) {
+        let (requests, _) = mpsc::channel(1);
+        self.requests = requests;
+        // What is told now will be told again.
+        let ended = async { while let Ok(Some(_)) = self.answers.message().await {} };
+        let clock = Arc::clone(&self.sync.clock);
+        within(&*clock, CLOSING, ended).await;
     }
 
     /// Asks for a word, unless one is to come anyway.
@@ -226,7 +246,9 @@ impl Stream<'_> {
             self.link.is_doubtful = false;
             self.link.has_pushed = true;
             sync.is_pushed.store(true, Ordering::Relaxed);
-            info!("The server pushes changes");
+            if !std::mem::take(&mut self.link.has_left) {
+                info!("The server pushes changes");
+            }
         }
         sync.health.cleared(TROUBLE);
         match outcome {

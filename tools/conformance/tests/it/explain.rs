@@ -42,8 +42,8 @@ fn until(reason: &str, ask: impl Fn() -> Value) -> Value {
     panic!("not {reason}: {last}");
 }
 
-/// With a pause after each some 30 s.
-const TRIES: usize = 300;
+/// Each starts a program and pauses: at least 15 s in all.
+const TRIES: usize = 600;
 
 fn selector(values: &Value) -> String {
     format!("{}:{}", values["type"].as_str().unwrap(), values["value"].as_str().unwrap())
