@@ -227,7 +227,9 @@ impl Push {
         if wanted.len() + ids.len() > self.now.view.len() {
             return Err("more entries are wanted than there are");
         }
-        wanted.extend(ids.iter().map(|id| EntryId::new(id)));
+        // Nothing is kept that there is not.
+        let view = &self.now.view;
+        wanted.extend(ids.iter().map(|id| EntryId::new(id)).filter(|id| view.entry(id).is_some()));
         if !more {
             self.wants = Wants::Sending(std::mem::take(wanted).into());
         }
