@@ -35,6 +35,8 @@ pub(crate) struct SimulatedAgent {
     pub(crate) clients: ServerClients,
     /// What it was told when it connected: an agent's alias is an entry of its own, so no two know the same.
     pub(crate) known: Known,
+    /// Its SPIFFE ID.
+    pub(crate) id: SpiffeId,
     own: Arc<OwnCertificate>,
     number: usize,
 }
@@ -98,13 +100,15 @@ impl Fleet {
             .map(|((token, request), number)| async move {
                 let own = OwnCertificate::empty();
                 let svid = attest(target, number, token, request).await?;
-                traces.agent(id_of(&svid)?);
+                let id = id_of(&svid)?;
+                traces.agent(id.clone());
                 let chain: Vec<CertDer> = svid.cert_chain.iter().map(|der| CertDer::new(der)).collect();
                 own.set(&chain, &request.key).map_err(failed)?;
                 let channel = target.agent_dialer(number, Arc::clone(&own)).map_err(failed)?.channel();
                 Ok::<_, Trouble>(SimulatedAgent {
                     clients: ServerClients::new(channel.map_err(failed)?),
                     known: Known::default(),
+                    id,
                     own,
                     number,
                 })

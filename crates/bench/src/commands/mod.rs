@@ -7,15 +7,17 @@ mod entries;
 mod readback;
 mod soak;
 mod storm;
+mod watch;
 mod workloads;
 
 use runtime::clock::{Clock, SystemClock};
 use spiffe::UnixSecs;
 
+use crate::histogram::Histogram;
 use crate::judge::Judge;
 use crate::load::Stage;
 use crate::machine::{Calibration, Machine};
-use crate::report::{Memory, Phase, Report};
+use crate::report::{Latency, Memory, Phase, Report, as_float};
 use crate::target::Target;
 use crate::traces::Traces;
 use crate::{BenchError, Settings, Surroundings};
@@ -41,6 +43,8 @@ pub enum Command {
     Sync,
     /// Many agents with nothing to do.
     Idle,
+    /// Many agents that are told of changes, one at a time.
+    Watch,
     /// From the creation of an entry to the workload's identity.
     Propagate,
     /// What workloads ask of an agent.
@@ -66,6 +70,7 @@ impl Command {
             Self::Entry => "entry",
             Self::Sync => "sync",
             Self::Idle => "idle",
+            Self::Watch => "watch",
             Self::Propagate => "propagate",
             Self::Workload => "workload",
             Self::Storm => "storm",
@@ -147,6 +152,7 @@ impl<'a> Bench<'a> {
             Command::Idle => agents::idle(self).await,
             Command::Storm => storm::storm(self).await,
             Command::Soak => soak::soak(self).await,
+            Command::Watch => watch::watch(self).await,
             Command::Propagate => workloads::propagate(self).await,
             Command::Workload => workloads::workload(self).await,
             Command::Verify => readback::verify(self).await,
@@ -156,5 +162,26 @@ impl<'a> Bench<'a> {
     /// Where the server is what is measured.
     const fn stage(&'a self) -> Stage<'a> {
         Stage { process: &self.target.server, judge: &self.judge, progress: &self.target.progress }
+    }
+}
+
+/// What things came to that were done one after the other.
+fn one_by_one(name: String, histogram: &Histogram, seconds: f64, cpu: f64) -> Phase {
+    let calls = histogram.count();
+    Phase {
+        name,
+        unit: "entries",
+        asked_rate: None,
+        calls,
+        items: calls,
+        failures: 0,
+        first_failure: None,
+        checked: calls,
+        seconds,
+        rate: as_float(calls) / seconds.max(f64::EPSILON),
+        cpu_us: (calls > 0).then(|| cpu * 1e6 / as_float(calls)),
+        cores_busy: Some(cpu / seconds.max(f64::EPSILON)),
+        budget_us: None,
+        latency: Latency::of(histogram),
     }
 }

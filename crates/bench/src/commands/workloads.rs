@@ -11,13 +11,13 @@ use runtime::clock::{Clock, SystemClock, within};
 use spiffe::SpiffeId;
 
 use super::credentials::AUDIENCE;
-use super::{Bench, Found};
+use super::{Bench, Found, one_by_one};
 use crate::calls;
 use crate::fleet::unable;
 use crate::histogram::Histogram;
 use crate::judge::text_of;
 use crate::load::{Stage, Ticket};
-use crate::report::{Latency, Memory, Phase, as_float};
+use crate::report::Memory;
 use crate::traces::remove_entries;
 use crate::{BenchError, Settings, Trouble};
 
@@ -56,23 +56,7 @@ pub(super) async fn propagate(bench: &Bench<'_>) -> Result<Found, BenchError> {
     }
     let seconds = clock.instant().saturating_duration_since(start).as_secs_f64();
     let cpu = agent.usage().since(&before).as_secs_f64();
-    let calls = histogram.count();
-    let phase = Phase {
-        name: "entry created to SVID on a stream".to_owned(),
-        unit: "entries",
-        asked_rate: None,
-        calls,
-        items: calls,
-        failures: 0,
-        first_failure: None,
-        checked: calls,
-        seconds,
-        rate: as_float(calls) / seconds.max(f64::EPSILON),
-        cpu_us: (calls > 0).then(|| cpu * 1e6 / as_float(calls)),
-        cores_busy: Some(cpu / seconds.max(f64::EPSILON)),
-        budget_us: None,
-        latency: Latency::of(&histogram),
-    };
+    let phase = one_by_one("entry created to SVID on a stream".to_owned(), &histogram, seconds, cpu);
     Ok(Found { phases: vec![phase], ..Found::default() })
 }
 

@@ -87,6 +87,19 @@ pub(crate) fn commands() -> Vec<Command> {
             |flags, printer| run(bench::Command::Idle, flags, printer),
         ),
         command(
+            "watch",
+            "Holds many agents that are told of changes, and makes changes that concern one each",
+            &[
+                ADDRESS,
+                REMOTE,
+                agents("1000"),
+                entries("10"),
+                count("100", "How many entries, one after the other"),
+                PATIENCE,
+            ],
+            |flags, printer| run(bench::Command::Watch, flags, printer),
+        ),
+        command(
             "propagate",
             "Measures from the creation of an entry to the identity of the workload",
             &[
