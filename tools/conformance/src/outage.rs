@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -38,6 +38,18 @@ impl std::fmt::Debug for Served {
 }
 
 impl Served {
+    /// Those of this SPIFFE ID alone.
+    #[must_use]
+    pub fn only(&self, id: &str) -> Self {
+        Self(
+            self.0
+                .iter()
+                .filter(|((one, _), _)| one == id)
+                .map(|(name, key)| (name.clone(), key.clone()))
+                .collect(),
+        )
+    }
+
     /// The SPIFFE IDs.
     #[must_use]
     pub fn ids(&self) -> Vec<&str> {
@@ -273,6 +285,36 @@ impl Outage {
         let output = output.expect("the program can be started");
         let said = [output.stdout, output.stderr].concat();
         Some((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// The private numbers of these keys that stand in the agent's memory, by SPIFFE ID; `None` where this
+    /// process may not look.
+    ///
+    /// # Panics
+    /// If there is no agent.
+    pub fn found_in_memory(&mut self, served: &Served) -> Option<Vec<String>> {
+        let pid = self.plane.agent().expect("an agent").pid();
+        let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+        let mut found = Vec::new();
+        let number = |text: &str| u64::from_str_radix(text, 16).ok();
+        for line in maps.lines().filter(|line| line.contains(" rw")) {
+            let range = line.split(' ').next()?.split_once('-')?;
+            let (from, to) = (number(range.0)?, number(range.1)?);
+            let mut bytes = vec![0; usize::try_from(to - from).ok()?];
+            // What cannot be read is nobody's.
+            if memory.read_exact_at(&mut bytes, from).is_err() {
+                continue;
+            }
+            for ((id, _), key) in &served.0 {
+                let scalar = private_number(key);
+                let count = bytes.windows(scalar.len()).filter(|window| *window == scalar).count();
+                if count > 0 {
+                    found.push(format!("{id}: {count} in {line}"));
+                }
+            }
+        }
+        Some(found)
     }
 
     /// Secrets that stand in clear in a file of the agent's data directory, in whatever encoding: which,

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use finial_conformance::{Outage, PlaneConfig, Product, await_ok, pause};
+use finial_conformance::{Outage, PlaneConfig, Product, await_ok, pause, skip};
 use serde_json::Value;
 
 const WEB: &str = "spiffe://example.org/web";
@@ -210,7 +210,7 @@ fn outage_a_copied_vault_opens_nowhere_else() {
 }
 
 #[test]
-fn outage_nothing_secret_is_on_disk_in_clear() {
+fn k01_outage_nothing_secret_is_on_disk_in_clear() {
     let outage = outage(&PlaneConfig::default());
     let served = outage.await_ids(&[WEB, API]);
     let token = outage.token("db").unwrap();
@@ -240,7 +240,7 @@ fn outage_without_a_vault_nothing_is_kept() {
 }
 
 #[test]
-fn outage_a_banned_agent_takes_its_vault_along() {
+fn a08_outage_a_banned_agent_takes_its_vault_along() {
     let mut outage = outage(&PlaneConfig::default());
     outage.await_vault();
     let shown = outage.plane().ok("server", &["agent", "list", "-socketPath", "{sock}"]);
@@ -360,4 +360,24 @@ fn outage_a_credential_of_the_service_manager_is_needed_where_it_was_used() {
 
     await_log(&outage, "sealed for another agent, machine, directory or credential");
     assert_eq!(outage.serve(Duration::from_secs(2)).unwrap_err().0, "TIMEOUT");
+}
+
+#[test]
+fn k07_the_key_of_a_deleted_entry_leaves_the_agents_memory() {
+    let mut outage = Outage::start(&Product::under_test(), &PlaneConfig::default());
+    let _web = outage.create_entry("/web", OWN);
+    let api = outage.create_entry("/api", OWN);
+    let served = outage.await_ids(&[WEB, API]);
+    outage.await_vault();
+    let Some(present) = outage.found_in_memory(&served) else {
+        return skip("keys in memory", "this process may not read another's memory");
+    };
+    assert!(present.iter().any(|found| found.starts_with(API)), "{present:?}");
+
+    let _said = outage.plane().ok("server", &["entry", "delete", "-entryID", &api, "-socketPath", "{sock}"]);
+    outage.await_ids(&[WEB]);
+    std::thread::park_timeout(Duration::from_secs(5));
+
+    assert_eq!(outage.found_in_memory(&served.only(API)), Some(Vec::new()));
+    assert_ne!(outage.found_in_memory(&served.only(WEB)), Some(Vec::new()));
 }
