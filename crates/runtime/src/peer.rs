@@ -200,6 +200,16 @@ impl Process {
         poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready == 0)
     }
 
+    /// Ends when the process has. To be called within a Tokio runtime.
+    pub async fn ended(&self) {
+        // A handle that cannot be watched is looked at when there is something to say.
+        let Ok(handle) = self.pidfd.try_clone() else { return std::future::pending().await };
+        match sys::watched(handle) {
+            Ok(handle) if handle.readable().await.is_ok() => {}
+            Ok(_) | Err(_) => std::future::pending().await,
+        }
+    }
+
     /// The device and inode of the program it runs, which change when it runs another.
     ///
     /// # Errors
@@ -273,6 +283,37 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    #[test]
+    fn a_process_is_pinned_by_its_id() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+
+        let caller = Caller::with_pid(pid).unwrap();
+
+        assert_eq!((caller.process.pid(), caller.uid), (pid, rustix::process::geteuid().as_raw()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(caller.verify(), Err(CallerError::Gone)));
+        assert!(matches!(Caller::with_pid(pid), Err(CallerError::Gone)));
+        for never in [0, -1, i32::MAX] {
+            Caller::with_pid(never).unwrap_err();
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_waited_for() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let process = Process::open(i32::try_from(child.id()).unwrap()).unwrap();
+        let mut ended = std::pin::pin!(process.ended());
+        let at_once = tokio::time::timeout(std::time::Duration::from_millis(20), &mut ended).await;
+        assert!(at_once.is_err());
+
+        child.kill().unwrap();
+
+        tokio::time::timeout(std::time::Duration::from_secs(10), ended).await.unwrap();
+        child.wait().unwrap();
+    }
 
     #[test]
     fn a_process_is_read_until_it_ends() {

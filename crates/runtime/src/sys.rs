@@ -7,6 +7,9 @@ use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 /// What the kernel noted about the other end of a local socket when it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PeerCredentials {
@@ -27,6 +30,12 @@ pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let pidfd: libc::c_int = socket_option(socket, SO_PEERPIDFD)?;
     // SAFETY: the kernel made this descriptor for this call; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
+}
+
+/// Has the runtime watch when the descriptor can be read. To be called within a Tokio runtime.
+pub(crate) fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is open and owned by what is returned, which never swaps it for another.
+    unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// How many seconds local time is ahead of UTC at that instant; 0 where it cannot be told.

@@ -14,6 +14,7 @@ use crate::authority::Filtered;
 pub(super) enum Io {
     Tls(Greeted<Box<TlsStream<TcpStream>>>),
     Unix(Filtered<Greeted<UnixStream>>),
+    UnixTls(Filtered<Greeted<Box<TlsStream<UnixStream>>>>),
 }
 
 /// A connection whose client has sent HTTP/2's preface, which is read again from here.
@@ -90,6 +91,7 @@ impl AsyncRead for Io {
         match self.get_mut() {
             Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::UnixTls(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
@@ -99,6 +101,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::UnixTls(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -106,6 +109,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Tls(stream) => Pin::new(stream).poll_flush(context),
             Self::Unix(stream) => Pin::new(stream).poll_flush(context),
+            Self::UnixTls(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
@@ -113,6 +117,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::UnixTls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 
@@ -124,6 +129,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::UnixTls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
         }
     }
 
@@ -131,6 +137,7 @@ impl AsyncWrite for Io {
         match self {
             Self::Tls(stream) => stream.is_write_vectored(),
             Self::Unix(stream) => stream.is_write_vectored(),
+            Self::UnixTls(stream) => stream.is_write_vectored(),
         }
     }
 }

@@ -25,7 +25,7 @@ struct Connection {
 #[derive(Debug)]
 enum Origin {
     Tls(TlsPeer),
-    Local(Option<Caller>),
+    Local(Option<Caller>, Vec<CertificateDer<'static>>),
 }
 
 /// What TLS and TCP tell of the other end.
@@ -52,7 +52,13 @@ impl Peer {
     /// A peer that came by a Unix socket; the caller is known unless the listener does not ask for it.
     #[must_use]
     pub fn local(caller: Option<Caller>) -> Self {
-        Self::new(Origin::Local(caller))
+        Self::local_with(caller, Vec::new())
+    }
+
+    /// The same, which showed these certificates, that the listener's verifier has accepted.
+    #[must_use]
+    pub fn local_with(caller: Option<Caller>, certificates: Vec<CertificateDer<'static>>) -> Self {
+        Self::new(Origin::Local(caller, certificates))
     }
 
     fn new(origin: Origin) -> Self {
@@ -62,7 +68,7 @@ impl Peer {
     /// Whether it came by a Unix socket.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        matches!(self.0.origin, Origin::Local(_))
+        matches!(self.0.origin, Origin::Local(..))
     }
 
     /// What TLS tells of it, if it came that way.
@@ -70,7 +76,7 @@ impl Peer {
     pub fn as_tls(&self) -> Option<&TlsPeer> {
         match &self.0.origin {
             Origin::Tls(peer) => Some(peer),
-            Origin::Local(_) => None,
+            Origin::Local(..) => None,
         }
     }
 
@@ -78,7 +84,7 @@ impl Peer {
     #[must_use]
     pub fn caller(&self) -> Option<&Caller> {
         match &self.0.origin {
-            Origin::Local(caller) => caller.as_ref(),
+            Origin::Local(caller, _) => caller.as_ref(),
             Origin::Tls(_) => None,
         }
     }
@@ -86,7 +92,10 @@ impl Peer {
     /// Its certificates, its own first. Empty if it showed none.
     #[must_use]
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
-        self.as_tls().map_or(&[], |peer| &peer.certificates)
+        match &self.0.origin {
+            Origin::Tls(peer) => &peer.certificates,
+            Origin::Local(_, certificates) => certificates,
+        }
     }
 
     /// Its network address, if it has one.

@@ -21,6 +21,7 @@ use super::calls::{Calls, Running, Spawner};
 use super::half_open::{HalfOpen, Place};
 use super::io::{Greeted, Io};
 use super::shares::{Share, Shares, network_of};
+use super::unix::Opened;
 use super::unread::Unread;
 use super::{Listener, Peer, tls, unix};
 use crate::BoxError;
@@ -216,13 +217,20 @@ impl Floor {
                     Some((Io::Tls(stream), peer, share.map(Counted::Address)))
                 }
                 Arrival::Unix(arrival) => {
-                    let (stream, peer) = arrival.identify().inspect_err(refused).ok()?;
+                    let (stream, peer) = arrival.identify().await.inspect_err(refused).ok()?;
                     let share = match peer.caller() {
                         Some(caller) => Some(Counted::User(self.share_of_user(caller.uid)?)),
                         None => None,
                     };
-                    let stream = Greeted::by_client(stream).await.inspect_err(refused).ok()?;
-                    Some((Io::Unix(Filtered::new(stream)), peer, share))
+                    let io = match stream {
+                        Opened::Plain(stream) => {
+                            Greeted::by_client(stream).await.map(|stream| Io::Unix(Filtered::new(stream)))
+                        }
+                        Opened::Tls(stream) => {
+                            Greeted::by_client(stream).await.map(|stream| Io::UnixTls(Filtered::new(stream)))
+                        }
+                    };
+                    Some((io.inspect_err(refused).ok()?, peer, share))
                 }
             }
         };

@@ -1,15 +1,20 @@
 //! Unix sockets: made, given their modes, and removed again.
 
+use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustls::ServerConfig;
 use tokio::net::UnixStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
-use super::{ListenError, Peer};
+use super::{ListenError, Peer, TlsSource};
 use crate::peer::{Caller, CallerError};
 
 /// How a socket is made and who may call.
@@ -33,11 +38,11 @@ pub enum Callers {
 }
 
 /// A Unix socket that is listened on; dropping it removes the socket.
-#[derive(Debug)]
 pub struct UnixListener {
     socket: tokio::net::UnixListener,
     name: Name,
     callers: Callers,
+    tls: Option<TlsSource>,
 }
 
 /// The socket's name in the file system. Removed only while it is still ours: another process may
@@ -71,7 +76,14 @@ impl UnixListener {
         fs::set_permissions(path, Permissions::from_mode(options.socket_mode)).map_err(failed)?;
         let metadata = fs::symlink_metadata(path).map_err(failed)?;
         let name = Name { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() };
-        Ok(Self { socket, name, callers: options.callers })
+        Ok(Self { socket, name, callers: options.callers, tls: None })
+    }
+
+    /// Speaks TLS: for callers who must prove more than that they may open the socket.
+    #[must_use]
+    pub fn with_tls(mut self, config: TlsSource) -> Self {
+        self.tls = Some(config);
+        self
     }
 
     /// Where it is.
@@ -82,7 +94,13 @@ impl UnixListener {
 
     pub(super) async fn accept(&self) -> io::Result<Arrival> {
         let (socket, _) = self.socket.accept().await?;
-        Ok(Arrival { socket, callers: self.callers })
+        Ok(Arrival { socket, callers: self.callers, tls: self.tls.as_ref().map(|tls| tls()) })
+    }
+}
+
+impl fmt::Debug for UnixListener {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("UnixListener").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -100,17 +118,33 @@ impl Drop for Name {
 pub(super) struct Arrival {
     socket: UnixStream,
     callers: Callers,
+    tls: Option<Arc<ServerConfig>>,
+}
+
+/// A connection to a socket.
+pub(super) enum Opened {
+    Plain(UnixStream),
+    Tls(Box<TlsStream<UnixStream>>),
 }
 
 impl Arrival {
-    /// The connection and who made it.
-    pub(super) fn identify(self) -> Result<(UnixStream, Peer), CallerError> {
+    /// The connection and who made it. A TLS handshake is not bounded in time.
+    pub(super) async fn identify(self) -> Result<(Opened, Peer), CallerError> {
         let caller = match Caller::of(self.socket.as_fd()) {
             Ok(caller) => Some(caller),
             Err(_) if self.callers == Callers::IfKnown => None,
             Err(error) => return Err(error),
         };
-        Ok((self.socket, Peer::local(caller)))
+        let Some(config) = self.tls else { return Ok((Opened::Plain(self.socket), Peer::local(caller))) };
+        let stream = TlsAcceptor::from(config).accept(self.socket).await?;
+        let (_, session) = stream.get_ref();
+        if session.alpn_protocol() != Some(b"h2") {
+            let text = "the client does not speak HTTP/2";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text).into());
+        }
+        let certificates = session.peer_certificates().unwrap_or_default();
+        let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Ok((Opened::Tls(Box::new(stream)), Peer::local_with(caller, certificates)))
     }
 }
 
