@@ -10,6 +10,7 @@ use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::log::Log;
 use runtime::snapshot::Snapshot;
+use spiffe::tls::OwnCertificate;
 
 use crate::jwt::JwtSvids;
 use crate::last_look::LastLook;
@@ -37,6 +38,8 @@ pub struct Context {
     pub workload_attestors: Vec<Arc<dyn WorkloadAttestor>>,
     /// When the agent started.
     pub started_at: Instant,
+    /// The agent's own certificate.
+    pub certificate: Arc<OwnCertificate>,
     /// What is measured.
     pub meters: Arc<Meters>,
     /// Looks for entries of workloads that would be refused.

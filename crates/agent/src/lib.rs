@@ -117,9 +117,9 @@ pub enum StartError {
     /// Metrics cannot be sent as configured.
     #[error("cannot set up metrics")]
     Metrics(#[from] runtime::metrics::SinkError),
-    /// The configuration asks for what is not built.
-    #[error("{0} is not part of this version")]
-    NotBuilt(&'static str),
+    /// Nobody could use the endpoint of brokers.
+    #[error("experimental.broker: at least one broker is required")]
+    NoBroker,
 }
 
 impl Agent {
@@ -139,8 +139,8 @@ impl Agent {
     async fn load(config: AgentConfig, log: Log, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         let started_at = clock.instant();
         info!(data_dir = %config.data_dir.display(), version = VERSION, "Starting agent");
-        if config.experimental.broker.is_some() {
-            return Err(StartError::NotBuilt("experimental.broker"));
+        if config.experimental.broker.as_ref().is_some_and(|broker| broker.brokers.is_empty()) {
+            return Err(StartError::NoBroker);
         }
         let meters = Meters::new(meters::metrics(&config)?);
         let store = Store::open(&config.data_dir)?.measured(Arc::clone(&meters));
@@ -283,7 +283,7 @@ impl Agent {
         let around = Surroundings {
             attester,
             connection: connection.clone(),
-            certificate,
+            certificate: Arc::clone(&certificate),
             inbox: inbox.clone(),
             state: state.clone(),
         };
@@ -340,6 +340,7 @@ impl Agent {
         };
         let last_look = LastLook::new(asked, Arc::clone(&self.clock), LastLook::PATIENCE);
         let context = Arc::new(Context {
+            certificate,
             config,
             clock: self.clock,
             log: self.log,

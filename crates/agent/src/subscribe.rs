@@ -51,6 +51,8 @@ pub struct Update {
     pub jwt_bundles: Answer,
     /// The answer of the Delegated Identity API's `SubscribeToX509SVIDs`.
     pub(crate) delegated: Answer,
+    /// The answer of the broker API's `SubscribeToX509SVID`.
+    pub(crate) brokered: Answer,
     /// The contents of the secrets that Envoys ask for.
     pub(crate) secrets: Contents,
 }
@@ -74,6 +76,7 @@ impl Update {
             x509_bundles: Answer::default(),
             jwt_bundles: Answer::default(),
             delegated: Answer::default(),
+            brokered: Answer::default(),
             secrets: Contents::default(),
         }
     }

@@ -2,10 +2,11 @@
 //!
 //! The public socket, for workloads: the Workload API, Envoy's secret discovery, health, reflection, and
 //! explanations. The admin socket, off unless configured: debug, logger, delegated identity, and
-//! explanations. `route` finds the method of a call; what is not served is
+//! explanations. The endpoint of brokers, off unless configured. `route` finds the method of a call; what is not served is
 //! refused as SPIRE's library refuses it. Callers are told by the kernel (`runtime::listen`) and
 //! attested per call (`attestors`); nothing they send says who they are.
 
+mod broker;
 pub(crate) mod budget;
 mod debug;
 mod delegated;
@@ -38,6 +39,7 @@ use tracing::info;
 use crate::attestors::Attestors;
 use crate::context::Context;
 use crate::meters::Meters;
+use broker::BrokerEndpoint;
 use budget::BudgetApi;
 use debug::DebugApi;
 use delegated::DelegatedApi;
@@ -51,12 +53,13 @@ use sds::SdsApi;
 use workload::WorkloadApi;
 
 /// What is served, and the first part of the keys under which those in flight are counted.
-pub(crate) const SERVICES: [(Service, Option<&str>); 8] = [
+pub(crate) const SERVICES: [(Service, Option<&str>); 9] = [
     (workload::SERVICE, Some("workload_api")),
     (sds::SERVICE, Some("sds_api")),
     (health::SERVICE, None),
     (debug::SERVICE, Some("debug_api")),
     (delegated::SERVICE, Some("delegated_identity_api")),
+    (broker::SERVICE, None),
     (logger::SERVICE, Some("logger_api")),
     (explain::SERVICE, None),
     (budget::SERVICE, None),
@@ -69,6 +72,7 @@ pub struct Apis {
     door: Option<Door>,
     opener: Opener,
     admin: Option<UnixListener>,
+    brokers: Option<BrokerEndpoint>,
 }
 
 /// Answers at the door that this opens, and on the admin socket, until the token is cancelled.
@@ -76,8 +80,8 @@ pub struct Apis {
 /// # Errors
 /// A socket cannot be made.
 pub async fn serve(context: Arc<Context>, opener: Opener, token: CancellationToken) -> Result<(), BoxError> {
-    let admin = admin_socket(&context)?;
-    Apis { context, door: None, opener, admin }.run(token).await;
+    let (admin, brokers) = (admin_socket(&context)?, broker_endpoint(&context)?);
+    Apis { context, door: None, opener, admin, brokers }.run(token).await;
     Ok(())
 }
 
@@ -85,20 +89,26 @@ fn admin_socket(context: &Context) -> Result<Option<UnixListener>, ListenError> 
     context.config.admin_socket_path.as_deref().map(|path| bind(path, ADMIN)).transpose()
 }
 
+fn broker_endpoint(context: &Context) -> Result<Option<BrokerEndpoint>, BoxError> {
+    let broker = context.config.experimental.broker.as_ref();
+    broker.map(|broker| BrokerEndpoint::bind(context, broker)).transpose()
+}
+
 impl Apis {
     /// Makes the sockets. To be called within a Tokio runtime.
     ///
     /// # Errors
     /// See [`ListenError`].
-    pub fn bind(context: Arc<Context>) -> Result<Self, ListenError> {
+    pub fn bind(context: Arc<Context>) -> Result<Self, BoxError> {
         let door = Door::bind(&context.config, &context.clock)?;
         let (opener, admin) = (door.opener(), admin_socket(&context)?);
-        Ok(Self { context, door: Some(door), opener, admin })
+        let brokers = broker_endpoint(&context)?;
+        Ok(Self { context, door: Some(door), opener, admin, brokers })
     }
 
     /// Answers until the token is cancelled; then open streams end and calls get their time to.
     pub async fn run(self, token: CancellationToken) {
-        let Self { context, door, opener, admin } = self;
+        let Self { context, door, opener, admin, brokers } = self;
         let config = &context.config;
         let attestors = Attestors::new(context.workload_attestors.clone(), Arc::clone(&context.clock));
         let attestors = Arc::new(attestors.measured(Arc::clone(&context.meters)));
@@ -123,7 +133,12 @@ impl Apis {
             listen::serve(listener, Limits::local(), service, token.clone()).await;
             info!("Admin APIs have stopped");
         };
-        tokio::join!(public, admin, health.watch(&context, &token));
+        let brokers = async {
+            if let Some(endpoint) = brokers {
+                endpoint.run(&context, Arc::clone(&attestors), &token).await;
+            }
+        };
+        tokio::join!(public, admin, brokers, health.watch(&context, &token));
     }
 }
 

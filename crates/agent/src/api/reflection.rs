@@ -12,6 +12,7 @@ use futures::stream::StreamExt;
 use prost::Message;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use proto::raw::{self, Encoded, Replies};
+use proto::reflection::{BROKER, WORKLOAD, descriptors};
 use tonic::body::Body;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
@@ -106,7 +107,7 @@ struct File {
 
 impl Files {
     fn of(services: &[&str]) -> Self {
-        let own = proto::reflection::descriptors(&proto::reflection::WORKLOAD);
+        let own = descriptors(&[&WORKLOAD[..], &BROKER[..]].concat());
         let mut files = Self::default();
         for set in [&own, v1::FILE_DESCRIPTOR_SET, v1alpha::FILE_DESCRIPTOR_SET] {
             // Build products: they decode.

@@ -26,6 +26,7 @@ use runtime::peer::Process;
 use runtime::reconcile::Poke;
 use runtime::tasks::Group;
 use spiffe::key::{KeyKind, PrivateKey};
+use spiffe::tls::OwnCertificate;
 use spiffe::{Bundle, Entry, EntryId, Selector, SpiffeId, TrustDomain, UnixSecs};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -97,6 +98,7 @@ impl World {
         };
         let (_subscriber, log) = Log::new(&options).unwrap();
         let context = Arc::new(Context {
+            certificate: OwnCertificate::empty(),
             started_at: shared.instant(),
             config: Arc::new(config),
             clock: shared,

@@ -553,7 +553,6 @@ fn rate_limits(raw: &raw::RateLimit) -> Result<WorkloadRateLimits, String> {
 /// The settings that this version has not; one place for all of them.
 fn unbuilt(config: &AgentConfig) -> Vec<crate::Unbuilt> {
     let mut missing = Missing::default();
-    missing.when(config.experimental.broker.is_some(), "agent.experimental.broker", "remove it");
     missing.when(
         config.experimental.wit_svid,
         "agent.experimental.feature_flags = [\"wit-svid\"]",

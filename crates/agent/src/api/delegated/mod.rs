@@ -260,6 +260,9 @@ impl Feed for Svids {
                         self.watch.check()?;
                         continue;
                     }
+                    () = ended(self.process.as_ref()) => {
+                        return Err(Status::unavailable("the workload has ended"));
+                    }
                     update = self.subscription.changed() => update,
                 },
             };
@@ -316,6 +319,14 @@ impl Feed for BundleFeed {
                 return Ok(answer);
             }
         }
+    }
+}
+
+/// Ends when the process does that a stream is about, if it is about one.
+async fn ended(process: Option<&Caller>) {
+    match process {
+        Some(process) => process.process.ended().await,
+        None => std::future::pending().await,
     }
 }
 

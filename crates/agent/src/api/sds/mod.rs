@@ -6,7 +6,8 @@
 //!
 //! Two things differ. A stream is not sent again what it has: an update that changes nothing of what was
 //! asked for is no response. And what is being signed is waited for, by `FetchSecrets` too: SPIRE's
-//! refuses an identity for good because it was not there at that moment.
+//! refuses an identity for good because it was not there at that moment. Who would be refused at once is
+//! looked for at the server once more, as workloads are.
 
 pub(crate) mod secrets;
 mod select;
@@ -29,7 +30,7 @@ use super::route::Service;
 use crate::attestors::Attestors;
 use crate::context::Context;
 use crate::subscribe::{Subscription, Update};
-use select::{Names, Selected, select, validation};
+use select::{Names, Refusal, Selected, select, validation};
 use session::{Heard, Session};
 
 /// The service and its methods.
@@ -131,6 +132,10 @@ impl SdsApi {
         } else {
             subscription.current()
         };
+        if matches!(select(&update, config, &names, how), Err(Refusal::Unauthorized(_))) {
+            let is_served = |update: &Update| select(update, config, &names, how).is_ok();
+            update = self.context.last_look.wait(&mut subscription, &self.stop, is_served).await;
+        }
         let resources = loop {
             match select(&update, config, &names, how) {
                 Ok(Selected::Ready(resources)) => break resources,
@@ -259,6 +264,12 @@ impl Conversation {
             }
         }
         let Some((names, how)) = self.session.asked() else { return Ok(None) };
+        let is_first = self.session.expected().is_none();
+        if is_first && matches!(select(&self.update, config, names, how), Err(Refusal::Unauthorized(_))) {
+            let (look, stop) = (&self.api.context.last_look, &self.api.stop);
+            let is_served = |update: &Update| select(update, config, names, how).is_ok();
+            self.update = look.wait(&mut self.subscription, stop, is_served).await;
+        }
         let resources = match select(&self.update, config, names, how) {
             Ok(Selected::Ready(resources)) => resources,
             Ok(Selected::Pending) => return Ok(None),
@@ -300,7 +311,7 @@ impl Conversation {
     }
 }
 
-fn refused(call: &Call, doing: &str, refusal: select::Refusal) -> Status {
+fn refused(call: &Call, doing: &str, refusal: Refusal) -> Status {
     let Call { method, pid, .. } = *call;
     error!(error = %refusal, method, pid, service = SHORT_NAME, subsystem_name = SUBSYSTEM, "{doing}");
     refusal.into()

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use proto::broker::FetchJwtsvidResponse;
 use proto::raw::Encoded;
 use proto::workload::{JwtBundlesResponse, JwtsvidResponse, X509BundlesResponse, X509svid, X509svidResponse};
-use spiffe::{Bundle, TrustDomain};
+use spiffe::{Bundle, Entry, TrustDomain};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::hints::hidden;
@@ -16,17 +17,21 @@ use crate::subscribe::Update;
 
 /// The answer of `FetchX509SVID`.
 pub(super) fn x509_svids(update: &Update) -> Encoded {
-    let hidden = hidden(update.identities().map(|(held, _)| &*held.entry));
+    x509_svids_of(update, |_| true)
+}
+
+/// The same with those entries alone that `is_shown`: the broker API's messages are the same.
+pub(in crate::api) fn x509_svids_of(update: &Update, is_shown: impl Fn(&Entry) -> bool) -> Encoded {
+    let identities = || update.identities().filter(|(held, _)| is_shown(&held.entry));
+    let hidden = hidden(identities().map(|(held, _)| &*held.entry));
     let bundle = certificates(&update.own);
     let svids =
-        update.identities().filter(|(held, _)| !hidden.contains(&&held.entry.id)).map(|(held, svid)| {
-            X509svid {
-                spiffe_id: svid.id.to_string(),
-                x509_svid: svid.chain.clone(),
-                x509_svid_key: wiped(svid.secret_pkcs8().to_vec()),
-                bundle: bundle.clone(),
-                hint: held.entry.hint.clone(),
-            }
+        identities().filter(|(held, _)| !hidden.contains(&&held.entry.id)).map(|(held, svid)| X509svid {
+            spiffe_id: svid.id.to_string(),
+            x509_svid: svid.chain.clone(),
+            x509_svid_key: wiped(svid.secret_pkcs8().to_vec()),
+            bundle: bundle.clone(),
+            hint: held.entry.hint.clone(),
         });
     let federated_bundles = federated(update, certificates);
     let answer = X509svidResponse { svids: svids.collect(), crl: Vec::new(), federated_bundles };
@@ -34,19 +39,26 @@ pub(super) fn x509_svids(update: &Update) -> Encoded {
 }
 
 /// The answer of `FetchX509Bundles`.
-pub(super) fn x509_bundles(update: &Update) -> Encoded {
+pub(in crate::api) fn x509_bundles(update: &Update) -> Encoded {
     let answer = X509BundlesResponse { crl: Vec::new(), bundles: all(update, certificates) };
     Encoded::prefixed(&answer, Bytes::from)
 }
 
 /// The answer of `FetchJWTBundles`: JWT keys alone, also where a bundle has WIT keys.
-pub(super) fn jwt_bundles(update: &Update) -> Encoded {
+pub(in crate::api) fn jwt_bundles(update: &Update) -> Encoded {
     let answer = JwtBundlesResponse { bundles: all(update, |bundle| bundle.to_jwt_jwks().into()) };
     Encoded::prefixed(&answer, Bytes::from)
 }
 
 /// The answer of `FetchJWTSVID`.
 pub(super) fn jwt_svids(mut answer: JwtsvidResponse) -> Encoded {
+    let encoded = Encoded::prefixed(&answer, wiped);
+    answer.svids.iter_mut().for_each(|svid| svid.svid.zeroize());
+    encoded
+}
+
+/// The answer of the broker API's `FetchJWTSVID`.
+pub(in crate::api) fn brokered_jwt_svids(mut answer: FetchJwtsvidResponse) -> Encoded {
     let encoded = Encoded::prefixed(&answer, wiped);
     answer.svids.iter_mut().for_each(|svid| svid.svid.zeroize());
     encoded

@@ -6,7 +6,7 @@ use spiffe::{Entry, EntryId};
 use tracing::warn;
 
 /// The entries that are not shown. Of two that are equally old the one with the lower id is.
-pub(super) fn hidden<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<&'a EntryId> {
+pub(in crate::api) fn hidden<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<&'a EntryId> {
     let mut shown: HashMap<&str, &Entry> = HashMap::new();
     let mut hidden = Vec::new();
     for entry in entries.filter(|entry| !entry.hint.is_empty()) {

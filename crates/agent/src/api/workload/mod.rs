@@ -5,8 +5,8 @@
 //! which of several identities with one hint is shown. Codes and texts are SPIRE's. What is answered is
 //! encoded once for all callers with the same selectors and sent from the same memory.
 
-mod answers;
-mod hints;
+pub(super) mod answers;
+pub(super) mod hints;
 mod tokens;
 mod watch;
 
