@@ -16,6 +16,7 @@
 
 mod api;
 mod audit;
+mod brokers;
 mod delegated;
 mod der;
 mod describe;
@@ -52,6 +53,7 @@ mod workload;
 
 pub use api::ApiGroup;
 pub use audit::{AuditLines, audit_lines, steady};
+pub use brokers::Brokers;
 pub use delegated::Delegates;
 pub use documents::Documents;
 pub use envoy::{Envoys, Seen};

@@ -227,6 +227,21 @@ impl Connection {
         Self { channel: Endpoint::from_static("http://localhost").connect_with_connector_lazy(connect) }
     }
 
+    /// To a local socket that speaks TLS.
+    pub(crate) fn local_tls(socket: &str, shown: Option<&Shown>) -> Self {
+        let socket = PathBuf::from(socket);
+        let connector = TlsConnector::from(Arc::new(client_config(shown, rustls::DEFAULT_VERSIONS)));
+        let connect = tower::service_fn(move |_: Uri| {
+            let (socket, connector) = (socket.clone(), connector.clone());
+            async move {
+                let stream = UnixStream::connect(socket).await?;
+                let name = ServerName::try_from("localhost").expect("a DNS name");
+                connector.connect(name, stream).await.map(TokioIo::new)
+            }
+        });
+        Self { channel: Endpoint::from_static("http://localhost").connect_with_connector_lazy(connect) }
+    }
+
     /// Sends all `messages` and hands back all answers and the status.
     pub(crate) async fn exchange(
         &self,

@@ -7,6 +7,8 @@ mod audit;
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod brokers;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod clients;
