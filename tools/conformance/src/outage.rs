@@ -95,6 +95,26 @@ impl Outage {
         id.expect("an entry id").trim().to_owned()
     }
 
+    /// Makes so many entries of the node for somebody else.
+    ///
+    /// # Panics
+    /// If the server does not.
+    pub fn crowd(&self, count: usize) {
+        let entry = |number: usize| {
+            serde_json::json!({
+                "spiffe_id": self.plane.fill(&format!("spiffe://{{td}}/crowd/{number}")),
+                "parent_id": self.plane.fill("spiffe://{td}/node"),
+                "selectors": [{"type": "unix", "value": "uid:4243"}],
+            })
+        };
+        let entries: Vec<_> = (0..count).map(entry).collect();
+        let data = self.plane.dir().join("crowd.json");
+        fs::write(&data, serde_json::json!({"entries": entries}).to_string()).expect("a file of the plane");
+        let _said = self
+            .plane
+            .ok("server", &["entry", "create", "-socketPath", "{sock}", "-data", "{dir}/crowd.json"]);
+    }
+
     /// Makes the nodes that have `selector` `/node`.
     ///
     /// # Panics
