@@ -100,6 +100,10 @@ pub(super) fn plan(state: &AgentState, around: &Circumstances<'_>) -> Plan {
                     Urgency::Due(around.now)
                 } else if around.now >= svid.renew_at {
                     Urgency::Due(svid.renew_at)
+                } else if !state.bundles.keys.is_empty() && !state.bundles.keys.contains(&svid.authority) {
+                    // Its authority was tainted and revoked between two looks at the bundle: nobody
+                    // believes it any more.
+                    Urgency::Due(around.now)
                 } else if state.bundles.tainted_keys.contains(&svid.authority) {
                     Urgency::Tainted
                 } else {
@@ -326,6 +330,24 @@ mod tests {
 
         assert_eq!((now.sign.len(), now.tainted), (100, 100));
         assert_eq!((later.sign.len(), later.next), (0, Some(at(NOW + 5))));
+    }
+
+    #[test]
+    fn svids_of_an_authority_that_is_gone_are_replaced_at_once() {
+        let entries = (0..3).map(|number| (named(number), Some(NOW + 100))).collect();
+        let mut state = with(entries);
+        let signed = |state: &AgentState| look(state, &[], &HashMap::new(), |_| {}).sign.len();
+        let known = |keys: &[[u8; 20]]| {
+            let mut bundles = (*state.bundles).clone();
+            bundles.keys = keys.iter().copied().collect();
+            Arc::new(bundles)
+        };
+
+        let [there, gone] = [known(&[[9; 20], crate::fixtures::AUTHORITY]), known(&[[9; 20]])];
+        state.bundles = there;
+        assert_eq!(signed(&state), 0);
+        state.bundles = gone;
+        assert_eq!(signed(&state), 3);
     }
 
     #[test]

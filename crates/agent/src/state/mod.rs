@@ -189,6 +189,8 @@ pub struct Bundles {
     pub anchors: Arc<[Certificate]>,
     /// The key ids of tainted X.509 authorities of the own one.
     pub tainted_keys: BTreeSet<[u8; 20]>,
+    /// The key ids of all of them.
+    pub keys: BTreeSet<[u8; 20]>,
 }
 
 impl Bundles {
@@ -210,7 +212,8 @@ impl Bundles {
             }
             anchors.extend(certificates);
         }
-        Self { own, federated, anchors: anchors.into(), tainted_keys }
+        let keys = anchors.iter().map(|anchor| anchor.public_key().key_id()).collect();
+        Self { own, federated, anchors: anchors.into(), tainted_keys, keys }
     }
 
     /// The bundle of `trust_domain`.
