@@ -1,6 +1,7 @@
 //! The SPIFFE Broker API, as brokers call it: with X.509-SVIDs of their own, over the socket and over TCP.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -284,6 +285,47 @@ impl Brokers {
         child.end();
         let gone = ("NOT_FOUND".to_owned(), "the workload has ended".to_owned(), Some("WORKLOAD_NOT_FOUND"));
         stage.run(async { is("an ended process", &stream.refusal().await?, &gone) })
+    }
+
+    /// The sockets of administrators and brokers are there if they are configured, for the agent's user
+    /// and group, and never beside the socket that is for everybody.
+    ///
+    /// # Errors
+    /// Says what is otherwise.
+    pub fn sockets(&self, product: &Product) -> Result<(), String> {
+        let mut stage = self.stage(product)?;
+        let mode = |path: &str| std::fs::metadata(path).map(|file| file.permissions().mode() & 0o777).ok();
+        let (admin, broker) = (stage.plane.word("admin").to_owned(), socket(&stage));
+        is("the modes", &(mode(&admin), mode(&broker)), &(Some(0o770), Some(0o770)))?;
+
+        let path = stage.plane.dir().join("agent.conf");
+        let text = std::fs::read_to_string(&path).map_err(|why| why.to_string())?;
+        let beside = Path::new(stage.plane.word("asock")).with_file_name("sub/other.sock");
+        for (socket, name) in [(&admin, "admin"), (&broker, "broker")] {
+            let text = text.replace(socket.as_str(), &beside.display().to_string());
+            std::fs::write(stage.plane.dir().join("beside.conf"), text).map_err(|why| why.to_string())?;
+            let (code, stdout, stderr) =
+                stage.plane.run("agent", &["validate", "-config", "{dir}/beside.conf"]);
+            let refused = format!(
+                "{name} socket cannot be in the same directory or a subdirectory as that containing the \
+                 Workload API socket"
+            );
+            if code == 0 || !(stdout.contains(&refused) || stderr.contains(&refused)) {
+                return Err(format!("beside the public socket: {code} {stdout}{stderr}"));
+            }
+        }
+
+        let bare = text.replace(&stage.plane.fill(CONFIGURED), "");
+        let bare: Vec<&str> = bare.lines().filter(|line| !line.contains("admin_socket_path")).collect();
+        std::fs::write(&path, bare.join("\n")).map_err(|why| why.to_string())?;
+        let agent = stage.plane.agent().ok_or("no agent")?;
+        agent.signal("TERM");
+        agent.wait(std::time::Duration::from_secs(30));
+        for socket in [&admin, &broker] {
+            std::fs::remove_file(socket).ok();
+        }
+        stage.plane.start_agent_again();
+        is("without configuration", &(mode(&admin), mode(&broker)), &(None, None))
     }
 
     fn stage(&self, product: &Product) -> Result<Stage, String> {
