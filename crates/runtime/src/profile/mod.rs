@@ -75,6 +75,8 @@ async fn answer(request: request::Parts, clock: Arc<dyn Clock>) -> Page {
                 }
             }
         }
+        // Asked by `pprof` about code that a profile has no names for: there are no others.
+        "symbol" => page("text/plain; charset=utf-8", "num_symbols: 0\n"),
         "heap" | "allocs" => refused(StatusCode::NOT_FOUND, NO_HEAP),
         _ => refused(StatusCode::NOT_FOUND, "Unknown profile"),
     }

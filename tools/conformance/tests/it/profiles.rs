@@ -73,6 +73,13 @@ fn profiles_are_read_by_go() {
         assert!(await_ok(port, "/debug/pprof/").starts_with("profile"));
         let heap = get(port, "/debug/pprof/heap").unwrap();
         assert!(heap.0 == 404 && heap.1.starts_with("there is no heap profile"), "{heap:?}");
+        let mut go = Command::new("go");
+        let url = format!("http://localhost:{port}/debug/pprof/profile?seconds=1");
+        if let Ok(output) = go.args(["tool", "pprof", "-top", &url]).env("PPROF_TMPDIR", plane.dir()).output()
+        {
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && text.contains("Type: cpu"), "{text}{output:?}");
+        }
         let file = plane.dir().join(format!("{port}.pb.gz"));
         fs::write(&file, profile(port)).unwrap();
         if let Some((text, samples)) = read_by_go(&file) {
