@@ -169,6 +169,22 @@ fn bench_reports_of_servers_add_up() {
 }
 
 #[test]
+fn bench_tells_each_agent_what_concerns_it_and_no_other() {
+    if std::env::var_os("SPIRE_BIN").is_some() {
+        println!("SPIRE's servers do not push");
+        return;
+    }
+    let plane = plane(&Product::finial(), false);
+
+    // A push to another agent would void the run.
+    let told = report(&plane, &["watch", "-agents", "6", "-entries", "3", "-count", "12"]);
+
+    assert_eq!(items(&told, "entry created to push, one of 6 agents"), 12);
+    assert_eq!(told["memory"][0]["count"], 6);
+    assert_eq!(left_behind(&plane), ["0 registration entries", "0 attested agents"]);
+}
+
+#[test]
 fn bench_reads_back_what_it_seeded() {
     read_back(&Product::under_test());
 }
