@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
 
+use crate::http::await_ok;
 use crate::live::{REACH, Stage};
 use crate::pki::Key;
 use crate::plane::{PlaneConfig, Product};
@@ -285,6 +286,44 @@ impl Brokers {
         child.end();
         let gone = ("NOT_FOUND".to_owned(), "the workload has ended".to_owned(), Some("WORKLOAD_NOT_FOUND"));
         stage.run(async { is("an ended process", &stream.refusal().await?, &gone) })
+    }
+
+    /// Calls of brokers are measured by the names of their methods.
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub fn metrics(&self, product: &Product) -> Result<(), String> {
+        let mut stage = self.stage(product)?;
+        let path = stage.plane.dir().join("agent.conf");
+        let text = std::fs::read_to_string(&path).map_err(|why| why.to_string())?;
+        let page = "telemetry { Prometheus { host = \"127.0.0.1\" port = {p2} } }\n";
+        std::fs::write(&path, text + &stage.plane.fill(page)).map_err(|why| why.to_string())?;
+        let agent = stage.plane.agent().ok_or("no agent")?;
+        agent.signal("TERM");
+        agent.wait(std::time::Duration::from_secs(30));
+        stage.plane.start_agent_again();
+        stage.run(async {
+            let broker = over_socket(&stage, Some(&mint(&stage, "/local").await?));
+            for method in [SVID, BUNDLES, TOKEN, KEYS] {
+                // What is refused counts too.
+                drop(call(&broker, method, &Request::default()).await);
+            }
+            Ok(())
+        })?;
+        let page = await_ok(stage.plane.word("p2"), "/metrics");
+        for method in [
+            "subscribe_to_x509svid",
+            "subscribe_to_x509_bundles",
+            "fetch_jwtsvid",
+            "subscribe_to_jwt_bundles",
+        ] {
+            let name = format!("spire_agent_rpc_spiffe_broker_api_{method}");
+            if !page.lines().any(|line| line.starts_with(&format!("{name}{{"))) {
+                let rpc: Vec<&str> = page.lines().filter(|line| line.contains("broker")).collect();
+                return Err(format!("no {name}: {rpc:#?}"));
+            }
+        }
+        Ok(())
     }
 
     /// The sockets of administrators and brokers are there if they are configured, for the agent's user

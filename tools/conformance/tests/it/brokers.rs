@@ -22,3 +22,8 @@ fn brokers_are_sent_what_their_workload_would_be_sent() {
 fn l01_admin_and_broker_sockets_are_closed_to_others_and_off_unless_configured() {
     brokers().sockets(&Product::under_test()).unwrap();
 }
+
+#[test]
+fn brokers_calls_are_measured() {
+    brokers().metrics(&Product::under_test()).unwrap();
+}
