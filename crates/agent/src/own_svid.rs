@@ -276,17 +276,22 @@ impl OwnSvid {
         self.inbox.apply(Change::Renewed(identity)).await.ok();
     }
 
-    /// Whether the authority behind the SVID is tainted.
+    /// Whether the authority behind the SVID is tainted, or was revoked before anybody here had heard
+    /// of that.
     fn is_tainted(&self) -> bool {
         let state = self.state.load();
-        if state.bundles.tainted_keys.is_empty() {
+        let Some((leaf, intermediates)) = state.agent.chain.split_first() else { return false };
+        // A clock that is behind is no reason.
+        let now = UnixSecs::from(self.attester.clock.now()).max(leaf.not_before());
+        if state.bundles.anchors.is_empty() || now >= leaf.not_after() {
             return false;
         }
-        let Some((leaf, intermediates)) = state.agent.chain.split_first() else { return false };
-        let now = UnixSecs::from(self.attester.clock.now());
-        let path = find_path(leaf, intermediates, &state.bundles.anchors, now);
-        let anchor = path.ok().and_then(|path| path.last().map(|anchor| anchor.public_key().key_id()));
-        anchor.is_some_and(|key_id| state.bundles.tainted_keys.contains(&key_id))
+        match find_path(leaf, intermediates, &state.bundles.anchors, now) {
+            Ok(path) => path
+                .last()
+                .is_some_and(|anchor| state.bundles.tainted_keys.contains(&anchor.public_key().key_id())),
+            Err(_) => true,
+        }
     }
 
     /// Whether workloads get anything from this agent.
