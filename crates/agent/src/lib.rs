@@ -49,6 +49,7 @@ use runtime::clock::Clock;
 use runtime::health::{Health, HealthListener, HealthPaths};
 use runtime::listen::ListenError;
 use runtime::log::Log;
+use runtime::manager;
 use runtime::profile::{self, Profiling};
 use runtime::reconcile::Poke;
 use runtime::shutdown::Shutdown;
@@ -220,6 +221,8 @@ impl Agent {
                 Ok::<(), BoxError>(())
             });
         }
+        let (health, clock) = (self.health.clone(), Arc::clone(&self.clock));
+        tasks.spawn("service manager", manager::tell(health, clock, shutdown.token().clone()));
         tasks.spawn("log rotation", self.log.clone().reopen_on_signal(shutdown.token().clone()));
         let attester = Arc::new(Attester {
             config: Arc::clone(&self.config),

@@ -11,7 +11,8 @@ use config::{AgentConfig, LogConfig, Note, NoteLevel, ServerConfig};
 use runtime::clock::{Clock, SystemClock};
 use runtime::log::{Format, Level, Log, Options, Output};
 use runtime::shutdown::Shutdown;
-use runtime::{chain, memory, process};
+use runtime::upgrade::Upgrade;
+use runtime::{chain, listen, memory, process};
 use server::Server;
 
 /// The program ended with an error, which stands in its log.
@@ -70,17 +71,39 @@ where
     }
     process::raise_file_limit()?;
     process::forbid_core_dumps()?;
+    let upgrade = Upgrade::prepare()?;
+    listen::inherit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let shutdown = Shutdown::new();
         shutdown.listen_to_signals()?;
-        let mut program = pin!(program(shutdown, Arc::new(SystemClock)));
+        upgrade.listen_to_signals(&shutdown, Arc::new(SystemClock))?;
+        let program = program(shutdown.clone(), Arc::new(SystemClock));
+        let without_successor = async {
+            shutdown.triggered().await;
+            if !upgrade.is_wanted() {
+                listen::give_up();
+            }
+            std::future::pending().await
+        };
+        let mut program = pin!(async {
+            tokio::select! {
+                ended = program => ended,
+                never = without_successor => never,
+            }
+        });
         tokio::select! {
             ended = &mut program => return ended,
             () = memory::give_back_the_start(&SystemClock) => {}
         }
         program.await
-    })
+    });
+    drop(runtime);
+    if ended.is_ok() && upgrade.is_wanted() {
+        tracing::info!("Becoming the successor");
+        return Err(upgrade.go_on().into());
+    }
+    ended
 }
 
 /// Starts the log of the program and writes what loading the configuration had to say.

@@ -15,6 +15,7 @@ pub mod http;
 mod json;
 pub mod listen;
 pub mod log;
+pub mod manager;
 pub mod memory;
 pub mod metrics;
 pub mod pages;
@@ -28,6 +29,7 @@ pub mod snapshot;
 #[expect(unsafe_code, reason = "the one place")]
 mod sys;
 pub mod tasks;
+pub mod upgrade;
 
 /// An error of any kind, as tasks and listeners end with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -38,6 +38,45 @@ pub(crate) fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(io::Error::from)
 }
 
+/// The first of the descriptors that a service manager passes.
+const FIRST_PASSED: libc::c_int = 3;
+
+/// The descriptors that whoever started this program passed to it: so many from the fourth on. To be
+/// called once, before anything else is opened.
+pub(crate) fn passed_descriptors(count: usize) -> Vec<OwnedFd> {
+    let count = libc::c_int::try_from(count).unwrap_or(0).min(MOST_PASSED);
+    (FIRST_PASSED..FIRST_PASSED + count)
+        .filter_map(|number| {
+            // SAFETY: asks whether the number is a descriptor, and keeps children from getting it.
+            let is_open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+            // SAFETY: it was opened for this process by who started it; nobody here knows it yet.
+            is_open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+        })
+        .collect()
+}
+
+/// More than any configuration has.
+const MOST_PASSED: libc::c_int = 64;
+
+/// Puts descriptors where the program that this one becomes expects them, from the fourth on, whatever
+/// is there. Only to be followed by becoming that program: what had these numbers is gone.
+pub(crate) fn pass_descriptors(descriptors: Vec<OwnedFd>) -> io::Result<()> {
+    // Out of the way first, so that none is overwritten by another.
+    let mut moved = Vec::with_capacity(descriptors.len());
+    for descriptor in descriptors {
+        moved.push(rustix::io::fcntl_dupfd_cloexec(&descriptor, FIRST_PASSED + MOST_PASSED)?);
+        // The number may be one that another is put to.
+        std::mem::forget(descriptor);
+    }
+    for (number, descriptor) in (FIRST_PASSED..).zip(&moved) {
+        // SAFETY: both are numbers of this process; what the second was is given up, as said above.
+        if unsafe { libc::dup2(descriptor.as_raw_fd(), number) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// How many seconds local time is ahead of UTC at that instant; 0 where it cannot be told.
 pub(crate) fn local_offset(seconds: i64) -> i32 {
     let mut broken_down = MaybeUninit::<libc::tm>::zeroed();

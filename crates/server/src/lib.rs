@@ -41,6 +41,7 @@ use futures::future::BoxFuture;
 use runtime::clock::Clock;
 use runtime::listen::{self, TlsListener, UnixListener};
 use runtime::log::Log;
+use runtime::manager;
 use runtime::profile::{self, Profiling};
 use runtime::shutdown::Shutdown;
 use runtime::tasks::{TaskFailed, Tasks};
@@ -148,6 +149,8 @@ impl Server {
         tasks.spawn("SVID rotation", renewal.run(shutdown.token().clone()));
         tasks.spawn("health checks", wellbeing::watch(Arc::clone(&context), shutdown.token().clone()));
         tasks.spawn("federation", federation::run(Arc::clone(&context), refreshes, shutdown.token().clone()));
+        let (health, clock) = (context.health.clone(), Arc::clone(&context.clock));
+        tasks.spawn("service manager", manager::tell(health, clock, shutdown.token().clone()));
         prune::spawn(&mut tasks, &context);
         let metrics = context.meters.metrics.clone();
         context.meters.started(version, context.trust_domain());

@@ -81,4 +81,4 @@ pub use sds::Discovery;
 pub use secrets::Secrets;
 pub use takeover::Takeover;
 pub use template::Binding;
-pub use workload::Svids;
+pub use workload::{Svids, Workload};

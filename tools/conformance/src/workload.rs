@@ -217,13 +217,14 @@ impl Svids {
 
 /// A workload on an agent's socket.
 #[derive(Clone, Debug)]
-pub(crate) struct Workload {
+pub struct Workload {
     connection: Connection,
 }
 
 impl Workload {
     /// The workload that this process is, at the agent on `socket`.
-    pub(crate) fn at(socket: &str) -> Self {
+    #[must_use]
+    pub fn at(socket: &str) -> Self {
         Self { connection: Connection::local(socket) }
     }
 
@@ -243,7 +244,10 @@ impl Workload {
     }
 
     /// A token for `audience`.
-    pub(crate) async fn token(&self, audience: &str) -> Result<String, (String, String)> {
+    ///
+    /// # Errors
+    /// A refusal is its code and message.
+    pub async fn token(&self, audience: &str) -> Result<String, (String, String)> {
         let request = JwtRequest { audience: vec![audience.to_owned()], spiffe_id: String::new() };
         let answer = self.call(JWT_SVID, &request).await?;
         let answer = JwtResponse::decode(answer).map_err(|error| local(&error.to_string()))?;
@@ -299,7 +303,13 @@ fn header() -> [(String, String); 1] {
 }
 
 fn refusal(status: &Status) -> (String, String) {
-    (code_of(status).to_owned(), status.message().to_owned())
+    let mut message = status.message().to_owned();
+    let mut cause = std::error::Error::source(status).and_then(std::error::Error::source);
+    while let Some(error) = cause {
+        message.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    (code_of(status).to_owned(), message)
 }
 
 fn local(why: &str) -> (String, String) {

@@ -84,10 +84,15 @@ fn go() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Sees to it that the database servers are there, which the tests start themselves. From Debian, by
-/// name: a server is no part of the product, and any release of the last years will do.
-pub(crate) fn install_databases() {
-    let servers = [("postgresql", "/usr/lib/postgresql"), ("mariadb-server", "/usr/sbin/mariadbd")];
+/// Sees to it that the database servers are there, which the tests start themselves, and what passes
+/// sockets as systemd does. From Debian, by name: they are no part of the product, and any release of the
+/// last years will do.
+pub(crate) fn install_servers() {
+    let servers = [
+        ("postgresql", "/usr/lib/postgresql"),
+        ("mariadb-server", "/usr/sbin/mariadbd"),
+        ("systemd", "/usr/bin/systemd-socket-activate"),
+    ];
     let missing = servers.into_iter().filter(|(_, program)| !Path::new(program).exists());
     let packages: Vec<&str> = missing.map(|(package, _)| package).collect();
     if packages.is_empty() {

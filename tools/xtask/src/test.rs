@@ -56,7 +56,7 @@ fn doc() -> Result<()> {
 
 fn unit() -> Result<()> {
     let args = ["test", "--release", "--locked", "--workspace", "--exclude", "finial-conformance"];
-    clients::install_databases();
+    clients::install_servers();
     counting_skips(&mut process::command("cargo", args))
 }
 
@@ -76,7 +76,7 @@ fn conformance() -> Result<()> {
         started.elapsed().as_secs_f64() * 1e3
     );
 
-    clients::install_databases();
+    clients::install_servers();
     for suite in suites()? {
         let mut tests = process::command(&suite, [] as [&str; 0]);
         tests.current_dir(crate::root().join("tools/conformance"));
@@ -146,6 +146,7 @@ pub(crate) fn soak(rounds: Option<&str>) -> Result<()> {
         "live_forced_rotation",
         "lint_issued",
         "outage_restarts",
+        "upgrade_fails_no_call",
         "recovery_a_server_that_comes_back",
         "--nocapture",
     ];

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use runtime::listen::Peer;
 use spiffe::{Entry, Selector, SelectorSet, SpiffeId};
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 use tracing::{debug, error};
@@ -135,16 +134,11 @@ impl Gate {
     pub(super) async fn jwt_svid(
         &self,
         call: &Call,
-        stop: &CancellationToken,
         entry: &Entry,
         audience: &[String],
     ) -> Result<Arc<JwtSvid>, Status> {
         let Call { method, pid, .. } = *call;
-        let fetched = tokio::select! {
-            biased;
-            fetched = self.context.jwt_svids.fetch(entry, audience) => fetched,
-            () = stop.cancelled() => return Err(Status::unavailable("the agent is stopping")),
-        };
+        let fetched = self.context.jwt_svids.fetch(entry, audience).await;
         let (service, id) = (self.service.1, &entry.spiffe_id);
         match fetched {
             Ok(svid) => {

@@ -125,7 +125,7 @@ impl Issuing {
         tokio::select! {
             biased;
             () = token.cancelled() => Ok(()),
-            stopped = self.forever() => stopped,
+            ended = self.forever() => ended.or_else(|stopped| stopped.unless_told_to(&token)),
         }
     }
 

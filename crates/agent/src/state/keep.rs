@@ -54,6 +54,13 @@ pub enum Change {
 #[error("the agent is stopping")]
 pub struct Stopped;
 
+impl Stopped {
+    /// No failure where the agent was told to stop: its tasks end in any order then.
+    pub(crate) fn unless_told_to(self, token: &CancellationToken) -> Result<(), Self> {
+        if token.is_cancelled() { Ok(()) } else { Err(self) }
+    }
+}
+
 /// Where changes are sent. Cheap to clone.
 #[derive(Clone)]
 pub struct Inbox(mpsc::Sender<(Change, oneshot::Sender<()>)>);

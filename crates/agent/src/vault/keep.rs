@@ -118,7 +118,9 @@ impl Keeping {
             tokio::select! {
                 biased;
                 () = token.cancelled() => {}
-                change = changed.changed() => change.map_err(|_| Stopped)?,
+                change = changed.changed() => if change.is_err() {
+                    Stopped.unless_told_to(&token)?;
+                },
                 () = self.jwt_svids.changed().poked() => written.are_tokens_other = true,
                 () = wake => {}
             }

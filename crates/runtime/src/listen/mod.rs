@@ -14,6 +14,7 @@
 mod accept;
 mod calls;
 mod half_open;
+mod handed;
 mod io;
 mod peer;
 mod proxy;
@@ -30,9 +31,12 @@ use std::path::PathBuf;
 
 pub(crate) use accept::Refusals;
 pub use calls::deadline;
+pub use handed::{give_up, inherit};
+pub(crate) use handed::{hand_over, has_unclaimed, is_handing_over, pass_on, unclaimed};
 pub use peer::{Peer, TlsPeer};
 pub use proxy::{Network, NoNetwork};
 pub use serve::{Limits, serve};
+pub(crate) use tls::bind;
 pub use tls::{TlsListener, TlsSource};
 pub use unix::{Callers, UnixListener, UnixOptions};
 pub use web::{WebAnswer, WebLimits, WebListener, WebReply};

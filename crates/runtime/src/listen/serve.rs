@@ -234,9 +234,14 @@ impl Floor {
                 }
             }
         };
+        // A client that is quick about it is served before the end, rather than hung up on.
+        let stopped = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(LAST_OPENING).await;
+        };
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => None,
+            () = stopped => None,
             () = place.lost() => None,
             opened = timeout(self.limits.opening, opening) => opened.ok()?,
         }
@@ -360,6 +365,9 @@ fn refused(error: &(impl std::error::Error + 'static)) {
 }
 
 const AGE_JITTER: f64 = 0.1;
+
+/// How long a client may take to shake hands and to greet once the listener has stopped.
+const LAST_OPENING: Duration = Duration::from_millis(500);
 
 /// How long connections that are cut off may take to be gone.
 const CUT_GRACE: Duration = Duration::from_secs(1);

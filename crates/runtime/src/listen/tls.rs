@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{ListenError, Network, Peer, TlsPeer, proxy};
+use super::{ListenError, Network, Peer, TlsPeer, handed, proxy};
 
 /// What hands out the TLS configuration for each new connection, so that a change of certificates or
 /// trust holds from the next one on.
@@ -115,12 +115,22 @@ impl Arrival {
 }
 
 /// Binds a port, to be taken over from a process that has just ended too.
-pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// A socket that listens at this address: one that was passed to this program, or a new one.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    if let Some(taken) = handed::take_tcp(address) {
+        let socket = std::net::TcpListener::from(taken.socket);
+        socket.set_nonblocking(true)?;
+        let socket = TcpListener::from_std(socket)?;
+        handed::keep(&socket, taken.is_managers)?;
+        return Ok(socket);
+    }
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // Connections of the process before us may linger on the port.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    let socket = socket.listen(BACKLOG)?;
+    handed::keep(&socket, false)?;
+    Ok(socket)
 }
 
 /// Connections that wait for us to accept them; the system may allow fewer.

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{ListenError, Peer, TlsSource};
+use super::{ListenError, Peer, TlsSource, handed};
 use crate::peer::{Caller, CallerError};
 
 /// How a socket is made and who may call.
@@ -52,16 +52,25 @@ struct Name {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// Whether it is to be removed at all: who made a socket that was passed to us does that.
+    is_ours: bool,
 }
 
 impl UnixListener {
-    /// Makes the socket, with the folders above it. One that nobody answers on any more is replaced.
-    /// To be called within a Tokio runtime.
+    /// Makes the socket, with the folders above it. One that nobody answers on any more is replaced, one
+    /// that was passed to this program is taken as it is. To be called within a Tokio runtime.
     ///
     /// # Errors
     /// A process answers on it, something that is no socket has the name, or what the system says.
     pub fn bind(path: &Path, options: UnixOptions) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Socket { path: path.to_owned(), source };
+        if let Some(taken) = handed::take_unix(path) {
+            let is_ours = !taken.is_managers;
+            let socket = std::os::unix::net::UnixListener::from(taken.socket);
+            socket.set_nonblocking(true).map_err(failed)?;
+            let socket = tokio::net::UnixListener::from_std(socket).map_err(failed)?;
+            return Self::over(socket, path, is_ours, options.callers).map_err(failed);
+        }
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             make_folders(folder, options.directory_mode).map_err(failed)?;
         }
@@ -74,9 +83,7 @@ impl UnixListener {
         // Until here its mode is what the umask leaves, which is less than what is asked for. Nobody
         // can connect before it is set: a client that could, may.
         fs::set_permissions(path, Permissions::from_mode(options.socket_mode)).map_err(failed)?;
-        let metadata = fs::symlink_metadata(path).map_err(failed)?;
-        let name = Name { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() };
-        Ok(Self { socket, name, callers: options.callers, tls: None })
+        Self::over(socket, path, true, options.callers).map_err(failed)
     }
 
     /// Speaks TLS: for callers who must prove more than that they may open the socket.
@@ -84,6 +91,18 @@ impl UnixListener {
     pub fn with_tls(mut self, config: TlsSource) -> Self {
         self.tls = Some(config);
         self
+    }
+
+    fn over(
+        socket: tokio::net::UnixListener,
+        path: &Path,
+        is_ours: bool,
+        callers: Callers,
+    ) -> io::Result<Self> {
+        handed::keep(&socket, !is_ours)?;
+        let metadata = fs::symlink_metadata(path)?;
+        let name = Name { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino(), is_ours };
+        Ok(Self { socket, name, callers, tls: None })
     }
 
     /// Where it is.
@@ -106,6 +125,9 @@ impl fmt::Debug for UnixListener {
 
 impl Drop for Name {
     fn drop(&mut self) {
+        if !self.is_ours || handed::is_handing_over() {
+            return;
+        }
         let ours = |metadata: fs::Metadata| metadata.dev() == self.device && metadata.ino() == self.inode;
         if fs::symlink_metadata(&self.path).is_ok_and(ours) {
             // It is gone, or will be found stale by the next who wants the name.

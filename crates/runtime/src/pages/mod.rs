@@ -56,7 +56,7 @@ impl PageListener {
         // Where a name has addresses of both kinds, Go binds that of IPv4.
         let address = found.iter().find(|address| address.is_ipv4()).or_else(|| found.first());
         let address = *address.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let socket = TcpListener::bind(address).await.map_err(failed)?;
+        let socket = crate::listen::bind(address).map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
         Ok(Self { socket, address, header_timeout: HEADER_TIMEOUT })
     }

@@ -59,6 +59,8 @@ mod sds;
 #[cfg(test)]
 mod secrets;
 #[cfg(test)]
+mod service;
+#[cfg(test)]
 mod takeover;
 #[cfg(test)]
 mod tls;

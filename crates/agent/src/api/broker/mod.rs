@@ -164,7 +164,7 @@ impl BrokerApi {
             return Err(self.not_entitled(call, &subject.selectors, wanted.as_ref()));
         }
         let tokens = entries.iter().map(async |held| {
-            let svid = self.gate.jwt_svid(call, &self.stop, &held.entry, &request.audience).await?;
+            let svid = self.gate.jwt_svid(call, &held.entry, &request.audience).await?;
             let (spiffe_id, hint) = (held.entry.spiffe_id.to_string(), held.entry.hint.clone());
             Ok::<_, Status>(Jwtsvid { spiffe_id, svid: svid.token.to_string(), hint })
         });

@@ -150,7 +150,7 @@ impl DelegatedApi {
             return Err(self.gate.no_identity(call, &subject.selectors, None));
         }
         let tokens = entries.iter().map(async |held| {
-            let svid = self.gate.jwt_svid(call, &self.stop, &held.entry, &request.audience).await?;
+            let svid = self.gate.jwt_svid(call, &held.entry, &request.audience).await?;
             Ok::<_, Status>((&*held.entry, svid))
         });
         Ok(answers::jwt_svids(&try_join_all(tokens).await?))

@@ -67,7 +67,7 @@ impl WorkloadApi {
     }
 
     async fn jwt_svid(&self, call: &Call, entry: &Entry, audience: &[String]) -> Result<Jwtsvid, Status> {
-        let svid = self.gate.jwt_svid(call, &self.stop, entry, audience).await?;
+        let svid = self.gate.jwt_svid(call, entry, audience).await?;
         let (spiffe_id, hint) = (entry.spiffe_id.to_string(), entry.hint.clone());
         Ok(Jwtsvid { spiffe_id, svid: svid.token.to_string(), hint })
     }
