@@ -12,12 +12,13 @@ use prost::Message;
 use prost_types::Any;
 use serde_json::json;
 use tokio::time::timeout;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::http::await_ok;
 use crate::live::{REACH, Stage};
 use crate::pki::Key;
 use crate::plane::{PlaneConfig, Product};
+use crate::typed::Typed;
 use crate::wire::{Connection, Messages, Shown, code_of};
 
 const SVID: &str = "/spiffe.broker.API/SubscribeToX509SVID";
@@ -199,8 +200,8 @@ impl Brokers {
             let refused = call(remote, SVID, &empty).await.err();
             is("no reference", &refused, &Some(invalid(nothing, reason("WORKLOAD_REFERENCE_INVALID"))))?;
         }
-        let refused = call(remote, TOKEN, &of(1)).await.err();
-        is("no audience", &refused, &Some(invalid("audience must be specified", None)))?;
+        let denied = call(remote, TOKEN, &of(1)).await.err();
+        is("no audience", &denied, &Some(invalid("audience must be specified", None)))?;
         if self.is_spire {
             return Ok(());
         }
@@ -222,11 +223,11 @@ impl Brokers {
             |id: &str| Request { audience: vec!["a".to_owned()], spiffe_id: id.to_owned(), ..of(own) };
         let other = call(remote, TOKEN, &named("spiffe://example.org/other")).await.err();
         is("the token of another id", &other, &Some(nobody()))?;
-        let refused = call(remote, TOKEN, &named("x")).await.err().map(|why| why.0);
-        is("a bad id", &refused, &Some("INVALID_ARGUMENT".to_owned()))?;
+        let told = call(remote, TOKEN, &named("x")).await.err().map(|why| why.0);
+        is("a bad id", &told, &Some("INVALID_ARGUMENT".to_owned()))?;
         stage.local.ask(DELETE, json!({"ids": ["web"]})).await?;
         let mut stream = open::<SvidResponse>(remote, SVID, &of(own)).await?;
-        is("an identity that goes", &stream.refusal().await?, &nobody())?;
+        is("an identity that goes", &refused(&stream.refusal().await?), &nobody())?;
         for method in [SVID, BUNDLES, KEYS] {
             is("no identity", &call(remote, method, &of(own)).await.err(), &Some(nobody()))?;
         }
@@ -285,7 +286,7 @@ impl Brokers {
         }
         child.end();
         let gone = ("NOT_FOUND".to_owned(), "the workload has ended".to_owned(), Some("WORKLOAD_NOT_FOUND"));
-        stage.run(async { is("an ended process", &stream.refusal().await?, &gone) })
+        stage.run(async { is("an ended process", &refused(&stream.refusal().await?), &gone) })
     }
 
     /// Calls of brokers are measured by the names of their methods.
@@ -425,40 +426,13 @@ fn reference(reference: Any) -> Request {
     Request { reference: Some(Reference { reference: Some(reference) }), ..Request::default() }
 }
 
-/// A stream of answers.
-struct Stream<T> {
-    answers: Streaming<Bytes>,
-    of: std::marker::PhantomData<T>,
-}
-
-async fn open<T>(connection: &Connection, method: &str, request: &Request) -> Result<Stream<T>, String> {
-    let header = [(HEADER.to_owned(), "true".to_owned())];
-    let opened = connection.open(method, vec![request.encode_to_vec().into()], &header);
-    let opened = timeout(REACH, opened).await.map_err(|_| format!("{method} does not begin"))?;
-    let answers = opened.map_err(|status| told(refused(&status)))?;
-    Ok(Stream { answers, of: std::marker::PhantomData })
-}
-
-impl<T: Message + Default> Stream<T> {
-    async fn next(&mut self) -> Result<T, String> {
-        let next = timeout(REACH, self.answers.message()).await.map_err(|_| "nothing comes".to_owned())?;
-        let next = next.map_err(|status| told(refused(&status)))?.ok_or("the stream ends")?;
-        T::decode(next).map_err(|why| why.to_string())
-    }
-
-    /// How it ends, whatever comes before.
-    async fn refusal(&mut self) -> Result<Refusal, String> {
-        let ended = async {
-            loop {
-                match self.answers.message().await {
-                    Ok(Some(_)) => {}
-                    Ok(None) => return Err("the stream ends well".to_owned()),
-                    Err(status) => return Ok(refused(&status)),
-                }
-            }
-        };
-        timeout(REACH, ended).await.map_err(|_| "the stream does not end".to_owned())?
-    }
+/// Opens a stream as brokers do.
+async fn open<T: Message + Default>(
+    connection: &Connection,
+    method: &str,
+    request: &Request,
+) -> Result<Typed<T>, String> {
+    Typed::open(connection, method, request, &[(HEADER.to_owned(), "true".to_owned())]).await
 }
 
 /// The first answer.

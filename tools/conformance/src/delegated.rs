@@ -8,10 +8,11 @@ use bytes::Bytes;
 use prost::Message;
 use serde_json::json;
 use tokio::time::timeout;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::live::{REACH, Stage};
 use crate::plane::{PlaneConfig, Product};
+use crate::typed::Typed;
 use crate::wire::{Connection, Messages, code_of};
 
 const SVIDS: &str = "/spire.api.agent.delegatedidentity.v1.DelegatedIdentity/SubscribeToX509SVIDs";
@@ -196,7 +197,7 @@ impl Delegates {
             stage.create("below", "/below", below).await?;
             drop(stage.stream_with(&["/delegate"]).await?);
 
-            let mut stream = open::<SvidsResponse>(&admin, SVIDS, &of(&["uid:7"])).await?;
+            let mut stream = Typed::<SvidsResponse>::open(&admin, SVIDS, &of(&["uid:7"]), &[]).await?;
             is("at first", &stream.next().await?, &SvidsResponse::default())?;
             let web = json!({"selectors": selector("uid:7"), "x509_svid_ttl": 20, "hint": "w"});
             stage.create("web", "/web", web).await?;
@@ -230,14 +231,14 @@ impl Delegates {
                 return Err(format!("the token is {:?}", tokens[0]));
             }
 
-            let mut x509 = open::<BundlesResponse>(&admin, BUNDLES, &Nothing {}).await?;
-            let mut jwt = open::<BundlesResponse>(&admin, KEYS, &Nothing {}).await?;
+            let mut x509 = Typed::<BundlesResponse>::open(&admin, BUNDLES, &Nothing {}, &[]).await?;
+            let mut jwt = Typed::<BundlesResponse>::open(&admin, KEYS, &Nothing {}, &[]).await?;
             for stream in [&mut x509, &mut jwt] {
                 let bundles = stream.next().await?.bundles;
                 is("bundles", &bundles.keys().collect::<Vec<_>>(), &vec!["spiffe://example.org"])?;
             }
             stage.local.ask(DELETE, json!({"ids": ["delegate", "web"]})).await?;
-            is("svids of no delegate", &stream.refusal().await?, &denied("no identity issued"))
+            is("svids of no delegate", &refused(&stream.refusal().await?), &denied("no identity issued"))
         })
     }
 
@@ -263,7 +264,7 @@ impl Delegates {
             drop(stage.stream_with(&["/delegate"]).await?);
 
             let request = SvidsRequest { selectors: Vec::new(), pid: child.pid() };
-            let mut stream = open::<SvidsResponse>(&admin, SVIDS, &request).await?;
+            let mut stream = Typed::<SvidsResponse>::open(&admin, SVIDS, &request, &[]).await?;
             loop {
                 let svids = stream.next().await?.svids;
                 let paths: Vec<_> = svids.into_iter().filter_map(|one| Some(one.svid?.id?.path)).collect();
@@ -323,45 +324,6 @@ impl Drop for Asleep {
 
 #[derive(Clone, PartialEq, Message)]
 struct Nothing {}
-
-/// A stream of answers.
-struct Stream<T> {
-    answers: Streaming<Bytes>,
-    of: std::marker::PhantomData<T>,
-}
-
-async fn open<T: Message + Default>(
-    connection: &Connection,
-    method: &str,
-    request: &impl Message,
-) -> Result<Stream<T>, String> {
-    let opened = timeout(REACH, connection.open(method, vec![request.encode_to_vec().into()], &[])).await;
-    let opened = opened.map_err(|_| format!("{method} does not begin"))?;
-    let answers = opened.map_err(|status| told(refused(&status)))?;
-    Ok(Stream { answers, of: std::marker::PhantomData })
-}
-
-impl<T: Message + Default> Stream<T> {
-    async fn next(&mut self) -> Result<T, String> {
-        let next = timeout(REACH, self.answers.message()).await.map_err(|_| "nothing comes".to_owned())?;
-        let next = next.map_err(|status| told(refused(&status)))?.ok_or("the stream ends")?;
-        T::decode(next).map_err(|why| why.to_string())
-    }
-
-    /// How it ends, whatever comes before.
-    async fn refusal(&mut self) -> Result<Refusal, String> {
-        let ended = async {
-            loop {
-                match self.answers.message().await {
-                    Ok(Some(_)) => {}
-                    Ok(None) => return Err("the stream ends well".to_owned()),
-                    Err(status) => return Ok(refused(&status)),
-                }
-            }
-        };
-        timeout(REACH, ended).await.map_err(|_| "the stream does not end".to_owned())?
-    }
-}
 
 /// How an X.509 subscription and a bundle subscription are refused.
 async fn all_refused(admin: &Connection) -> Result<[Refusal; 2], String> {

@@ -48,6 +48,7 @@ mod sds;
 mod secrets;
 mod takeover;
 mod template;
+mod typed;
 mod wire;
 mod workload;
 
