@@ -124,12 +124,13 @@ impl Table {
     }
 }
 
-/// Facts in the wire tables: every non-empty line but the comments.
+/// Facts in SPIRE's wire tables: every non-empty line but the comments.
 fn wire_rows(dir: &Path) -> Result<usize> {
     let mut rows = 0;
     for file in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let path = file?.path();
-        if path.extension().is_some_and(|ending| ending == "txt") {
+        let is_own = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("finial."));
+        if !is_own && path.extension().is_some_and(|ending| ending == "txt") {
             rows += read(&path)?.lines().filter(|line| is_fact(line)).count();
         }
     }
