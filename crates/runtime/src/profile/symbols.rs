@@ -143,8 +143,10 @@ mod tests {
         let here = functions_of_this_program_have_names_and_nonsense_has_none as fn() as usize;
 
         assert!(symbols.mapping_of(here) > 0);
-        let name = symbols.name_of(here).unwrap();
-        assert!(name.contains("functions_of_this_program_have_names"), "{name}");
+        let name = symbols.name_of(here);
+        // The release profile strips them.
+        assert_eq!(name.is_some(), cfg!(debug_assertions));
+        assert!(name.is_none_or(|name| name.contains("functions_of_this_program_have_names")));
         assert_eq!(symbols.name_of(1), None);
         assert!(functions(b"\x7fELF\x02\x01", 0).is_none());
         assert!(functions(&[0x7f; 100], 0).is_none());
