@@ -8,7 +8,7 @@
 //! Invariants: a workload gets only an SVID that was checked against its entry, its key and the bundle;
 //! one entry that the server will not sign for holds up no other; an SVID in use is replaced, never
 //! withdrawn first; nothing is stored but the agent's own SVID, its key and its bundle, and, sealed,
-//! what workloads get ([`vault`]).
+//! what workloads get (`vault`).
 
 pub mod api;
 mod attest;
