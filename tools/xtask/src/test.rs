@@ -55,7 +55,8 @@ fn doc() -> Result<()> {
 }
 
 fn unit() -> Result<()> {
-    let args = ["test", "--release", "--locked", "--workspace", "--exclude", "finial-conformance"];
+    let args =
+        ["test", "--release", "--locked", "--workspace", "--exclude", "finial-conformance", "--no-fail-fast"];
     clients::install_servers();
     counting_skips(&mut process::command("cargo", args))
 }
