@@ -84,14 +84,16 @@ fn go() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Sees to it that the database servers are there, which the tests start themselves, and what passes
-/// sockets as systemd does. From Debian, by name: they are no part of the product, and any release of the
-/// last years will do.
+/// Sees to it that the database servers are there, which the tests start themselves, what passes sockets
+/// as systemd does, and what shows a program another time. From Debian, by name: they are no part of the
+/// product, and any release of the last years will do.
 pub(crate) fn install_servers() {
+    let clock = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
     let servers = [
         ("postgresql", "/usr/lib/postgresql"),
         ("mariadb-server", "/usr/sbin/mariadbd"),
         ("systemd", "/usr/bin/systemd-socket-activate"),
+        ("libfaketime", clock.as_str()),
     ];
     let missing = servers.into_iter().filter(|(_, program)| !Path::new(program).exists());
     let packages: Vec<&str> = missing.map(|(package, _)| package).collect();
