@@ -1,5 +1,6 @@
 //! Clients of other makes, which `cargo xtask test` makes ready and names in the environment.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +9,7 @@ use std::process::{Command, Stdio};
 #[derive(Clone, Debug)]
 pub struct Foreign {
     program: PathBuf,
-    first: Option<PathBuf>,
+    first: Vec<OsString>,
 }
 
 impl Foreign {
@@ -17,13 +18,24 @@ impl Foreign {
     #[must_use]
     pub fn python(check: &str, script: &str) -> Option<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/python").join(script);
-        Self::named("FINIAL_PYTHON", check).map(|program| Self { program, first: Some(script) })
+        Self::named("FINIAL_PYTHON", check).map(|program| Self { program, first: vec![script.into()] })
     }
 
     /// The program of `clients/go`. Where it could not be built `check` counts as skipped.
     #[must_use]
     pub fn go(check: &str) -> Option<Self> {
-        Self::named("FINIAL_GO_CLIENTS", check).map(|program| Self { program, first: None })
+        Self::named("FINIAL_GO_CLIENTS", check).map(|program| Self { program, first: Vec::new() })
+    }
+
+    /// The class of `clients/java`. Where it could not be built `check` counts as skipped.
+    #[must_use]
+    pub fn java(check: &str) -> Option<Self> {
+        Self::named("FINIAL_JAVA_CLIENTS", check).map(|home| {
+            let classes = format!("{home}:{home}/*", home = home.display());
+            // One short run on a busy machine: what is interpreted is sooner done than compiled.
+            let first = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", &classes, "Clients"];
+            Self { program: PathBuf::from("java"), first: first.map(OsString::from).into() }
+        })
     }
 
     /// Envoy itself. Where it could not be installed `check` counts as skipped.

@@ -15,7 +15,12 @@ use crate::process;
 
 /// The environment that tells the tests where each client is.
 pub(crate) fn environment() -> Vec<(&'static str, PathBuf)> {
-    let made = [("FINIAL_PYTHON", python()), ("FINIAL_GO_CLIENTS", go()), ("FINIAL_ENVOY", envoy())];
+    let made = [
+        ("FINIAL_PYTHON", python()),
+        ("FINIAL_GO_CLIENTS", go()),
+        ("FINIAL_JAVA_CLIENTS", java()),
+        ("FINIAL_ENVOY", envoy()),
+    ];
     let told = |(name, made): (&'static str, Result<PathBuf>)| match made {
         Ok(path) => Some((name, path)),
         Err(error) => {
@@ -84,9 +89,24 @@ fn go() -> Result<PathBuf> {
     Ok(program)
 }
 
+/// The folder of the classes that drive java-spiffe, with the libraries that they need.
+fn java() -> Result<PathBuf> {
+    let folder = sources().join("java");
+    let files = ["pom.xml", "Clients.java"].map(|name| folder.join(name));
+    let home = cache("java", &files.each_ref().map(PathBuf::as_path))?;
+    made(&home, || {
+        let plugin = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies";
+        let mut fetch = process::command("mvn", ["--quiet", "--batch-mode", plugin, "--file"]);
+        process::check(fetch.arg(&files[0]).arg(format!("-DoutputDirectory={}", home.display())))?;
+        let mut compile = process::command("javac", ["-Xlint:all", "-Werror", "-cp"]);
+        process::check(compile.arg(home.join("*")).arg("-d").arg(&home).arg(&files[1]))
+    })?;
+    Ok(home)
+}
+
 /// Sees to it that the database servers are there, which the tests start themselves, what passes sockets
-/// as systemd does, and what shows a program another time. From Debian, by name: they are no part of the
-/// product, and any release of the last years will do.
+/// as systemd does, what shows a program another time or what it asks of the kernel, and Java. From Debian, by name: they are no part of
+/// the product, and any release of the last years will do.
 pub(crate) fn install_servers() {
     let clock = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
     let servers = [
@@ -94,6 +114,9 @@ pub(crate) fn install_servers() {
         ("mariadb-server", "/usr/sbin/mariadbd"),
         ("systemd", "/usr/bin/systemd-socket-activate"),
         ("libfaketime", clock.as_str()),
+        ("default-jdk-headless", "/usr/bin/javac"),
+        ("maven", "/usr/bin/mvn"),
+        ("strace", "/usr/bin/strace"),
     ];
     let missing = servers.into_iter().filter(|(_, program)| !Path::new(program).exists());
     let packages: Vec<&str> = missing.map(|(package, _)| package).collect();

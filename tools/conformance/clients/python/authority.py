@@ -19,7 +19,9 @@ def spellings(path):
         path,
         path.lstrip("/").replace("/", "%2F"),
         f"unix:{path}",
+        f"unix://{path}",
         "agent.example.org",
+        "",
     ):
         yield authority, f"unix:{path}", authority
 
@@ -56,7 +58,7 @@ def check(target, authority, expected):
 def main(path, identity):
     for name, target, authority in spellings(path):
         check(target, authority, identity.encode())
-        print(f"ok: {name}")
+        print(f"ok: {name or 'empty'}")
 
 
 main(*sys.argv[1:])

@@ -1,5 +1,5 @@
-//! The Workload API as clients of other makes use it: go-spiffe, py-spiffe, the public crate `spiffe`,
-//! and gRPC's C core by itself with each spelling of the authority.
+//! The Workload API as clients of other makes use it: go-spiffe, py-spiffe, java-spiffe, the public crate
+//! `spiffe`, and gRPC's C core by itself with each spelling of the authority.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
@@ -24,9 +24,14 @@ fn plane() -> Plane {
 }
 
 fn add(plane: &Plane, id: &str) {
+    add_with(plane, id, &[]);
+}
+
+fn add_with(plane: &Plane, id: &str, more: &[&str]) {
     let parent = "spiffe://{td}/node";
     let entry = ["-parentID", parent, "-spiffeID", id, "-selector", "unix:uid:{uid}"];
-    let _shown = plane.ok("server", &[&["entry", "create", "-socketPath", "{sock}"][..], &entry].concat());
+    let create = ["entry", "create", "-socketPath", "{sock}"];
+    let _shown = plane.ok("server", &[&create[..], &entry, more].concat());
 }
 
 fn address(plane: &Plane) -> String {
@@ -75,13 +80,42 @@ fn py_spiffe() {
 }
 
 #[test]
+fn java_spiffe() {
+    let Some(client) = Foreign::java("java-spiffe") else { return };
+    let plane = plane();
+
+    let printed = client.ok(&[&address(&plane), FIRST, SECOND]);
+
+    assert_eq!(good(&printed), 8, "{printed}");
+}
+
+#[test]
+fn java_spiffe_watches_what_comes_and_what_is_renewed() {
+    let Some(client) = Foreign::java("java-spiffe, watching") else { return };
+    let plane = plane();
+    let (brief, late) = ("spiffe://example.org/brief", "spiffe://example.org/late");
+    // With the ten seconds that it is dated back it has half of its life behind it after one.
+    add_with(&plane, brief, &["-x509SVIDTTL", "12"]);
+    let args = ["watch", &address(&plane), brief, late];
+    let mut watching = client.command(&args).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "watching");
+
+    add(&plane, late);
+
+    assert_eq!(lines.next().unwrap().unwrap(), "ok: watch");
+    assert_eq!(lines.next().unwrap().unwrap(), "ok: rotation");
+    assert!(watching.wait().unwrap().success());
+}
+
+#[test]
 fn c_core_with_each_authority() {
     let Some(client) = Foreign::python("grpcio", "authority.py") else { return };
     let plane = plane();
 
     let printed = client.ok(&[plane.word("asock"), FIRST]);
 
-    assert_eq!(good(&printed), 8, "{printed}");
+    assert_eq!(good(&printed), 10, "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
