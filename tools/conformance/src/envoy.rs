@@ -76,7 +76,8 @@ impl Envoys {
         };
         let stage = Stage::with(product, &self.messages, config)?;
         let service = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
-        let ports = Ports::free(&service);
+        let held = crate::ports::Ports::hold(7);
+        let ports = Ports::of(&held, &service);
         // It ends with the process.
         std::thread::spawn(move || greet(&service));
         for (id, settings) in [("front", front(&stage.plane, &ports)), ("back", back(&stage.plane, &ports))] {
@@ -131,14 +132,12 @@ impl Envoys {
 }
 
 impl Ports {
-    /// Free ports, and one where `service` listens.
-    fn free(service: &TcpListener) -> Self {
-        // All at once, so that they differ.
-        let listeners = [(); 7].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-        let port = |listener: &TcpListener| listener.local_addr().expect("a bound port").port().to_string();
+    /// Those that are `held`, and one where `service` listens.
+    fn of(held: &crate::ports::Ports, service: &TcpListener) -> Self {
+        let mut ports = held.iter().map(|port| port.to_string());
         let [through, to_another, refused, back, back_for_another, front_admin, back_admin] =
-            listeners.each_ref().map(port);
-        let service = port(service);
+            [(); 7].map(|()| ports.next().expect("seven ports"));
+        let service = service.local_addr().expect("a bound port").port().to_string();
         Self { through, to_another, refused, back, back_for_another, service, front_admin, back_admin }
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::ports::Ports;
 
 /// The programs under test: Finial's, or SPIRE's own.
 #[derive(Clone, Debug)]
@@ -142,6 +143,7 @@ pub struct Plane {
     server_prelude: String,
     server: Option<Running>,
     agent: Option<Running>,
+    _ports: Ports,
 }
 
 impl Plane {
@@ -152,14 +154,16 @@ impl Plane {
     #[must_use]
     pub fn start(product: &Product, config: &PlaneConfig, files: &BTreeMap<String, String>) -> Self {
         let dir = tempfile::Builder::new().prefix("finial-").tempdir().expect("a temporary folder");
+        let ports = Ports::hold(4);
         let mut plane = Self {
             product: product.clone(),
-            words: words(dir.path(), &config.trust_domain),
+            words: words(dir.path(), &config.trust_domain, &ports),
             env: config.env.clone(),
             server_prelude: config.server_prelude.clone(),
             dir,
             server: None,
             agent: None,
+            _ports: ports,
         };
         fs::create_dir_all(plane.cwd()).expect("the working directory");
         for (path, text) in files {
@@ -586,7 +590,7 @@ pub fn pause() {
     std::thread::park_timeout(Duration::from_millis(25));
 }
 
-fn words(dir: &Path, trust_domain: &str) -> BTreeMap<String, String> {
+fn words(dir: &Path, trust_domain: &str, ports: &Ports) -> BTreeMap<String, String> {
     let dir = dir.display().to_string();
     let mut words: BTreeMap<String, String> = [
         ("sock", format!("{dir}/server/api.sock")),
@@ -605,12 +609,8 @@ fn words(dir: &Path, trust_domain: &str) -> BTreeMap<String, String> {
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
     .collect();
-    // All listeners are open at once, so that the ports differ.
-    let listeners: Vec<TcpListener> =
-        (0..4).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-    for (name, listener) in ["port", "p1", "p2", "p3"].iter().zip(&listeners) {
-        let port = listener.local_addr().expect("a bound port").port();
-        words.insert((*name).to_owned(), port.to_string());
+    for (name, port) in ["port", "p1", "p2", "p3"].into_iter().zip(ports.iter()) {
+        words.insert(name.to_owned(), port.to_string());
     }
     words
 }

@@ -8,7 +8,6 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -42,6 +41,8 @@ pub struct Secrets<'a> {
     pub certificate: &'a str,
     /// Its key.
     pub key: &'a str,
+    /// The port where it listens.
+    pub port: u16,
 }
 
 /// A running server.
@@ -173,12 +174,9 @@ impl Server {
 
     fn install(make: Make, programs: PathBuf, secrets: Option<Secrets<'_>>) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("finial-db-").tempdir()?.keep();
-        let port = match secrets {
-            Some(_) => Some(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port()),
-            None => None,
-        };
+        let port = secrets.as_ref().map(|secrets| secrets.port);
         let server = Self { make, port, programs, folder, watch: Mutex::new(None) };
-        if let Some(Secrets { root, certificate, key }) = secrets {
+        if let Some(Secrets { root, certificate, key, .. }) = secrets {
             for (name, text) in [("root.pem", root), ("server.pem", certificate), ("server.key", key)] {
                 let path = server.folder.join(name);
                 fs::write(&path, text)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use finial_conformance::{DatabaseSecrets, Kills, Plane, PlaneConfig, Product, Takeover, get, pause};
+use finial_conformance::{DatabaseSecrets, Kills, Plane, PlaneConfig, Ports, Product, Takeover, get, pause};
 use testkit::database::{Database, Make, Secrets, Server};
 
 fn recorded() -> PathBuf {
@@ -203,7 +203,10 @@ fn secure(make: Make, port: u16, database: &Database<'_>, root: &str, shown: boo
 fn check_secure(make: Make) {
     let secrets = DatabaseSecrets::new();
     let [certificate, key] = &secrets.server;
-    let Some(server) = Server::start_secure(make, Secrets { root: &secrets.root, certificate, key }) else {
+    let ports = Ports::hold(1);
+    let port = ports.iter().next().unwrap();
+    let Some(server) = Server::start_secure(make, Secrets { root: &secrets.root, certificate, key, port })
+    else {
         return;
     };
     let database = server.database().unwrap();
@@ -215,7 +218,6 @@ fn check_secure(make: Make) {
             ))
             .unwrap();
     }
-    let port = server.port().unwrap();
     let files: BTreeMap<String, String> = [
         ("root.pem", &secrets.root),
         ("stranger.pem", &secrets.stranger),
