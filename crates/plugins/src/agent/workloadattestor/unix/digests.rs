@@ -2,13 +2,14 @@
 //!
 //! A file counts as the same while device, inode, size and both change times are. The kernel's clock
 //! behind those ticks in milliseconds, so a file that changed a moment ago could change again without
-//! a new time: its digest is not remembered.
+//! a new time: its digest is not remembered. Callers that run the same file at the same time wait for one
+//! of them to hash it; whoever does not find it remembered then hashes it itself.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -47,11 +48,15 @@ impl Stamp {
 pub(super) struct Digests {
     clock: Arc<dyn Clock>,
     known: Mutex<HashMap<Stamp, String>>,
+    /// Held by who hashes a file.
+    turns: Mutex<HashMap<Stamp, Weak<Turn>>>,
 }
+
+type Turn = tokio::sync::Mutex<()>;
 
 impl Digests {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, known: Mutex::default() }
+        Self { clock, known: Mutex::default(), turns: Mutex::default() }
     }
 
     /// The digest of `program` in hex. A file above `limit` bytes is an error; 0 is no limit.
@@ -70,11 +75,17 @@ impl Digests {
             )));
         }
         let stamp = Stamp::of(&before);
-        if let Some(digest) = this.known.lock().unwrap_or_else(PoisonError::into_inner).get(&stamp) {
-            return Ok(digest.clone());
+        if let Some(digest) = this.remembered(&stamp) {
+            return Ok(digest);
+        }
+        let turn = this.turn(stamp).lock_owned().await;
+        if let Some(digest) = this.remembered(&stamp) {
+            return Ok(digest);
         }
         let this = Arc::clone(this);
         let work = move || {
+            // A caller that goes away ends no turn: what it began is of use to the next.
+            let _turn = turn;
             let digest = hash(&program)?;
             let after = Stamp::of(&program.metadata()?);
             this.remember(stamp, after, &digest);
@@ -82,6 +93,21 @@ impl Digests {
         };
         let hashed = tokio::task::spawn_blocking(work).await;
         hashed.map_err(|_| PluginError::internal("SHA256 digest: interrupted"))?.map_err(failed)
+    }
+
+    fn remembered(&self, stamp: &Stamp) -> Option<String> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(stamp).cloned()
+    }
+
+    fn turn(&self, stamp: Stamp) -> Arc<Turn> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turn) = turns.get(&stamp).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        turns.insert(stamp, Arc::downgrade(&turn));
+        turn
     }
 
     fn remember(&self, before: Stamp, after: Stamp, digest: &str) {
@@ -139,6 +165,59 @@ mod tests {
 
         std::fs::write(&path, "other").unwrap();
         assert_ne!(Digests::digest(&late, open(), 1, 0).await.unwrap(), EMPTY);
+    }
+
+    /// How many bytes this process has read.
+    fn read_so_far() -> u64 {
+        let counters = std::fs::read_to_string("/proc/self/io").unwrap();
+        counters.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn w13_callers_that_run_one_program_at_the_same_time_have_it_hashed_once() {
+        const SIZE: u64 = 32 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("program");
+        File::create(&path).unwrap().set_len(SIZE).unwrap();
+        let later = SystemClock.now() + Duration::from_secs(60);
+        let digests = Arc::new(Digests::new(Arc::new(ManualClock::new(later))));
+        let before = read_so_far();
+
+        // Some go away before they are told.
+        for _ in 0..20 {
+            let call = Digests::digest(&digests, File::open(&path).unwrap(), 7, 0);
+            tokio::time::timeout(Duration::from_millis(1), call).await.ok();
+        }
+        let calls = (0..200)
+            .map(async |_| Digests::digest(&digests, File::open(&path).unwrap(), 7, 0).await.unwrap());
+        let mut found = futures::future::join_all(calls).await;
+        found.dedup();
+
+        assert_eq!(found.len(), 1);
+        let read = read_so_far() - before;
+        assert!(read < 2 * SIZE, "{read} bytes read for one file of {SIZE}");
+        assert_eq!(digests.turns.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn w13_another_file_at_the_same_place_is_hashed_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("program");
+        let later = SystemClock.now() + Duration::from_secs(60);
+        let digests = Arc::new(Digests::new(Arc::new(ManualClock::new(later))));
+        let digest = async |text: &str| {
+            // Of the same size, and by its date as old.
+            std::fs::remove_file(&path).ok();
+            std::fs::write(&path, text).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            Digests::digest(&digests, File::open(&path).unwrap(), 1, 0).await.unwrap()
+        };
+
+        let (one, other) = (digest("one").await, digest("two").await);
+
+        assert_ne!(one, other);
+        assert_eq!(digests.known.lock().unwrap().len(), 2);
     }
 
     #[tokio::test]
