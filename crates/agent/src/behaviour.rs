@@ -203,6 +203,31 @@ async fn an_entry_that_is_new_is_found_before_its_workload_is_refused() {
 }
 
 #[tokio::test]
+async fn many_who_would_be_refused_at_once_cost_the_server_one_request() {
+    let clock = ManualClock::new(start_time());
+    let server = StandIn::start().await;
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(clock.clone())).await;
+    running.until(|state| state.synced_at.is_some()).await;
+    let before = running.server.calls("SyncAuthorizedEntries");
+
+    let callers = (0..50).map(async |_| {
+        let mut subscription = running.context.subscriptions.join(set(&["uid:9"]));
+        let look = &running.context.last_look;
+        look.wait(&mut subscription, running.tasks.token(), |update| !update.entries.is_empty()).await
+    });
+    let mut refused = Box::pin(futures::future::join_all(callers));
+    // All of them wait; the clock stands still, so none of them is through.
+    assert!(futures::poll!(&mut refused).is_pending());
+    called(&running.server, "SyncAuthorizedEntries", before + 1).await;
+    clock.advance(LastLook::PATIENCE);
+
+    assert!(
+        tokio::time::timeout(PATIENCE, refused).await.unwrap().iter().all(|update| update.entries.is_empty())
+    );
+    assert_eq!(running.server.calls("SyncAuthorizedEntries"), before + 1);
+}
+
+#[tokio::test]
 async fn an_svid_without_its_key_is_not_used() {
     let running = Running::with(Vec::new()).await;
     let Running { server, directory, tasks, .. } = running;

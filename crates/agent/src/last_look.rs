@@ -62,7 +62,8 @@ impl LastLook {
         update
     }
 
-    fn ask(&self, selectors: &SelectorSet) {
+    /// Asks, within limits; who is told nothing of the outcome need not wait for it.
+    pub(crate) fn ask(&self, selectors: &SelectorSet) {
         let allows = |limit: &Option<Limit>, selectors: &SelectorSet| {
             limit.as_ref().is_none_or(|limit| limit.allows(selectors))
         };

@@ -246,3 +246,58 @@ async fn bundles_are_all_that_there_are_now() {
     assert!(next(&mut x509).await.unwrap().ca_certificates.keys().eq(&both[..1]));
     assert!(next(&mut jwt).await.unwrap().bundles.keys().eq(&both[..1]));
 }
+
+#[tokio::test]
+async fn the_server_is_asked_before_a_delegate_is_refused_and_when_it_is_shown_nothing() {
+    let world = world().await;
+    let mut client = delegate(&world);
+    let tokens = |selectors: &[&str]| FetchJwtsviDsRequest {
+        audience: vec!["x".to_owned()],
+        selectors: wire(selectors),
+        pid: 0,
+    };
+
+    // The delegate itself may be new; it asks often, the server is asked once in a second.
+    assert_eq!(refusal(client.fetch_jwtsvi_ds(tokens(&["uid:7"])).await), denied("no identity issued"));
+    assert!(world.has_looked());
+    refusal(client.subscribe_to_x509_bundles(SubscribeToX509BundlesRequest {}).await);
+    refusal(client.subscribe_to_x509svi_ds(of(&["uid:7"])).await);
+    assert!(!world.has_looked());
+    world.serve(&[own()]).await;
+
+    // So may be that for which it asks: each is asked for once, and no more than ten.
+    let mut asked = 1;
+    for number in 0..6 {
+        for _ in 0..3 {
+            let selectors = format!("uid:{number}");
+            assert_eq!(
+                refusal(client.fetch_jwtsvi_ds(tokens(&[&selectors])).await),
+                denied("no identity issued")
+            );
+            asked += usize::from(world.has_looked());
+        }
+    }
+    for number in 10..20 {
+        for _ in 0..3 {
+            let mut stream = subscribed(&world, of(&[&format!("uid:{number}")])).await;
+            assert_eq!(paths(&next(&mut stream).await.unwrap()), [""; 0]);
+            asked += usize::from(world.has_looked());
+        }
+    }
+    assert_eq!(asked, 10);
+
+    world.clock.advance(Duration::from_secs(1));
+    refusal(client.fetch_jwtsvi_ds(tokens(&["uid:0"])).await);
+    assert!(world.has_looked());
+}
+
+#[tokio::test]
+async fn who_is_served_asks_nobody() {
+    let world = world().await;
+    world.serve(&[own(), entry("web", "/web", &["uid:7"])]).await;
+
+    let mut stream = subscribed(&world, of(&["uid:7"])).await;
+    assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/web"]);
+
+    assert!(!world.has_looked());
+}

@@ -256,3 +256,27 @@ async fn streams_end_with_the_agent() {
 
     assert_eq!(refusal(stream.next().await), (Code::Unavailable, "the agent is stopping".to_owned()));
 }
+
+#[tokio::test]
+async fn the_server_is_asked_once_before_proxies_are_refused() {
+    let world = world().await;
+    let denied = |status: &Status| (status.code(), status.message().to_owned());
+
+    let mut asked = 0;
+    let mut refusals = Vec::new();
+    for _ in 0..3 {
+        refusals.push(denied(&envoy(&world).fetch_secrets(request(&[WEB])).await.unwrap_err()));
+        asked += usize::from(world.has_looked());
+        let mut stream = Stream::open(&world, &[WEB]).await;
+        refusals.push(denied(&stream.next().await.unwrap_err()));
+        asked += usize::from(world.has_looked());
+    }
+
+    assert_eq!(asked, 1);
+    refusals.dedup();
+    assert_eq!(refusals.len(), 1, "{refusals:?}");
+    world.serve(&[own_entry("a", "/web")]).await;
+    world.clock.advance(Duration::from_secs(1));
+    assert_eq!(names(&envoy(&world).fetch_secrets(request(&[WEB])).await.unwrap().into_inner()), [WEB]);
+    assert!(!world.has_looked());
+}

@@ -17,6 +17,7 @@ use agent::subscribe::Subscriptions;
 use async_trait::async_trait;
 use client::{Address, Dialer, WorkloadApi};
 use config::AgentConfig;
+use futures::FutureExt as _;
 use plugin::{Plugin, PluginError, PluginInfo, PluginKind, WorkloadAttestor};
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use runtime::clock::{Clock, ManualClock};
@@ -41,6 +42,8 @@ pub(crate) struct World {
     pub(crate) clock: ManualClock,
     pub(crate) context: Arc<Context>,
     pub(crate) signer: Signer,
+    /// Poked when the server would be asked for what is new.
+    looked: Poke,
     /// How often an attestor was asked.
     asked: Arc<AtomicUsize>,
     inbox: Inbox,
@@ -66,7 +69,7 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let mut config = crate::config::config(directory.path());
         change(&mut config);
-        let asked = Arc::new(AtomicUsize::new(0));
+        let (asked, looked) = (Arc::new(AtomicUsize::new(0)), Poke::new());
         let counted =
             |plugin| Arc::new(Counted { plugin, asked: Arc::clone(&asked) }) as Arc<dyn WorkloadAttestor>;
         let own = Arc::new(Authority::new("example.org"));
@@ -109,7 +112,7 @@ impl World {
             jwt_svids,
             meters: Arc::default(),
             workload_attestors: attestors.into_iter().map(counted).collect(),
-            last_look: LastLook::new(Poke::new(), Arc::new(clock.clone()), Duration::ZERO),
+            last_look: LastLook::new(looked.clone(), Arc::new(clock.clone()), Duration::ZERO),
             is_pushed: Arc::default(),
         });
         let token = tasks.token().clone();
@@ -122,11 +125,16 @@ impl World {
         while config_serves(&context.config) && asked.swap(0, Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
-        Self { own, clock, context, signer, asked, inbox, tasks, directory }
+        Self { own, clock, context, signer, looked, asked, inbox, tasks, directory }
     }
 
     pub(crate) fn times_asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server would have been asked for what is new since this was called last.
+    pub(crate) fn has_looked(&self) -> bool {
+        self.looked.poked().now_or_never().is_some()
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

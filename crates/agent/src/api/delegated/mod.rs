@@ -34,7 +34,7 @@ use super::gate::{Call, Gate, SUBSYSTEM};
 use super::route::Service;
 use crate::attestors::Attestors;
 use crate::context::Context;
-use crate::state::Bundles;
+use crate::state::{Bundles, Held};
 use crate::subscribe::{Subscription, Update};
 
 /// The service and its methods.
@@ -113,6 +113,10 @@ impl DelegatedApi {
 
         let mut subscription = self.context.subscriptions.join(selectors);
         let update = subscription.settled(&*self.context.clock, PATIENCE).await;
+        if update.entries.is_empty() {
+            // To be shown none is no refusal: what the server says comes in this stream.
+            self.context.last_look.ask(subscription.selectors());
+        }
         let watch = Watch { api: self, call, delegate, changed };
         let feed =
             Svids { watch, subscription, process, update: Some(update), sent: None, began: Some(began) };
@@ -144,8 +148,18 @@ impl DelegatedApi {
         }
         self.authorized(call).await?;
         let subject = self.subject(call, &request.selectors, request.pid).await?;
-        let mut entries = self.context.state.load().entries.matching(&subject.selectors);
-        entries.retain(|held| answers::is_handed_on(&held.entry));
+        let handed_on = || {
+            let mut entries = self.context.state.load().entries.matching(&subject.selectors);
+            entries.retain(|held| answers::is_handed_on(&held.entry));
+            entries
+        };
+        let mut entries = handed_on();
+        if entries.is_empty() {
+            let is_served =
+                |update: &Update| update.entries.iter().any(|held| answers::is_handed_on(&held.entry));
+            self.look(&subject.selectors, is_served).await;
+            entries = handed_on();
+        }
         if entries.is_empty() {
             return Err(self.gate.no_identity(call, &subject.selectors, None));
         }
@@ -159,8 +173,22 @@ impl DelegatedApi {
     /// The selectors of a caller that is a delegate.
     async fn authorized(&self, call: &Call) -> Result<SelectorSet, Status> {
         let selectors = self.gate.attested(call).await?;
+        let is_delegate = |entries: &[Arc<Held>]| {
+            entries
+                .iter()
+                .any(|held| self.context.config.authorized_delegates.contains(&held.entry.spiffe_id))
+        };
+        if !is_delegate(&self.context.state.load().entries.matching(&selectors)) {
+            self.look(&selectors, |update| is_delegate(&update.entries)).await;
+        }
         self.check_delegate(call, &selectors)?;
         Ok(selectors)
+    }
+
+    /// Has the server asked for what is new, and waits a moment until it is what `is_served` wants.
+    async fn look(&self, selectors: &SelectorSet, is_served: impl Fn(&Update) -> bool) {
+        let mut subscription = self.context.subscriptions.join(selectors.clone());
+        self.context.last_look.wait(&mut subscription, &self.stop, is_served).await;
     }
 
     /// Refuses who is no delegate, or is none any more.
