@@ -265,3 +265,75 @@ async fn a_vault_that_was_given_up_stays_so() {
     assert!(!vault.is_on());
     assert_eq!(std::fs::read_dir(world.directory.path()).unwrap().count(), 0);
 }
+
+/// Whoever could write a vault that opens could do no more with it than a server could: what does not
+/// hold is left out, and nothing panics.
+#[test]
+fn fuzz_vault_contents() {
+    let world = World::new();
+    let (agent, stored) = (&*world.state.agent, &*world.state.bundles.own);
+    let now = UnixSecs::from(world.now);
+    let whole = Contents::of(&world.state, &world.tokens, now).to_bytes().to_vec();
+    let mut other = Contents::of(&world.state, &world.tokens, now);
+    other.agent_id = "spiffe://example.org/other".to_owned();
+    let corpus = [whole, other.to_bytes().to_vec(), Vec::new()];
+    let pieces: [&[u8]; 4] = [agent.id.as_str().as_bytes(), b"spiffe://", b"\x0a\x00", &[0xff; 10]];
+    let rule = RotationRule::new(None);
+    let judge = Judge { agent, stored, now: world.now, rule: &rule };
+    let is_whole = std::cell::Cell::new(false);
+
+    testkit::fuzz::drive("vault-contents", &corpus, &pieces, 4_000, |bytes| {
+        let Ok(kept) = Contents::parse(bytes).and_then(|contents| contents.judge(&judge)) else { return };
+        assert_eq!(kept.bundles.own.x509_authorities.len(), stored.x509_authorities.len());
+        for (entry, svid, _) in &kept.entries {
+            let Some(svid) = svid else { continue };
+            // Only what the authority has signed, and with the key that it was signed for.
+            assert_eq!(svid.id, entry.spiffe_id);
+            let key = PrivateKey::from_der(svid.secret_pkcs8()).unwrap();
+            let leaf = Certificate::parse(&svid.certificates[0]).unwrap();
+            assert_eq!(leaf.public_key(), key.public());
+            assert!(svid.expires_at > now);
+        }
+        for (key, svid) in &kept.tokens {
+            // Only the token that was signed.
+            assert_eq!(
+                (&svid.token, key.audience()),
+                (&world.tokens[0].1.token, world.tokens[0].0.audience())
+            );
+        }
+        is_whole.set(is_whole.get() || (kept.serves() && !kept.tokens.is_empty()));
+    });
+
+    assert!(is_whole.get(), "the undamaged vault serves");
+}
+
+/// The two files as they stand on the disk: what was damaged does not open.
+#[test]
+fn fuzz_vault_files() {
+    let world = World::new();
+    let directory = tempfile::tempdir().unwrap();
+    let binding = Binding {
+        agent_id: agent_id().to_string(),
+        machine_id: "machine".to_owned(),
+        directory: directory.path().to_owned(),
+    };
+    let contents = Contents::of(&world.state, &world.tokens, UnixSecs::from(world.now)).to_bytes();
+    Seal::new(directory.path(), None).write(contents.clone(), &binding).unwrap();
+    let [vault, key] = ["vault", "vault.key"].map(|name| directory.path().join(name));
+    let (sealed, link) = (std::fs::read(&vault).unwrap(), std::fs::read(&key).unwrap());
+    let magic = sealed[..8].to_vec();
+
+    testkit::fuzz::drive("vault-files", &[sealed.clone(), link.clone()], &[&magic], 100, |bytes| {
+        for path in [&vault, &key] {
+            std::fs::write(&vault, &sealed).unwrap();
+            std::fs::write(&key, &link).unwrap();
+            std::fs::write(path, bytes).unwrap();
+            let opened = Seal::new(directory.path(), None).open(&binding);
+            let is_whole = bytes == if path == &vault { &sealed } else { &link };
+            match opened {
+                Ok(opened) => assert!(is_whole && opened.unwrap() == contents),
+                Err(_) => assert!(!is_whole),
+            }
+        }
+    });
+}

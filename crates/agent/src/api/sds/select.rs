@@ -196,4 +196,4 @@ fn listed(names: &BTreeSet<String>) -> String {
 const MOST_LISTED: usize = 4096;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

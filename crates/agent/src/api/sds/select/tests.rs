@@ -17,7 +17,7 @@ use crate::state::{AgentState, Change};
 
 /// An agent with two identities for `uid:1`, of which the first federates with `other.test` and
 /// `a.test`.
-fn world() -> Vec<Entry> {
+pub(in crate::api::sds) fn world() -> Vec<Entry> {
     let foreign = ["other.test", "a.test"].map(|name| TrustDomain::parse(name).unwrap());
     vec![
         Entry { federates_with: foreign.into(), ..entry("1", "/web", &["uid:1"]) },
@@ -43,7 +43,7 @@ fn state(entries: Vec<Entry>, issued: &[&str]) -> AgentState {
     fixtures::state().apply(synced).apply(Change::Issued(svids))
 }
 
-fn update(entries: Vec<Entry>, issued: &[&str]) -> Update {
+pub(in crate::api::sds) fn update(entries: Vec<Entry>, issued: &[&str]) -> Update {
     Update::of(&state(entries, issued), &entry("", "/x", &["uid:1"]).selector_set)
 }
 

@@ -144,3 +144,63 @@ fn the_node_is_remembered() {
 
     assert_eq!(stream.session.asked().unwrap().1, Validation::Plain);
 }
+
+/// Whole conversations: one request per piece of the input, each with its length before it.
+#[test]
+fn fuzz_sds_conversations() {
+    use crate::api::sds::select::{Selected, select, tests as stage};
+
+    let framed = |requests: &[DiscoveryRequest]| -> Vec<u8> {
+        requests.iter().flat_map(|request| request.encode_length_delimited_to_vec()).collect()
+    };
+    let asks = |names: &[&str], version: &str, nonce: &str| DiscoveryRequest {
+        version_info: version.to_owned(),
+        response_nonce: nonce.to_owned(),
+        resource_names: names.iter().map(ToString::to_string).collect(),
+        type_url: "a type".to_owned(),
+        node: Some(Node { user_agent_name: "envoy".to_owned(), ..Node::default() }),
+        ..DiscoveryRequest::default()
+    };
+    let corpus = [
+        framed(&[asks(&["default"], "", ""), asks(&["default", "ROOTCA"], "1", "n1"), asks(&[], "0", "n2")]),
+        framed(&[
+            asks(&["ALL"], "", ""),
+            asks(&["spiffe://other.test"], "1", "stale"),
+            asks(&["x"], "1", "n1"),
+        ]),
+        framed(&[asks(&[], "", ""), asks(&["spiffe://example.org/db"], "1", "n1")]),
+    ];
+    let pieces: [&[u8]; 5] = [b"default", b"ROOTCA", b"ALL", b"spiffe://example.org/web", b"n1"];
+    let config = fixtures::config().sds;
+    let updates = [
+        stage::update(stage::world(), &["1", "2"]),
+        stage::update(stage::world(), &["2"]),
+        stage::update(Vec::new(), &[]),
+    ];
+    let answered = std::cell::Cell::new(0_u32);
+
+    testkit::fuzz::drive("sds-conversations", &corpus, &pieces, 6_000, |mut bytes| {
+        let (mut session, mut nonces) = (Session::new(&config), 0_u32);
+        let mut turn = 0;
+        while let Ok(request) = DiscoveryRequest::decode_length_delimited(&mut bytes) {
+            turn += 1;
+            let (was_sent, nonce) = (session.expected().is_some(), request.response_nonce.clone());
+            let is_stale = session.expected().is_some_and(|(expected, _)| expected != nonce);
+            assert_eq!(session.hear(&config, request) == Heard::Stale, was_sent && is_stale);
+            let update = &updates[turn % updates.len()];
+            let Some((names, how)) = session.asked() else { continue };
+            let Ok(Selected::Ready(resources)) = select(update, &config, names, how) else { continue };
+            let found = resources.len();
+            let next = format!("n{}", nonces + 1);
+            if let Some(sent) = session.respond(resources, || next.clone()) {
+                nonces += 1;
+                let sent = DiscoveryResponse::decode(sent.to_bytes()).unwrap();
+                assert_eq!((sent.resources.len(), sent.nonce), (found, next));
+                answered.set(answered.get() + 1);
+            }
+            session.updated();
+        }
+    });
+
+    assert!(answered.get() > 0);
+}
