@@ -1,7 +1,7 @@
 //! Calls of any method with messages made from JSON, and what came back.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
@@ -207,6 +207,16 @@ impl Connection {
         let connector = tower::service_fn(move |_: Uri| {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        Self { channel: Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector) }
+    }
+
+    /// Over a connection that is there already; a second one cannot be made.
+    pub(crate) fn over(stream: UnixStream) -> Self {
+        let stream = Arc::new(Mutex::new(Some(stream)));
+        let connector = tower::service_fn(move |_: Uri| {
+            let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+            async move { stream.map(TokioIo::new).ok_or_else(|| std::io::Error::other("it has ended")) }
         });
         Self { channel: Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector) }
     }

@@ -228,6 +228,41 @@ impl Workload {
         Self { connection: Connection::local(socket) }
     }
 
+    /// Who connected `stream`, whoever holds it now.
+    #[must_use]
+    pub fn over(stream: tokio::net::UnixStream) -> Self {
+        Self { connection: Connection::over(stream) }
+    }
+
+    /// Opens a stream of its X.509-SVIDs and follows it to its end: `see` is told the ids and first serial
+    /// number of each update. The end is its code and message.
+    pub async fn follow(&self, mut see: impl FnMut(Vec<String>, String)) -> (String, String) {
+        let mut stream = match self.svids().await {
+            Ok(stream) => stream,
+            Err(refusal) => return refusal,
+        };
+        loop {
+            match stream.next().await {
+                Ok(svids) => {
+                    let serial = svids.first().map(Svid::serial).unwrap_or_default();
+                    see(svids.into_iter().map(|svid| svid.id).collect(), serial);
+                }
+                Err(end) => return end,
+            }
+        }
+    }
+
+    /// The ids of its X.509-SVIDs, in order.
+    ///
+    /// # Errors
+    /// A refusal is its code and message.
+    pub async fn ids(&self) -> Result<Vec<String>, (String, String)> {
+        let mut ids: Vec<String> =
+            self.svids().await?.next().await?.into_iter().map(|svid| svid.id).collect();
+        ids.sort();
+        Ok(ids)
+    }
+
     /// Has a token validated; a refusal is its code and message.
     pub(crate) async fn validate(&self, audience: &str, token: &str) -> Result<Validated, (String, String)> {
         let request = ValidateRequest { audience: audience.to_owned(), svid: token.to_owned() };

@@ -140,7 +140,7 @@ async fn an_svid_that_cannot_be_stored_is_not_used() {
 }
 
 #[tokio::test]
-async fn a_server_from_another_authority_ends_an_agent_that_may_not_bootstrap_anew() {
+async fn a15_a_server_from_another_authority_ends_an_agent_that_may_not_bootstrap_anew() {
     let (running, clock) = manual(StandIn::start().await).await;
     let Running { directory, tasks, .. } = running;
     drop(tasks);
@@ -160,7 +160,16 @@ async fn a_server_from_another_authority_ends_an_agent_that_may_not_bootstrap_an
     assert!(error.contains("certificate signed by unknown authority"), "{error}");
     assert_eq!(other.calls("SyncAuthorizedEntries"), 0);
     // The SVID stays: the server may be put right.
-    assert_eq!(Store::open(directory.path()).unwrap().data().svid.len(), 1);
+    let data = Store::open(directory.path()).unwrap().data();
+    assert_eq!(data.svid.len(), 1);
+    // And nothing of the other one's has come into the bundle.
+    assert!(
+        !data.bundle.iter().any(|known| other
+            .bundle()
+            .x509_authorities
+            .iter()
+            .any(|own| known.der() == &*own.der))
+    );
 }
 
 #[tokio::test]

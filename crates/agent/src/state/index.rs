@@ -36,8 +36,13 @@ impl EntryIndex {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use spiffe::UnixSecs;
+
     use super::*;
-    use crate::fixtures::entry;
+    use crate::fixtures::{self, entry};
+    use crate::state::Change;
 
     fn set(values: &[&str]) -> SelectorSet {
         values.iter().map(|value| Selector::new("unix", value)).collect()
@@ -70,5 +75,49 @@ mod tests {
 
         assert_eq!(candidates(&index, &[]), Vec::<String>::new());
         assert_eq!(candidates(&index, &["uid:0"]), Vec::<String>::new());
+    }
+
+    /// Random entries and processes: who matches is who has all selectors, found by looking at each.
+    #[test]
+    fn w08_who_matches_has_all_selectors_of_an_entry() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut below = |limit: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            usize::try_from(seed % 1_000_003).unwrap() % limit
+        };
+        let mut some = |most: usize| -> Vec<String> {
+            let count = below(most);
+            (0..count).map(|_| format!("{}:{}", ["uid", "gid", "path"][below(3)], below(4))).collect()
+        };
+        let mut matches = 0;
+        for _ in 0..200 {
+            let entries: Vec<Arc<Entry>> = (0..40)
+                .map(|number| {
+                    let selectors = some(5);
+                    let selectors: Vec<&str> = selectors.iter().map(String::as_str).collect();
+                    Arc::new(entry(&format!("{number:02}"), "/x", &selectors))
+                })
+                .collect();
+            let process = some(9);
+            let has = |selector: &Selector| process.iter().any(|own| Selector::new("unix", own) == *selector);
+            let is_own = |entry: &&Arc<Entry>| !entry.selectors.is_empty() && entry.selectors.iter().all(has);
+            let expected: Vec<&str> = entries.iter().filter(is_own).map(|entry| entry.id.as_str()).collect();
+            let change = Change::Synced {
+                entries: entries.clone(),
+                own: None,
+                federated: Vec::new(),
+                at: UnixSecs(1),
+            };
+            let state = fixtures::state().apply(change);
+
+            let process: Vec<&str> = process.iter().map(String::as_str).collect();
+            let found = state.entries.matching(&set(&process));
+
+            assert_eq!(found.iter().map(|held| held.entry.id.as_str()).collect::<Vec<_>>(), expected);
+            matches += expected.len();
+        }
+        assert!(matches > 100, "{matches}");
     }
 }

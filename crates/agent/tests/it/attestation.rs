@@ -4,6 +4,7 @@ use std::future::pending;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::process::Child;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ struct Bad {
 enum How {
     Fails,
     Hangs,
+    /// Counts those who are in it, and never answers.
+    Counts(Arc<AtomicUsize>),
     Ends(Mutex<Child>),
 }
 
@@ -57,6 +60,10 @@ impl WorkloadAttestor for Bad {
         match &self.how {
             How::Fails => Err(PluginError::internal("out of order")),
             How::Hangs => pending().await,
+            How::Counts(count) => {
+                count.fetch_add(1, Ordering::Relaxed);
+                pending().await
+            }
             How::Ends(child) => {
                 let mut child = child.lock().unwrap();
                 child.kill().unwrap();
@@ -96,6 +103,39 @@ async fn r07_one_that_fails_or_hangs_takes_only_its_own_selectors_away() {
 
     let texts: Vec<String> = attested.await.unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(texts, ["b:1"]);
+}
+
+#[tokio::test]
+async fn w20_r06_one_user_waits_for_its_own_attestations_and_no_other_does() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let plugins = vec![bad("a", How::Counts(Arc::clone(&count)))];
+    let clock = ManualClock::new(now());
+    let attestors = Attestors::new(plugins, Arc::new(clock.clone()));
+    let (one, mut other) = (itself(), itself());
+    other.uid += 1;
+
+    let mut crowd: Vec<_> = (0..100).map(|_| Box::pin(attestors.attest(&one))).collect();
+    for attested in &mut crowd {
+        assert!(futures::poll!(attested).is_pending());
+    }
+    assert_eq!(count.load(Ordering::Relaxed), 64);
+    // Another user has its turn at once.
+    let mut attested = Box::pin(attestors.attest(&other));
+    assert!(futures::poll!(&mut attested).is_pending());
+    assert_eq!(count.load(Ordering::Relaxed), 65);
+
+    // When theirs are over the others have theirs.
+    clock.advance(Duration::from_secs(30));
+    let waiting = crowd.split_off(64);
+    for attested in crowd {
+        assert!(matches!(attested.await, Err(AttestError::AllFailed)));
+    }
+    // With a new allowance: one task may not go on for ever.
+    tokio::task::yield_now().await;
+    for mut attested in waiting {
+        assert!(futures::poll!(&mut attested).is_pending());
+    }
+    assert_eq!(count.load(Ordering::Relaxed), 101);
 }
 
 #[tokio::test]

@@ -9,6 +9,8 @@ mod bench;
 #[cfg(test)]
 mod brokers;
 #[cfg(test)]
+mod callers;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod clients;

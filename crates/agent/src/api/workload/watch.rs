@@ -84,6 +84,10 @@ impl WorkloadApi {
         loop {
             match self.turn(what, &update) {
                 Turn::Send(answer) => {
+                    // Looked at last: the answer may have been long in coming.
+                    if !call.is_live() {
+                        return Err(Status::unavailable("the workload has ended"));
+                    }
                     log_sent(what, call, &update);
                     return Ok(answer);
                 }
@@ -125,9 +129,6 @@ impl Watch {
     async fn next(&mut self) -> Result<Encoded, Status> {
         loop {
             let update = self.api.changed(&mut self.subscription).await?;
-            if !self.call.is_live() {
-                return Err(Status::unavailable("the workload has ended"));
-            }
             let answer = self.api.next(self.what, &self.call, &mut self.subscription, update).await?;
             if answer != self.sent {
                 self.sent = answer.clone();
