@@ -3,10 +3,11 @@
 //! Without `PostgreSQL` or `MariaDB` on this machine the checks on them count as skipped.
 #![expect(clippy::disallowed_methods, reason = "deadlines for foreign processes")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use finial_conformance::{Crossing, Pair, Product, skip};
+use finial_conformance::{Crossing, Pair, Plane, PlaneConfig, Product, Workload, skip};
 use testkit::database::{Database, Make, Server};
 
 fn recorded() -> PathBuf {
@@ -103,5 +104,56 @@ fn ha_at_rest_two_servers_make_four_transactions_a_second() {
         let rate = (after - before) as f64 / took;
         println!("two servers with an agent each, at rest: {rate:.2} transactions a second");
         assert!(rate <= 4.0, "{rate} transactions a second");
+    });
+}
+
+/// An agent whose server is killed goes on at the other one: its workloads' streams stay open, and are
+/// told what is new there.
+#[test]
+fn ha_an_agent_goes_on_at_the_other_server_when_its_own_is_killed() {
+    on(Make::Postgres, |database| {
+        let config = PlaneConfig { datastore: settings(Make::Postgres, database), ..PlaneConfig::default() };
+        let finial = Product::under_test();
+        let [mut here, mut there] = [(); 2].map(|()| Plane::start(&finial, &config, &BTreeMap::new()));
+        let further = format!("127.0.0.1:{}", there.word("port"));
+        here.join_agent(&PlaneConfig {
+            agent_extra: format!("experimental {{ finial {{ server_addresses = [\"{further}\"] }} }}"),
+            ..config
+        });
+        let add = |server: &Plane, name: &str| {
+            let id = format!("spiffe://example.org/{name}");
+            let entry = ["-parentID", "spiffe://{td}/node", "-spiffeID", &id, "-selector", "unix:uid:{uid}"];
+            let _shown =
+                server.ok("server", &[&["entry", "create", "-socketPath", "{sock}"][..], &entry].concat());
+            id
+        };
+        let first = add(&here, "first");
+        here.await_identities(&[&first]);
+        let (sender, updates) = std::sync::mpsc::channel();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let _entered = runtime.enter();
+        let workload = Workload::at(here.word("asock"));
+        let following =
+            runtime.spawn(async move { workload.follow(move |ids, _| drop(sender.send(ids))).await });
+        let patience = Duration::from_secs(60);
+        let await_id = |id: &String| {
+            while !updates.recv_timeout(patience).expect("the stream goes on").contains(id) {}
+        };
+        await_id(&first);
+
+        // There, and back again.
+        for name in ["second", "third", "fourth"] {
+            let killed = Instant::now();
+            let server = here.server().unwrap();
+            server.signal("KILL");
+            server.wait(patience);
+            let late = add(&there, name);
+            await_id(&late);
+            println!("an entry made after the end of the agent's server took {:?}", killed.elapsed());
+            here.start_server_again();
+            std::mem::swap(&mut here, &mut there);
+        }
+        assert!(!following.is_finished());
+        following.abort();
     });
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use finial_conformance::{Outage, PlaneConfig, Product, await_ok, pause, skip};
+use finial_conformance::{Outage, PlaneConfig, Product, Running, await_ok, pause, skip};
 use serde_json::Value;
 
 const WEB: &str = "spiffe://example.org/web";
@@ -412,4 +412,40 @@ fn k07_the_key_of_a_deleted_entry_leaves_the_agents_memory() {
 
     assert_eq!(outage.found_in_memory(&served.only(API)), Some(Vec::new()));
     assert_ne!(outage.found_in_memory(&served.only(WEB)), Some(Vec::new()));
+}
+
+/// A vault that was carried to another machine, with its key and everything else of the agent: what tells
+/// the machines apart is `/etc/machine-id`, which the agent sees in a mount namespace of its own.
+#[test]
+fn outage_a_vault_opens_on_its_machine_alone() {
+    let mut outage = outage(&PlaneConfig::default());
+    let before = outage.await_ids(&[WEB, API]);
+    outage.await_vault();
+    outage.stop_server();
+    outage.end_agent("TERM");
+    let run = |outage: &mut Outage, id: &str| {
+        let file = outage.data().with_file_name("machine-id");
+        fs::write(&file, id).unwrap();
+        let plane = outage.plane();
+        let agent = plane.command("agent", &["run", "-config", "{dir}/agent.conf"]);
+        let mut shell = std::process::Command::new("unshare");
+        let script = "mount --bind \"$0\" /etc/machine-id; exec -a spire-agent \"$@\"";
+        shell.args(["--mount", "bash", "-e", "-c", script]).arg(&file).arg(agent.get_program());
+        shell.args(agent.get_args()).current_dir(plane.cwd()).env_clear();
+        shell.envs(agent.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Running::start(&mut shell)
+    };
+
+    // The same, for comparison.
+    let own = fs::read_to_string("/etc/machine-id").unwrap();
+    let mut here = run(&mut outage, &own);
+    assert_eq!(outage.await_ids(&[WEB, API]), before);
+    here.signal("TERM");
+    here.wait(Duration::from_secs(30));
+    clear_log(&outage);
+    let there = run(&mut outage, "0123456789abcdef0123456789abcdef\n");
+
+    await_log(&outage, "sealed for another agent, machine, directory or credential");
+    assert!(outage.serve(Duration::from_secs(1)).is_err());
+    drop(there);
 }
