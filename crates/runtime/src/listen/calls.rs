@@ -19,6 +19,7 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::Peer;
+use super::resets::{Begun, Resets};
 use super::unread::{Unread, Watched};
 use crate::BoxError;
 use crate::tasks::Group;
@@ -31,6 +32,7 @@ pub(super) struct Calls<S> {
     /// Counted only where somebody wants to know whether the connection is idle.
     running: Option<Running>,
     unread: Unread,
+    resets: Resets,
 }
 
 /// How many calls are running, and were begun, on one connection.
@@ -51,8 +53,14 @@ struct Call(Arc<Counts>);
 pub(super) struct Spawner(pub(super) Group);
 
 impl<S> Calls<S> {
-    pub(super) const fn new(service: S, peer: Peer, running: Option<Running>, unread: Unread) -> Self {
-        Self { service, peer, running, unread }
+    pub(super) const fn new(
+        service: S,
+        peer: Peer,
+        running: Option<Running>,
+        unread: Unread,
+        resets: Resets,
+    ) -> Self {
+        Self { service, peer, running, unread, resets }
     }
 }
 
@@ -70,6 +78,7 @@ where
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let call = self.running.as_ref().map(Running::begin);
+        let mut begun = self.resets.begin();
         let deadline = deadline(request.headers());
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.peer.clone());
@@ -88,18 +97,32 @@ where
                 Some(after) => match tokio::time::timeout(after, answer).await {
                     Ok(answer) => answer,
                     Err(_) => {
+                        begun.end();
                         return Ok(Status::deadline_exceeded("context deadline exceeded").into_http());
                     }
                 },
             };
-            Ok(match (answer, call) {
-                (Ok(Ok(response)), call) => match (too_large(&response), call) {
-                    (Some(status), _) => status.into_http(),
-                    (None, call) => response
-                        .map(|body| Body::new(Answer { body: unread.watch(Body::new(body)), _call: call })),
+            let answer = match answer {
+                Ok(Ok(response)) => match too_large(&response) {
+                    Some(status) => Ok(status.into_http()),
+                    None => {
+                        let watched = |body: Body| {
+                            // Nobody asks for the parts of an answer that has none.
+                            if http_body::Body::is_end_stream(&body) {
+                                begun.end();
+                            }
+                            Body::new(Answer { body: unread.watch(body), begun, _call: call })
+                        };
+                        return Ok(response.map(|body| watched(Body::new(body))));
+                    }
                 },
-                (Ok(Err(error)), _) => Status::from_error(error).into_http(),
-                (Err(panic), _) => {
+                Ok(Err(error)) => Ok(Status::from_error(error).into_http()),
+                Err(panic) => Err(panic),
+            };
+            begun.end();
+            Ok(match answer {
+                Ok(answer) => answer,
+                Err(panic) => {
                     let error = crate::tasks::text_of(panic.as_ref());
                     tracing::error!(method, error, "Call panicked");
                     Status::internal("internal error").into_http()
@@ -138,6 +161,7 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner
 /// An answer that is being sent.
 struct Answer {
     body: Watched,
+    begun: Begun,
     _call: Option<Call>,
 }
 
@@ -149,7 +173,17 @@ impl http_body::Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        // Nothing follows the trailers, and nobody asks for it.
+        let is_last = match &frame {
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || self.body.is_end_stream(),
+            Poll::Ready(Some(Err(_)) | None) => true,
+            Poll::Pending => false,
+        };
+        if is_last {
+            self.begun.end();
+        }
+        frame
     }
 
     fn size_hint(&self) -> SizeHint {

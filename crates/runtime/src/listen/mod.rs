@@ -18,6 +18,7 @@ mod handed;
 mod io;
 mod peer;
 mod proxy;
+mod resets;
 mod serve;
 mod shares;
 mod tls;

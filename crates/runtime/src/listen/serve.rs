@@ -20,6 +20,7 @@ use super::accept::Refusals;
 use super::calls::{Calls, Running, Spawner};
 use super::half_open::{HalfOpen, Place};
 use super::io::{Greeted, Io};
+use super::resets::Resets;
 use super::shares::{Share, Shares, network_of};
 use super::unix::Opened;
 use super::unread::Unread;
@@ -55,6 +56,8 @@ pub struct Limits {
     pub calls: u32,
     /// Bytes of the headers of one call.
     pub headers: u32,
+    /// Calls that the client of one connection may take back in a second; with one more it is cut off.
+    pub resets: u32,
     /// Silence after which a client is asked whether it is there, and how long it may take to say so.
     pub keepalive: Option<(Duration, Duration)>,
     /// How long a client may leave an answer unread; then its connection is cut off.
@@ -77,6 +80,7 @@ impl Limits {
             age: Some(Duration::from_secs(180)),
             calls: 250,
             headers: 16 << 10,
+            resets: 200,
             keepalive: Some((Duration::from_secs(2 * 3600), Duration::from_secs(20))),
             unread: Duration::from_secs(60),
             drain: Duration::from_secs(10),
@@ -275,7 +279,8 @@ impl Floor {
         let retired = peer.retired().clone();
         let running = peer.is_anonymous().then(Running::default);
         let unread = Unread::default();
-        let calls = Calls::new(service, peer, running.clone(), unread.clone());
+        let resets = Resets::new(self.limits.resets);
+        let calls = Calls::new(service, peer, running.clone(), unread.clone(), resets.clone());
         let mut connection = pin!(self.http().serve_connection(TokioIo::new(io), calls));
         let mut leave = pin!(self.reason_to_leave(&retired, running));
         let mut stuck = pin!(self.stuck(&unread));
@@ -286,6 +291,10 @@ impl Floor {
                 () = self.cut.cancelled() => break,
                 () = &mut stuck => {
                     tracing::debug!("Connection cut off: the client does not read its answers");
+                    break;
+                }
+                () = resets.too_many() => {
+                    tracing::debug!("Connection cut off: the client takes back too many calls");
                     break;
                 }
                 ended = &mut connection => {

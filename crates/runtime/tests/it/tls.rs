@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use finial_runtime::listen::{Limits, ListenError, TlsListener};
 use futures::future::join_all;
+use http_body_util::Empty;
+use hyper::client::conn::http2::SendRequest;
 use spiffe::tls::OwnCertificate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -172,9 +175,8 @@ async fn t06_r04_a_connection_ends_at_its_age_and_its_calls_do_not() {
     soon(idle.who()).await;
 
     let mut sender = client.sender.clone();
-    let hanging = sender.send_request(
-        http::Request::post("http://localhost/hang").body(http_body_util::Empty::new()).unwrap(),
-    );
+    let hanging =
+        sender.send_request(http::Request::post("http://localhost/hang").body(Empty::new()).unwrap());
     let mut hanging = std::pin::pin!(hanging);
     assert!(futures::poll!(&mut hanging).is_pending());
     assert_eq!(soon(served.calls.recv()).await.unwrap(), "/who");
@@ -204,9 +206,8 @@ async fn r03_a_client_without_certificate_may_not_idle() {
     done.who().await;
     let busy = domain.client(address, OwnCertificate::empty()).await.unwrap();
     let mut sender = busy.sender.clone();
-    let hanging = sender.send_request(
-        http::Request::post("http://localhost/hang").body(http_body_util::Empty::new()).unwrap(),
-    );
+    let hanging =
+        sender.send_request(http::Request::post("http://localhost/hang").body(Empty::new()).unwrap());
     let mut hanging = std::pin::pin!(hanging);
     assert!(futures::poll!(&mut hanging).is_pending());
     let mut known = domain.client(address, domain.own(SERVER)).await.unwrap();
@@ -250,5 +251,76 @@ async fn r04_one_address_has_so_many_connections_without_certificate() {
     .await;
     for client in &mut known {
         assert_eq!(soon(client.who()).await, SERVER, "who shows a certificate does not count");
+    }
+}
+
+#[tokio::test]
+async fn r05_one_connection_has_so_many_calls_at_once_and_so_much_to_say_in_each() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let address = listener.address();
+    let limits = Limits::tcp();
+    let mut served = served(listener, limits);
+    let client = domain.client(address, domain.own(SERVER)).await.unwrap();
+    assert_eq!((limits.calls, limits.headers, limits.resets), (250, 16 << 10, 200));
+
+    // One more than it may have: it waits until another ends.
+    let hang = |sender: &mut SendRequest<Empty<Bytes>>| {
+        sender.send_request(http::Request::post("http://localhost/hang").body(Empty::new()).unwrap())
+    };
+    let mut hanging = Vec::new();
+    for _ in 0..251 {
+        let mut sender = client.sender.clone();
+        soon(sender.ready()).await.unwrap();
+        hanging.push(tokio::task::JoinSet::new());
+        hanging.last_mut().unwrap().spawn(hang(&mut sender));
+    }
+    for _ in 0..250 {
+        assert_eq!(soon(served.calls.recv()).await.unwrap(), "/hang");
+    }
+    let mut other = domain.client(address, domain.own(SERVER)).await.unwrap();
+    assert_eq!(soon(other.who()).await, SERVER);
+    assert_eq!(soon(served.calls.recv()).await.unwrap(), "/who", "the call too many has not begun");
+    hanging.remove(0).abort_all();
+    assert_eq!(soon(served.calls.recv()).await.unwrap(), "/hang");
+
+    // Headers above the limit end their call.
+    let long = "x".repeat(17 << 10);
+    let request = http::Request::post("http://localhost/who").header("long", long).body(Empty::new());
+    let refused = soon(other.sender.send_request(request.unwrap())).await;
+    assert!(refused.is_err() || refused.unwrap().status() == 431);
+}
+
+#[tokio::test]
+async fn r05_who_takes_back_too_many_calls_is_cut_off() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let address = listener.address();
+    let mut served = served(listener, Limits { resets: 5, ..Limits::tcp() });
+    let mut honest = domain.client(address, domain.own(SERVER)).await.unwrap();
+    let client = domain.client(address, domain.own(SERVER)).await.unwrap();
+
+    // Each has begun before it is taken back.
+    let mut sent = 0;
+    while sent < 1000 && !client.sender.is_closed() {
+        let mut sender = client.sender.clone();
+        if soon(sender.ready()).await.is_err() {
+            break;
+        }
+        let request = http::Request::post("http://localhost/hang").body(Empty::new()).unwrap();
+        let mut call = Box::pin(sender.send_request(request));
+        let begun = tokio::select! {
+            _ = &mut call => false,
+            begun = served.calls.recv() => begun.is_some(),
+        };
+        drop(call);
+        sent += usize::from(begun);
+    }
+    soon(client.closed()).await;
+
+    // Within one second, or a few more if the machine took longer.
+    assert!(sent > 5, "cut off after {sent}");
+    for _ in 0..50 {
+        assert_eq!(soon(honest.who()).await, SERVER, "answers that are read to the end do not count");
     }
 }
