@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -14,6 +15,7 @@ use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::Options;
+use super::flood::Flood;
 use super::format::{Format, Line, Value};
 use super::level::{Level, LogLevel};
 use super::output::Sink;
@@ -23,12 +25,13 @@ pub(super) struct Logrus {
     level: LogLevel,
     format: Format,
     sink: Arc<Sink>,
+    flood: Arc<Flood>,
     source_location: bool,
 }
 
 impl Logrus {
-    pub(super) const fn new(level: LogLevel, options: &Options, sink: Arc<Sink>) -> Self {
-        Self { level, format: options.format, sink, source_location: options.source_location }
+    pub(super) const fn new(level: LogLevel, options: &Options, sink: Arc<Sink>, flood: Arc<Flood>) -> Self {
+        Self { level, format: options.format, sink, flood, source_location: options.source_location }
     }
 
     /// Spans are followed at any level: their fields belong to graver events inside them.
@@ -72,13 +75,27 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Logrus {
         if self.source_location {
             fields.add_source(event.metadata());
         }
-        let line = Line {
-            time: SystemClock.now(),
-            level: Level::from(*event.metadata().level()),
-            message: &fields.message,
-            fields: &fields.values,
-        };
+        let (metadata, now) = (event.metadata(), SystemClock.instant());
+        let level = Level::from(*metadata.level());
+        tell_left_out(&self.flood, now, self.format, &self.sink);
+        if !self.flood.admits(&metadata.callsite(), level, &fields.message, now) {
+            return;
+        }
+        let line = Line { time: SystemClock.now(), level, message: &fields.message, fields: &fields.values };
         self.sink.write(self.format.render(&line).as_bytes());
+    }
+}
+
+/// Says how many lines were not written in seconds that are over.
+pub(super) fn tell_left_out(flood: &Flood, now: Instant, format: Format, sink: &Sink) {
+    for left_out in flood.left_out(now) {
+        let fields = BTreeMap::from([
+            (Cow::from("kind"), Value::Text(left_out.message)),
+            (Cow::from("left_out"), Value::Bare(left_out.count.to_string())),
+        ]);
+        let message = "Lines of one kind come too fast; the rest is left out";
+        let line = Line { time: SystemClock.now(), level: left_out.level, message, fields: &fields };
+        sink.write(format.render(&line).as_bytes());
     }
 }
 

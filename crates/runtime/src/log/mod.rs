@@ -2,8 +2,10 @@
 //!
 //! Fields of the spans around an event are part of its line, the innermost winning; so a span with the
 //! field `subsystem_name` stands for one of SPIRE's sub-loggers. Only events of Finial's own crates are
-//! written. The level can be changed at run time, and a file is opened anew on SIGUSR2.
+//! written. The level can be changed at run time, and a file is opened anew on SIGUSR2. Of lines that come
+//! too fast, which others can make this program write, most are left out and counted.
 
+mod flood;
 mod format;
 mod layer;
 mod level;
@@ -13,6 +15,7 @@ use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -61,6 +64,7 @@ pub struct Log {
     level: LogLevel,
     format: Format,
     sink: Arc<output::Sink>,
+    flood: Arc<flood::Flood>,
 }
 
 /// There is a log already.
@@ -100,8 +104,14 @@ impl Log {
             Output::File(path) => LogError::Open { path: path.display().to_string(), source },
             Output::Stdout | Output::Stderr => LogError::Open { path: "output".into(), source },
         })?;
-        let log = Self { level: LogLevel::new(options.level), format: options.format, sink: Arc::new(sink) };
-        let layer = layer::Logrus::new(log.level.clone(), options, Arc::clone(&log.sink));
+        let log = Self {
+            level: LogLevel::new(options.level),
+            format: options.format,
+            sink: Arc::new(sink),
+            flood: Arc::default(),
+        };
+        let (sink, flood) = (Arc::clone(&log.sink), Arc::clone(&log.flood));
+        let layer = layer::Logrus::new(log.level.clone(), options, sink, flood);
         Ok((tracing_subscriber::registry().with(layer), log))
     }
 
@@ -135,7 +145,8 @@ impl Log {
         self.sink.reopen()
     }
 
-    /// Opens the file anew at each SIGUSR2, until the token is cancelled: a task of the program.
+    /// Opens the file anew at each SIGUSR2, until the token is cancelled: a task of the program. It also
+    /// says what was left out when lines came too fast, should nothing else be logged for a while.
     ///
     /// # Errors
     /// If signals cannot be listened to.
@@ -145,6 +156,10 @@ impl Log {
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 _ = signals.recv() => {}
+                () = tokio::time::sleep(BREATH) => {
+                    layer::tell_left_out(&self.flood, SystemClock.instant(), self.format, &self.sink);
+                    continue;
+                }
             }
             if let Err(error) = self.reopen() {
                 tracing::error!(%error, "Failed to rotate log after signal");
@@ -152,6 +167,9 @@ impl Log {
         }
     }
 }
+
+/// How long what was left out may wait to be told.
+const BREATH: Duration = Duration::from_secs(5);
 
 /// The system's text as Go has it: lower case, without the number.
 fn go_text(error: &io::Error) -> String {
@@ -237,6 +255,34 @@ mod tests {
 
         assert_eq!(times_out(&lines), ["time=T level=trace msg=two", "time=T level=info msg=four"]);
         assert_eq!((log.level().current(), log.level().launch()), (Level::Info, Level::Info));
+    }
+
+    #[test]
+    fn r12_a_flood_of_one_kind_is_cut_to_ten_lines_a_second_and_counted() {
+        let refuse = |number: u32| warn!(target: "finial", number, "Refused");
+        let (lines, _) = logged(Format::Default, Level::Trace, |log| {
+            for number in 0..1000 {
+                refuse(number);
+                debug!(target: "finial", "asked for");
+            }
+            error!(target: "finial", "of another kind");
+            log.record(Level::Info, "audited", [("a", Value::Bare("1".into()))]);
+            // Without waiting: as if the second were over.
+            let later = SystemClock.instant() + Duration::from_secs(1);
+            layer::tell_left_out(&log.flood, later, log.format, &log.sink);
+            layer::tell_left_out(&log.flood, later, log.format, &log.sink);
+        });
+        let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+
+        // A slow machine takes more than a second for it, and then has ten lines more for each.
+        let told: u64 =
+            lines.iter().filter_map(|line| line.rsplit_once(" left_out=")?.1.parse::<u64>().ok()).sum();
+        let written = count("msg=Refused");
+        assert_eq!(u64::try_from(written).unwrap() + told, 1000);
+        assert!((10..500).contains(&written), "{written}");
+        assert_eq!(count("kind=Refused"), count("left_out="));
+        assert!(lines.iter().all(|line| !line.contains("kind=") || line.contains("level=warning")));
+        assert_eq!((count("asked for"), count("of another kind"), count("audited")), (1000, 1, 1));
     }
 
     #[test]
