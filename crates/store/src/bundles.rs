@@ -401,10 +401,15 @@ fn list(conn: &Conn, page: Option<&Page>) -> Result<BundlePage, StoreError> {
     };
     let sql = "SELECT id, trust_domain, data FROM bundles WHERE id > ?1 ORDER BY id LIMIT ?2";
     let rows = conn.rows(sql, values![after, limit], |row| {
-        Ok((int(row, 0)?, decode(&text(row, 1)?, &blob(row, 2)?)?))
+        let (id, trust_domain) = (int(row, 0)?, text(row, 1)?);
+        let bundle = decode(&trust_domain, &blob(row, 2)?);
+        // One that is damaged is no reason to be without the others. Who asks for it is told.
+        let skipped =
+            |error: &StoreError| tracing::warn!(row = id, trust_domain, %error, "bundle row skipped");
+        Ok((id, bundle.inspect_err(skipped).ok()))
     })?;
     let next_token = token(rows.last().map(|(id, _)| *id).filter(|_| page.is_some()));
-    let bundles = rows.into_iter().map(|(_, bundle)| Arc::new(bundle)).collect();
+    let bundles = rows.into_iter().filter_map(|(_, bundle)| bundle.map(Arc::new)).collect();
     Ok(BundlePage { bundles, next_token })
 }
 

@@ -200,7 +200,24 @@ fn list(conn: &Conn, page: Option<&Page>) -> Result<FederationRelationshipPage, 
     };
     let rows = conn.rows(sql, values![after, limit], read)?;
     let next_token = token(rows.last().map(|row| row.id).filter(|_| page.is_some()));
-    let relationships = rows.iter().map(|row| finish(conn, row)).collect::<Result<_, _>>()?;
+    let mut relationships = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match understood(row) {
+            Ok((trust_domain, profile)) => {
+                // A bundle that is damaged is fetched anew.
+                let bundle = bundles::fetch(conn, &trust_domain);
+                let is_damaged = matches!(bundle, Err(StoreError::Database(_)));
+                let bundle = if is_damaged { None } else { bundle? };
+                relationships.push(relationship(row, trust_domain, profile, bundle));
+            }
+            Err(error) => tracing::warn!(
+                row = row.id,
+                trust_domain = row.trust_domain,
+                %error,
+                "federation relationship row skipped"
+            ),
+        }
+    }
     Ok(FederationRelationshipPage { relationships, next_token })
 }
 
@@ -215,6 +232,23 @@ fn read(row: &Row<'_>) -> Result<Stored, StoreError> {
 }
 
 fn finish(conn: &Conn, row: &Stored) -> Result<FederationRelationship, StoreError> {
+    let (trust_domain, profile) = understood(row)?;
+    let bundle = bundles::fetch(conn, &trust_domain)?;
+    Ok(relationship(row, trust_domain, profile, bundle))
+}
+
+fn relationship(
+    row: &Stored,
+    trust_domain: TrustDomain,
+    profile: EndpointProfile,
+    bundle: Option<Bundle>,
+) -> FederationRelationship {
+    let bundle = bundle.map(Arc::new);
+    FederationRelationship { trust_domain, bundle_endpoint_url: row.url.clone(), profile, bundle }
+}
+
+/// What a row says by itself.
+fn understood(row: &Stored) -> Result<(TrustDomain, EndpointProfile), StoreError> {
     let trust_domain =
         TrustDomain::parse(&row.trust_domain).map_err(|error| StoreError::sql(&error.to_string()))?;
     let profile = match row.profile.as_str() {
@@ -228,8 +262,7 @@ fn finish(conn: &Conn, row: &Stored) -> Result<FederationRelationship, StoreErro
             return Err(StoreError::Database(format!("unknown bundle endpoint profile type: {other:?}")));
         }
     };
-    let bundle = bundles::fetch(conn, &trust_domain)?.map(Arc::new);
-    Ok(FederationRelationship { trust_domain, bundle_endpoint_url: row.url.clone(), profile, bundle })
+    Ok((trust_domain, profile))
 }
 
 fn columns(profile: &EndpointProfile) -> (&'static str, Option<&str>) {

@@ -18,4 +18,6 @@ mod value;
 
 pub(crate) use conn::{Conn, Dialect, Trouble, Tx};
 pub(crate) use tasks::Tasks;
-pub(crate) use value::{Cell, Row, Value, blob, flag, instant, int, text, values};
+pub(crate) use value::{
+    Cell, Row, Value, blob, flag, instant, int, readable_int, readable_text, text, values,
+};

@@ -107,6 +107,24 @@ pub(crate) fn text(row: &Row<'_>, column: usize) -> Result<String, StoreError> {
     })
 }
 
+/// The same, and `None` for bytes that are no text. [`text`] puts a mark in the place of those, and then two
+/// values that differ may read alike.
+pub(crate) fn readable_text(row: &Row<'_>, column: usize) -> Result<Option<String>, StoreError> {
+    match row.cell(column)? {
+        Cell::Text(bytes) | Cell::Bytes(bytes) => Ok(std::str::from_utf8(bytes).ok().map(str::to_owned)),
+        Cell::Null | Cell::Int(_) | Cell::Real(_) | Cell::Instant(_) => text(row, column).map(Some),
+    }
+}
+
+/// A column's number; 0 for NULL, and `None` for what is none.
+pub(crate) fn readable_int(row: &Row<'_>, column: usize) -> Result<Option<i64>, StoreError> {
+    match row.cell(column)? {
+        Cell::Text(bytes) => Ok(std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok())),
+        Cell::Bytes(_) => Ok(None),
+        Cell::Null | Cell::Int(_) | Cell::Real(_) | Cell::Instant(_) => int(row, column).map(Some),
+    }
+}
+
 /// A column's number; 0 for NULL and for what is none.
 pub(crate) fn int(row: &Row<'_>, column: usize) -> Result<i64, StoreError> {
     #[expect(clippy::cast_possible_truncation, reason = "a saturating cast is as good as any")]

@@ -9,7 +9,7 @@ use spiffe::entry::AdditionalAttributes;
 use spiffe::{Entry, EntryId, IdError, Selector, SelectorSet, SpiffeId, Texts, TrustDomain, UnixSecs};
 
 use super::{NewEntry, StoredEntry};
-use crate::dialect::{Conn, Row, blob, flag, instant, int, text, values};
+use crate::dialect::{Conn, Row, blob, flag, instant, int, readable_int, readable_text, text, values};
 use crate::{StoreError, stamp};
 
 macro_rules! columns {
@@ -170,28 +170,48 @@ struct Draft {
     selectors: Vec<Selector>,
     dns_names: Vec<String>,
     federates_with: Vec<TrustDomain>,
+    /// What of it means nothing.
+    unreadable: Option<&'static str>,
 }
 
 impl Drafts {
     fn push(&mut self, row: &Row<'_>) -> Result<(), StoreError> {
+        // A number that is none would read as 0, and an entry without expiry lives for ever.
+        let mut unreadable = None;
+        let mut number = |column, name| -> Result<i64, StoreError> {
+            Ok(readable_int(row, column)?.unwrap_or_else(|| {
+                unreadable = Some(name);
+                0
+            }))
+        };
+        let [x509_svid_ttl, jwt_svid_ttl] = [number(4, "ttl")?, number(11, "jwt_svid_ttl")?];
+        let [expiry, revision_number] = [number(7, "expiry")?, number(8, "revision_number")?];
+        let mut words = |column, name| -> Result<String, StoreError> {
+            Ok(readable_text(row, column)?.unwrap_or_else(|| {
+                unreadable = Some(name);
+                String::new()
+            }))
+        };
+        let [entry_id, hint] = [words(1, "entry_id")?, words(10, "hint")?];
         let draft = Draft {
             row_id: int(row, 0)?,
-            entry_id: text(row, 1)?,
+            entry_id,
             spiffe_id: text(row, 2)?,
             parent_id: text(row, 3)?,
-            x509_svid_ttl: int(row, 4)?,
+            x509_svid_ttl,
             admin: flag(row, 5)?,
             downstream: flag(row, 6)?,
-            expiry: int(row, 7)?,
-            revision_number: int(row, 8)?,
+            expiry,
+            revision_number,
             store_svid: flag(row, 9)?,
-            hint: text(row, 10)?,
-            jwt_svid_ttl: int(row, 11)?,
+            hint,
+            jwt_svid_ttl,
             attributes: blob(row, 12)?,
             created_at: instant(row, 13)?.map(stamp::rounded).unwrap_or_default(),
             selectors: Vec::new(),
             dns_names: Vec::new(),
             federates_with: Vec::new(),
+            unreadable,
         };
         self.seen(draft.row_id);
         self.places.insert(draft.row_id, self.drafts.len());
@@ -200,17 +220,25 @@ impl Drafts {
     }
 
     fn selector(&mut self, row: &Row<'_>) -> Result<(), StoreError> {
-        let selector = self.texts.selector(&text(row, 1)?, &text(row, 2)?);
+        let (kind, value) = (readable_text(row, 1)?, readable_text(row, 2)?);
+        let selector = kind.zip(value).map(|(kind, value)| self.texts.selector(&kind, &value));
         if let Some(draft) = self.owner(row)? {
-            draft.selectors.push(selector);
+            // Without one of its selectors an entry would be for more workloads than it says.
+            match selector {
+                Some(selector) => draft.selectors.push(selector),
+                None => draft.unreadable = Some("selectors"),
+            }
         }
         Ok(())
     }
 
     fn dns_name(&mut self, row: &Row<'_>) -> Result<(), StoreError> {
-        let name = text(row, 1)?;
+        let name = readable_text(row, 1)?;
         if let Some(draft) = self.owner(row)? {
-            draft.dns_names.push(name);
+            match name {
+                Some(name) => draft.dns_names.push(name),
+                None => draft.unreadable = Some("dns_names"),
+            }
         }
         Ok(())
     }
@@ -247,7 +275,12 @@ impl Drafts {
 
 impl Draft {
     fn finish(self, texts: &mut Texts) -> Option<StoredEntry> {
+        if let Some(field) = self.unreadable {
+            tracing::error!(row = self.row_id, entry = self.entry_id, field, "entry row skipped");
+            return None;
+        }
         if self.entry_id.is_empty() {
+            tracing::error!(row = self.row_id, field = "entry_id", "entry row skipped");
             return None;
         }
         let read = |what: &str, id: Result<SpiffeId, IdError>| {

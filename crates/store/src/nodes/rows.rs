@@ -7,7 +7,7 @@ use spiffe::{Selector, SpiffeId, UnixSecs};
 
 use super::Agent;
 use crate::StoreError;
-use crate::dialect::{Conn, Row, Value, flag, instant, int, text, values};
+use crate::dialect::{Conn, Row, Value, flag, instant, int, readable_text, text, values};
 
 macro_rules! columns {
     () => {
@@ -54,7 +54,18 @@ pub(crate) fn by_ids(conn: &Conn, ids: &[i64]) -> Result<Vec<Arc<Agent>>, StoreE
 /// The selectors of an agent.
 pub(crate) fn selectors(conn: &Conn, id: &str) -> Result<Vec<Selector>, StoreError> {
     let sql = "SELECT type, value FROM node_resolver_map_entries WHERE spiffe_id == ?1 ORDER BY id";
-    conn.rows(sql, values![id], |row| Ok(Selector::new(&text(row, 0)?, &text(row, 1)?)))
+    let selectors = conn.rows(sql, values![id], |row| selector(row, id, 0))?;
+    Ok(selectors.into_iter().flatten().collect())
+}
+
+/// A selector, unless it is no text: then it is nobody's, and its agent has fewer rights by it, not more.
+fn selector(row: &Row<'_>, agent: &str, column: usize) -> Result<Option<Selector>, StoreError> {
+    let (kind, value) = (readable_text(row, column)?, readable_text(row, column + 1)?);
+    let selector = kind.zip(value).map(|(kind, value)| Selector::new(&kind, &value));
+    if selector.is_none() {
+        tracing::warn!(agent, "selector row of an agent skipped");
+    }
+    Ok(selector)
 }
 
 fn grouped(
@@ -64,8 +75,10 @@ fn grouped(
 ) -> Result<HashMap<String, Vec<Selector>>, StoreError> {
     let mut selectors: HashMap<String, Vec<Selector>> = HashMap::new();
     conn.each(sql, params, |row| {
-        let selector = Selector::new(&text(row, 1)?, &text(row, 2)?);
-        selectors.entry(text(row, 0)?).or_default().push(selector);
+        let agent = text(row, 0)?;
+        if let Some(selector) = selector(row, &agent, 1)? {
+            selectors.entry(agent).or_default().push(selector);
+        }
         Ok(())
     })?;
     Ok(selectors)

@@ -108,6 +108,18 @@ on_each_database! {
         let paths: Vec<_> = entries.iter().map(|stored| stored.entry.spiffe_id.path()).collect();
         assert_eq!(paths, ["/good"]);
         assert!(agents.is_empty());
+        // Nor does a bundle that is none keep others away, in a list or a page of one.
+        let good = spiffe::Bundle::empty(spiffe::TrustDomain::parse("good.test").unwrap());
+        store.set_bundle(good).await.unwrap();
+        let whole = store.list_bundles(None).await.unwrap();
+        let names: Vec<_> = whole.bundles.iter().map(|bundle| bundle.trust_domain.as_str()).collect();
+        assert_eq!(names, ["good.test"]);
+        let first = store.list_bundles(Some(Page::first(1))).await.unwrap();
+        assert!(first.bundles.is_empty() && !first.next_token.is_empty());
+        let next = store.list_bundles(Some(Page { size: 1, token: first.next_token })).await.unwrap();
+        assert_eq!(next.bundles.len(), 1);
+        // Who asks for it is told.
+        store.fetch_bundle(spiffe::TrustDomain::parse("broken.test").unwrap()).await.unwrap_err();
     }
 
     async fn j02_a_token_is_its_bytes(home: &Home) {

@@ -86,7 +86,7 @@ async fn j01_a_token_is_used_once_whoever_races_for_it() {
             let token = JoinToken { token: text.clone(), expires_at: UnixSecs(2_000_000_000) };
             servers[0].create_join_token(token, None).await.unwrap();
             let mut tasks = tokio::task::JoinSet::new();
-            for (number, server) in servers.iter().enumerate() {
+            for (number, server) in servers.iter().cycle().take(32).enumerate() {
                 let attestation = Attestation {
                     agent: agent(&format!("/spire/agent/join_token/{round}-{number}")),
                     reattest: Reattest::Refused,
@@ -101,6 +101,38 @@ async fn j01_a_token_is_used_once_whoever_races_for_it() {
 
         assert_eq!(used, rounds, "{database:?}");
         assert_eq!(servers[1].load_agents().await.unwrap().len(), rounds, "{database:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn n03_of_many_that_attest_one_node_for_the_first_time_one_does() {
+    let rounds: usize = std::env::var("FINIAL_RACE_ROUNDS").map_or(10, |rounds| rounds.parse().unwrap());
+    for database in [DatabaseType::Sqlite, DatabaseType::Postgres, DatabaseType::MySql] {
+        let Some(home) = Home::new(database) else { continue };
+        // A file is one process's alone.
+        let servers = servers(&home, if database == DatabaseType::Sqlite { 1 } else { 2 });
+        for round in 0..rounds {
+            let path = format!("/spire/agent/aws_iid/{round}");
+            let first = || Attestation { agent: agent(&path), reattest: Reattest::Refused, join_token: None };
+            let mut tasks = tokio::task::JoinSet::new();
+            for server in servers.iter().cycle().take(64) {
+                let (server, attestation) = (server.clone(), first());
+                tasks.spawn(async move { server.attest_agent(attestation).await.unwrap().value });
+            }
+            let outcomes = tasks.join_all().await;
+            let done = outcomes.iter().filter(|outcome| matches!(outcome, Attested::Done(_))).count();
+            let known = outcomes.iter().filter(|outcome| **outcome == Attested::Exists).count();
+            assert_eq!((done, known), (1, 63), "{database:?}: {outcomes:?}");
+
+            // Nor a second time later, until it is evicted.
+            let last = servers.last().unwrap();
+            assert_eq!(last.attest_agent(first()).await.unwrap().value, Attested::Exists);
+            if round == 0 {
+                servers[0].delete_agent(id(&path)).await.unwrap();
+                assert!(matches!(last.attest_agent(first()).await.unwrap().value, Attested::Done(_)));
+            }
+        }
+        assert_eq!(servers[0].load_agents().await.unwrap().len(), rounds);
     }
 }
 
