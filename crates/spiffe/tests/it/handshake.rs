@@ -200,7 +200,7 @@ fn who_requires_post_quantum_exchanges_gets_along_with_who_offers_one() {
 }
 
 #[test]
-fn the_third_hybrid_is_agreed_on_where_it_alone_is_offered() {
+fn t04_each_hybrid_is_agreed_on_where_it_alone_is_offered() {
     let authority = Authority::new();
     let offering = |group: NamedGroup| {
         let verifier = ServerVerifier::new(trusting(&authority, SERVER));
@@ -214,7 +214,8 @@ fn the_third_hybrid_is_agreed_on_where_it_alone_is_offered() {
             .with_custom_certificate_verifier(ServerVerifier::new(trusting(&authority, SERVER)))
             .with_no_client_auth()
     };
-    for group in [NamedGroup::Unknown(0x11ed), NamedGroup::secp256r1MLKEM768] {
+    let hybrids = [NamedGroup::Unknown(0x11ed), NamedGroup::secp256r1MLKEM768, NamedGroup::X25519MLKEM768];
+    for group in hybrids {
         let anchors: Arc<dyn Anchors> = Arc::new(OneDomain([authority.certificate.clone()].into()));
         let verifier = ClientVerifier::new(anchors, Box::new(|_: &SpiffeId| Ok(())), false);
         let own = authority.own(SERVER, KeyKind::EcP256);

@@ -13,4 +13,6 @@ mod id;
 #[cfg(test)]
 mod jwt;
 #[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod round_trips;
