@@ -19,6 +19,8 @@ pub enum Offer {
     Old,
     /// Hybrids of an elliptic curve and ML-KEM alone.
     PostQuantum,
+    /// A hybrid and elliptic curves, with shares for both kinds.
+    Whole,
 }
 
 /// Shakes hands with the server on this port of this machine; the key exchange that was agreed on.
@@ -33,6 +35,7 @@ pub async fn shake(port: &str, offer: Offer, protocol: &[u8]) -> Result<String, 
     let kx_groups: Vec<&'static dyn SupportedKxGroup> = match offer {
         Offer::Classical | Offer::Old => vec![X25519, SECP256R1, SECP384R1],
         Offer::PostQuantum => vec![SECP256R1MLKEM768, X25519MLKEM768],
+        Offer::Whole => vec![X25519MLKEM768, X25519, SECP256R1],
     };
     let versions = if offer == Offer::PostQuantum { &[&rustls::version::TLS13][..] } else { versions };
     let provider = CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() };

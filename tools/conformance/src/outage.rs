@@ -50,6 +50,42 @@ impl Served {
         )
     }
 
+    /// The key that a file in PEM holds, under this name.
+    ///
+    /// # Panics
+    /// If it holds none.
+    #[must_use]
+    pub fn of_pem(name: &str, pem: &str) -> Self {
+        let lines = pem.lines().filter(|line| !line.starts_with("-----")).collect::<String>();
+        let key = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, lines).expect("a key");
+        Self(BTreeMap::from([((name.to_owned(), String::new()), key)]))
+    }
+
+    /// Which of them stand in the memory of this process; `None` where nobody may look.
+    fn found_in(&self, pid: u32) -> Option<Vec<String>> {
+        let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+        let mut found = Vec::new();
+        let number = |text: &str| u64::from_str_radix(text, 16).ok();
+        for line in maps.lines().filter(|line| line.contains(" rw")) {
+            let range = line.split(' ').next()?.split_once('-')?;
+            let (from, to) = (number(range.0)?, number(range.1)?);
+            let mut bytes = vec![0; usize::try_from(to - from).ok()?];
+            // What cannot be read is nobody's.
+            if memory.read_exact_at(&mut bytes, from).is_err() {
+                continue;
+            }
+            for ((id, _), key) in &self.0 {
+                let scalar = private_number(key);
+                let count = bytes.windows(scalar.len()).filter(|window| *window == scalar).count();
+                if count > 0 {
+                    found.push(format!("{id}: {count} in {line}"));
+                }
+            }
+        }
+        Some(found)
+    }
+
     /// The SPIFFE IDs.
     #[must_use]
     pub fn ids(&self) -> Vec<&str> {
@@ -314,27 +350,16 @@ impl Outage {
     /// If there is no agent.
     pub fn found_in_memory(&mut self, served: &Served) -> Option<Vec<String>> {
         let pid = self.plane.agent().expect("an agent").pid();
-        let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
-        let mut found = Vec::new();
-        let number = |text: &str| u64::from_str_radix(text, 16).ok();
-        for line in maps.lines().filter(|line| line.contains(" rw")) {
-            let range = line.split(' ').next()?.split_once('-')?;
-            let (from, to) = (number(range.0)?, number(range.1)?);
-            let mut bytes = vec![0; usize::try_from(to - from).ok()?];
-            // What cannot be read is nobody's.
-            if memory.read_exact_at(&mut bytes, from).is_err() {
-                continue;
-            }
-            for ((id, _), key) in &served.0 {
-                let scalar = private_number(key);
-                let count = bytes.windows(scalar.len()).filter(|window| *window == scalar).count();
-                if count > 0 {
-                    found.push(format!("{id}: {count} in {line}"));
-                }
-            }
-        }
-        Some(found)
+        served.found_in(pid)
+    }
+
+    /// The same in the server's memory.
+    ///
+    /// # Panics
+    /// If there is no server.
+    pub fn found_in_the_servers_memory(&mut self, served: &Served) -> Option<Vec<String>> {
+        let pid = self.plane.server().expect("a server").pid();
+        served.found_in(pid)
     }
 
     /// Secrets that stand in clear in a file of the agent's data directory, in whatever encoding: which,

@@ -268,7 +268,7 @@ fn a_mysql_is_known_by_its_certificate_and_shown_one() {
 }
 
 #[test]
-fn a_server_begins_with_what_its_replica_has_and_what_came_since() {
+fn s06_a_server_begins_with_what_its_replica_has_and_decides_by_the_primary_alone() {
     let Some(server) = Server::start(Make::Postgres) else { return };
     let database = server.database().unwrap();
     let replica = server.replica().unwrap();
@@ -303,6 +303,23 @@ fn a_server_begins_with_what_its_replica_has_and_what_came_since() {
     assert!(entries.contains("/first") && entries.contains("/second"), "{entries}");
     assert_eq!(copy.run(&count.replace("first", "second")).unwrap(), "0\n");
     plane.await_identities(&["spiffe://example.org/first", "spiffe://example.org/second"]);
+
+    // What decides who is let in comes from there too, while the replica still says otherwise: an agent that
+    // is banned is let in no more, and a token that the replica never had is good once.
+    let agent = copy.run("SELECT spiffe_id FROM attested_node_entries;").unwrap().trim().to_owned();
+    let _said = plane.ok("server", &["agent", "ban", "-spiffeID", &agent, "-socketPath", "{sock}"]);
+    restart(&mut plane);
+    assert_eq!(said("were read from the replica"), before + 3);
+    plane.agent().unwrap().wait(LIMIT);
+    let unbanned = "SELECT count(*) FROM attested_node_entries WHERE serial_number <> '';";
+    assert_eq!(copy.run(unbanned).unwrap(), "1\n", "the replica knows of no ban");
+    let token = plane.ok("server", &["token", "generate", "-socketPath", "{sock}"]);
+    let token = token.lines().find_map(|line| line.strip_prefix("Token: ")).unwrap().to_owned();
+    std::fs::remove_dir_all(plane.dir().join("agent-data")).unwrap();
+    plane.configure_agent(&config, &token);
+    plane.start_agent_again();
+    assert_eq!(copy.run("SELECT count(*) FROM join_tokens;").unwrap(), "0\n");
+    assert_eq!(database.run("SELECT count(*) FROM join_tokens;").unwrap(), "0\n", "it is used up");
 
     // Without its replica a server starts all the same.
     replica.down().unwrap();

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use finial_conformance::{
-    PREFACE, Plane, PlaneConfig, Product, answers_tls, assault, attacks, dawdlers, oversized, tcp_dawdlers,
+    PREFACE, Plane, PlaneConfig, Product, answers_tls, assault, attacks, dawdlers, oversized, storm,
+    tcp_dawdlers,
 };
 
 const WORKLOAD: &str = "spiffe://example.org/workload";
@@ -179,6 +180,37 @@ fn x07_hostile_frames_do_the_server_no_harm() {
     }
 
     assert!(plane.server().unwrap().is_running());
+}
+
+#[test]
+fn x07_frames_of_chance_do_the_server_no_harm() {
+    let number = |name: &str, usually: u64| std::env::var(name).map_or(usually, |text| text.parse().unwrap());
+    // `cargo xtask soak` asks for more, with another seed each time.
+    let (rounds, seed) = (number("FINIAL_FRAME_ROUNDS", 400), number("FINIAL_FRAME_SEED", 1));
+    let mut plane = start(&PlaneConfig::default());
+    let pid = plane.server().unwrap().pid();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let port = plane.word("port").to_owned();
+
+    let mut before = 0;
+    for part in 0..4 {
+        runtime.block_on(storm(&port, seed.wrapping_add(part << 40), rounds / 4)).unwrap();
+
+        assert!(plane.server().unwrap().is_running(), "seed {seed}");
+        let (code, stdout, stderr) = plane.run("server", &["bundle", "show", "-socketPath", "{sock}"]);
+        assert_eq!(code, 0, "seed {seed}: {stdout}{stderr}");
+        let used = resident(pid);
+        println!("{} connections, {used} bytes in use", (part + 1) * rounds / 4);
+        // What a first part needs stays for the next; it does not grow with them.
+        assert!(part == 0 || used < before + (48 << 20), "seed {seed}: {before} bytes became {used}");
+        before = used;
+    }
+
+    // It is served to newcomers, by TLS too, and nothing panicked.
+    plane.join_agent(&PlaneConfig::default());
+    let log = fs::read_to_string(plane.dir().join("server.log")).unwrap();
+    assert!(!log.contains("panicked"), "seed {seed}: {log}");
+    assert!(resident(pid) < 256 << 20);
 }
 
 #[test]

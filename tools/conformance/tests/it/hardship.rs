@@ -5,11 +5,14 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use finial_conformance::{Plane, PlaneConfig, Product, half_open, pause};
+use finial_conformance::{
+    Attack, Noticed, Outage, Plane, PlaneConfig, Product, Served, Siege, half_open, kill_attestations, pause,
+    skip,
+};
 
 fn start(server_prelude: &str) -> Plane {
     let config = PlaneConfig { server_prelude: server_prelude.to_owned(), ..PlaneConfig::default() };
@@ -72,6 +75,34 @@ fn r10_without_file_descriptors_a_server_waits_and_goes_on() {
     assert_eq!(count(&plane), 1);
 }
 
+fn recorded() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
+}
+
+/// A number that `cargo xtask soak` makes larger.
+fn asked(name: &str, usually: u64) -> u64 {
+    std::env::var(name).map_or(usually, |text| text.parse().unwrap())
+}
+
+/// How long callers are watched; at all seriously, and held to figures, in `cargo xtask soak` alone, where
+/// nothing else runs on the machine.
+fn watched() -> (Duration, bool) {
+    let seconds = asked("FINIAL_SIEGE_SECONDS", 0);
+    if seconds == 0 { (Duration::from_millis(700), false) } else { (Duration::from_secs(seconds), true) }
+}
+
+fn tell(what: &str, quiet: Noticed, noticed: Noticed) {
+    println!(
+        "{what}: {} calls, 99 of 100 within {:?} (quiet {:?}), on fresh connections {:?} (quiet {:?})",
+        noticed.calls, noticed.open, quiet.open, noticed.fresh, quiet.fresh
+    );
+}
+
+/// No worse than `times` what it was, give or take what a machine of two processors does by itself.
+fn is_within(noticed: Duration, quiet: Duration, times: u32) -> bool {
+    noticed <= quiet * times + Duration::from_millis(2)
+}
+
 #[test]
 fn r03_half_open_connections_from_many_addresses_hold_up_nobody() {
     let plane = start("");
@@ -90,6 +121,148 @@ fn r03_half_open_connections_from_many_addresses_hold_up_nobody() {
     create(&plane, "meanwhile").unwrap();
     assert_eq!(count(&plane), 2, "the entry, and the agent's alias");
     assert_eq!(held.len(), 2048);
+}
+
+#[test]
+fn r03_a_crowd_of_half_open_connections_is_hardly_noticed() {
+    let crowd = usize::try_from(asked("FINIAL_HALF_OPEN", 1000)).unwrap();
+    let (time, is_strict) = watched();
+    let siege = Siege::lay(&Product::under_test(), &recorded(), "");
+    let quiet = siege.quiet(time).unwrap();
+
+    let noticed = siege.under(Attack::HalfOpen(crowd), time).unwrap();
+    let recovery = siege.recovery().unwrap();
+
+    tell(&format!("{crowd} half open"), quiet, noticed);
+    println!("somebody new is served {recovery:?} after it");
+    if is_strict {
+        assert!(is_within(noticed.open, quiet.open, 2), "{quiet:?} became {noticed:?}");
+        assert!(recovery <= Duration::from_secs(1), "{recovery:?}");
+    }
+}
+
+#[test]
+fn r00_under_each_attack_honest_calls_are_answered() {
+    let (time, is_strict) = watched();
+    let mut siege = Siege::lay(&Product::under_test(), &recorded(), "");
+    let quiet = siege.quiet(time).unwrap();
+    let attacks = [
+        Attack::HalfOpen(1000),
+        Attack::Anonymous,
+        Attack::Resets,
+        Attack::Attestations,
+        Attack::Unread,
+        Attack::Frames,
+    ];
+
+    for attack in attacks {
+        let noticed = siege.under(attack, time).unwrap_or_else(|why| panic!("{attack:?}: {why}"));
+        tell(&format!("{attack:?}"), quiet, noticed);
+        if is_strict {
+            let is_borne = is_within(noticed.open, quiet.open, 5) && is_within(noticed.fresh, quiet.fresh, 5);
+            assert!(is_borne, "{attack:?}: {quiet:?} became {noticed:?}");
+        }
+    }
+    assert!(siege.plane().server().unwrap().is_running());
+
+    let siege = Siege::lay(&Product::under_test(), &recorded(), "ulimit -n 128");
+    let quiet = siege.quiet(time).unwrap();
+    let noticed = siege.under(Attack::Descriptors, time);
+    // Who has a connection already is served; nobody new is.
+    if let Ok(noticed) = noticed {
+        tell("Descriptors", quiet, noticed);
+    }
+    siege.recovery().unwrap();
+}
+
+#[test]
+fn j03_a_killed_server_leaves_a_good_token_or_a_whole_agent() {
+    let rounds = usize::try_from(asked("FINIAL_TOKEN_ROUNDS", 3)).unwrap();
+
+    let spent = kill_attestations(&Product::under_test(), &recorded(), rounds).unwrap();
+
+    println!("{spent:?} in {rounds} rounds");
+    assert!(spent.acknowledged >= rounds && spent.good >= rounds, "{spent:?}");
+    assert_eq!(spent.acknowledged + spent.unheard + spent.good, 64 * rounds);
+}
+
+/// Names the network that nothing leads out of to the process in it.
+const ALONE: &str = "FINIAL_ALONE";
+
+/// Not a test by itself: what the next one does where no network is but that within the machine.
+#[test]
+fn child_without_a_network() {
+    if std::env::var_os(ALONE).is_none() {
+        return;
+    }
+    let out = || {
+        let snmp = fs::read_to_string("/proc/self/net/snmp").unwrap();
+        let of = |protocol: &str, name: &str| {
+            let mut lines = snmp.lines().filter(|line| line.starts_with(&format!("{protocol}:")));
+            let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+            let at = names.split(' ').position(|found| found == name).unwrap();
+            values.split(' ').nth(at).unwrap().parse::<u64>().unwrap()
+        };
+        // What found no way out, and what was sent but by TCP within the machine: names that are looked up.
+        (of("Ip", "OutNoRoutes"), of("Udp", "OutDatagrams"))
+    };
+    assert_eq!(out(), (0, 0));
+    let config = PlaneConfig {
+        server_extra: "federation { bundle_endpoint { address = \"127.0.0.1\" port = {p3} } }".to_owned(),
+        agent: true,
+        ..PlaneConfig::default()
+    };
+
+    let plane = Plane::start(&Product::under_test(), &config, &Default::default());
+    create(&plane, "alone").unwrap();
+    // Long enough for what is done at the start and every second.
+    std::thread::sleep(Duration::from_secs(3));
+    plane.await_healthy("server");
+    plane.await_healthy("agent");
+
+    assert_eq!(out(), (0, 0), "somebody was called who is in no configuration");
+    // It would have been seen.
+    TcpStream::connect("192.0.2.1:80").unwrap_err();
+    assert!(out().0 > 0);
+    println!("nobody was called");
+}
+
+#[test]
+fn c06_nobody_is_called_who_is_in_no_configuration() {
+    let child = "hardship::child_without_a_network";
+    let script = "ip link set lo up && exec \"$@\"";
+    let mut shell = Command::new("unshare");
+    shell.args(["--net", "bash", "-e", "-c", script, "bash"]).arg(std::env::current_exe().unwrap());
+    let output = shell.args(["--exact", child, "--nocapture"]).env(ALONE, "1").output().unwrap();
+
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    if said.contains("unshare failed") {
+        return skip("calls at the start", "this process may make no network of its own");
+    }
+    assert!(output.status.success() && said.contains("nobody was called"), "{said}");
+}
+
+#[test]
+fn k09_keys_of_workloads_are_made_where_they_are_used() {
+    let mut outage = Outage::start(&Product::under_test(), &PlaneConfig::default());
+    let _web = outage.create_entry("/web", "unix:uid:{uid}");
+    let served = outage.await_ids(&["spiffe://example.org/web"]);
+    let mint =
+        ["x509", "mint", "-socketPath", "{sock}", "-spiffeID", "spiffe://{td}/minted", "-write", "{dir}"];
+    let _said = outage.plane().ok("server", &mint);
+    let file = outage.plane().dir().join("key.pem");
+    let minted = Served::of_pem("minted", &fs::read_to_string(&file).unwrap());
+
+    let Some(at_agent) = outage.found_in_memory(&served) else {
+        return skip("keys in memory", "this process may not read another's memory");
+    };
+
+    assert!(!at_agent.is_empty(), "the agent has what it serves");
+    for keys in [&served, &minted] {
+        assert_eq!(outage.found_in_the_servers_memory(keys), Some(Vec::new()));
+    }
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
 }
 
 #[test]

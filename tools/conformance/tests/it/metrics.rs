@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use finial_conformance::{
-    Measured, Page, PlaneConfig, Product, get, metric_rows, names_of, received, receiver,
+    Measured, Page, PlaneConfig, Product, await_ok, get, metric_rows, names_of, received, receiver,
 };
 use testkit::database::{Make, Server};
 
@@ -47,6 +47,57 @@ fn metrics_rows_are_on_the_pages() {
     assert!(missing.is_empty(), "not on the pages: {missing:#?}");
     has_host(&pages[0].1);
     assert_eq!(get(measured.plane.word("p1"), "/any/path").unwrap().0, 200);
+}
+
+/// Every series of both programs with its labels, as it stands on the pages; without its value.
+fn series(measured: &Measured) -> BTreeSet<String> {
+    let pages = ["p1", "p2"].map(|port| await_ok(measured.plane.word(port), "/metrics"));
+    let lines = pages.iter().flat_map(|page| page.lines()).filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.rsplit_once(' ')).map(|(series, _)| series.to_owned()).collect()
+}
+
+#[test]
+fn g06_labels_name_no_workload_process_or_address() {
+    let measured = Measured::start(&Product::under_test(), &recorded(), "");
+    measured.exercise();
+    let live = |number: usize| {
+        let id = format!("spiffe://{{td}}/g06/{number}");
+        let create = ["entry", "create", "-socketPath", "{sock}", "-parentID", "spiffe://{td}/node"];
+        let selector = ["-spiffeID", &id, "-selector", "unix:uid:{uid}"];
+        let _said = measured.plane.ok("server", &[&create[..], &selector].concat());
+        // Each is a process of its own.
+        let _said =
+            measured.plane.run("agent", &["api", "fetch", "jwt", "-audience", &id, "-socketPath", "{asock}"]);
+    };
+    (0..5).for_each(live);
+    measured.plane.await_identities(&["spiffe://{td}/g06/4"]);
+
+    let before = series(&measured);
+    (5..30).for_each(live);
+    measured.plane.await_identities(&["spiffe://{td}/g06/29"]);
+    let after = series(&measured);
+
+    assert!(before.len() > 100, "only {} series", before.len());
+    let address = |value: &str| {
+        value.parse::<std::net::IpAddr>().is_ok() || value.parse::<std::net::SocketAddr>().is_ok()
+    };
+    for line in &after {
+        let Some((name, labels)) = line.split_once('{') else { continue };
+        for label in labels.trim_end_matches('}').split("\",") {
+            let (label, value) = label.split_once("=\"").unwrap_or_default();
+            let value = value.trim_end_matches('"');
+            let is_trust_domain = value.strip_prefix("spiffe://").is_some_and(|rest| !rest.contains('/'));
+            assert!(!value.contains("spiffe://") || is_trust_domain, "{name}: {label}={value}");
+            assert!(!value.contains("g06") && !address(value), "{name}: {label}={value}");
+            assert!(
+                !["pid", "uid", "entry_id", "caller_addr", "address"].contains(&label),
+                "{name}: {label}"
+            );
+        }
+    }
+    // As many of them for thirty entries, audiences and processes as for five.
+    let new: Vec<_> = after.difference(&before).collect();
+    assert!(new.len() < 20, "{new:#?}");
 }
 
 fn is_of(component: &str, program: &str) -> bool {

@@ -86,7 +86,7 @@ fn data(known: &Value) -> Value {
 }
 
 #[test]
-fn a_policy_decides_who_may_call_what_with_which_request() {
+fn e07_a_policy_decides_who_may_call_what_with_which_request() {
     let (sent, seen) = known();
     let judged = Judged::start(&Product::under_test(), &recorded(), POLICY, &data(&seen));
     let local = |method: &str, request| judged.call(true, &format!("{SERVER}.{method}"), request);

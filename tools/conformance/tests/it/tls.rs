@@ -7,7 +7,7 @@ use finial_conformance::{Measured, Offer, Plane, PlaneConfig, Product, shake};
 const PAGES: &str = "Prometheus { host = \"127.0.0.1\" port = {port} tls { use_spire_svid = true } }";
 
 #[test]
-fn without_post_quantum_key_exchanges_nothing_is_served_where_they_are_required() {
+fn t04_without_post_quantum_key_exchanges_nothing_is_served_where_they_are_required() {
     let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance");
     let required = "experimental { require_pq_kem = true }";
     let config = PlaneConfig {
@@ -26,6 +26,7 @@ fn without_post_quantum_key_exchanges_nothing_is_served_where_they_are_required(
     for (port, protocol) in [("port", "h2"), ("p3", "http/1.1"), ("p1", "http/1.1"), ("p2", "http/1.1")] {
         let shaken = |offer| shaken(&measured.plane, port, offer, protocol);
         assert_eq!(shaken(Offer::PostQuantum), Ok("Some(secp256r1MLKEM768)".to_owned()), "{port}");
+        assert_eq!(shaken(Offer::Whole), Ok("Some(X25519MLKEM768)".to_owned()), "{port}");
         for offer in [Offer::Classical, Offer::Old] {
             let refused = shaken(offer).unwrap_err();
             assert!(refused.contains("HandshakeFailure") || refused.contains("ProtocolVersion"), "{refused}");
@@ -34,10 +35,12 @@ fn without_post_quantum_key_exchanges_nothing_is_served_where_they_are_required(
 }
 
 #[test]
-fn clients_of_every_kind_are_served_where_nothing_is_required() {
+fn t04_clients_of_every_kind_are_served_where_nothing_is_required() {
     let plane = Plane::start(&Product::under_test(), &PlaneConfig::default(), &Default::default());
 
     assert_eq!(shaken(&plane, "port", Offer::PostQuantum, "h2"), Ok("Some(X25519MLKEM768)".to_owned()));
+    // Who sends shares for both is given the hybrid.
+    assert_eq!(shaken(&plane, "port", Offer::Whole, "h2"), Ok("Some(X25519MLKEM768)".to_owned()));
     assert_eq!(shaken(&plane, "port", Offer::Classical, "h2"), Ok("Some(X25519)".to_owned()));
     assert_eq!(shaken(&plane, "port", Offer::Old, "h2"), Ok("Some(X25519)".to_owned()));
 }

@@ -1,0 +1,303 @@
+//! A server under attack, and what honest callers notice of it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::runtime::Runtime;
+use tokio_rustls::TlsConnector;
+
+use crate::frames::{PREFACE, attacks, half_open};
+use crate::pki::Key;
+use crate::plane::{Plane, PlaneConfig, Product};
+use crate::storm::storm;
+use crate::wire::{Caller, Messages, Shown, client_config};
+
+const COUNT: &str = "/spire.api.server.entry.v1.Entry/CountEntries";
+const ATTEST: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
+const ADMIN: &str = "spiffe://example.org/admin";
+
+/// The addresses of this machine that attackers come from.
+const ADDRESSES: u8 = 64;
+
+/// What is done to the server, for as long as its callers are watched.
+#[derive(Clone, Copy, Debug)]
+pub enum Attack {
+    /// So many connections from 64 addresses that never become any, again and again.
+    HalfOpen(usize),
+    /// Connections without a certificate from one address, more than it may have.
+    Anonymous,
+    /// Calls that are taken back as they are made.
+    Resets,
+    /// Attestations with tokens that nobody made, from one address.
+    Attestations,
+    /// Calls whose answers nobody reads.
+    Unread,
+    /// Frames of chance.
+    Frames,
+    /// More connections than the server has descriptors for.
+    Descriptors,
+}
+
+/// What honest callers saw.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Noticed {
+    /// Calls that were made; all were answered.
+    pub calls: usize,
+    /// Of a hundred calls on a connection that is open, ninety-nine took no longer.
+    pub open: Duration,
+    /// The same with a connection of their own.
+    pub fresh: Duration,
+}
+
+/// A server, and an administrator who calls it over TLS.
+pub struct Siege {
+    plane: Plane,
+    messages: Messages,
+    admin: Arc<Shown>,
+    runtime: Runtime,
+}
+
+impl std::fmt::Debug for Siege {
+    /// Without the administrator's key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Siege").field("plane", &self.plane).finish_non_exhaustive()
+    }
+}
+
+impl Siege {
+    /// Starts a server, after a shell has done what `prelude` says.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn lay(product: &Product, recorded: &Path, prelude: &str) -> Self {
+        let config = PlaneConfig {
+            server_extra: format!("admin_ids = [\"{ADMIN}\"]"),
+            server_prelude: prelude.to_owned(),
+            ..PlaneConfig::default()
+        };
+        let plane = Plane::start(product, &config, &BTreeMap::new());
+        let messages = Messages::load(&recorded.join("api/api.fds"));
+        let runtime = Runtime::new().expect("a runtime");
+        let key = Key::generate();
+        let request = json!({"csr": BASE64_STANDARD.encode(key.request(ADMIN)), "ttl": 86_000});
+        let minted = runtime.block_on(async {
+            let local = Caller::local(&messages, plane.word("sock"));
+            local.ask("/spire.api.server.svid.v1.SVID/MintX509SVID", request).await
+        });
+        let minted = minted.expect("an SVID");
+        let chain = minted["svid"]["cert_chain"].as_array().into_iter().flatten();
+        let chain = chain.filter_map(|der| BASE64_STANDARD.decode(der.as_str()?).ok()).collect();
+        let admin = Arc::new(Shown { chain, key: key.pkcs8() });
+        Self { plane, messages, admin, runtime }
+    }
+
+    /// The plane.
+    pub const fn plane(&mut self) -> &mut Plane {
+        &mut self.plane
+    }
+
+    /// What callers notice while nothing is wrong.
+    ///
+    /// # Errors
+    /// A call fails.
+    pub fn quiet(&self, time: Duration) -> Result<Noticed, String> {
+        self.runtime.block_on(self.watch(time, true))
+    }
+
+    /// What callers notice under this attack.
+    ///
+    /// # Errors
+    /// A call fails.
+    pub fn under(&self, attack: Attack, time: Duration) -> Result<Noticed, String> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let attackers = self.attack(attack, &stop);
+        let with_fresh = !matches!(attack, Attack::Descriptors);
+        let noticed = self.runtime.block_on(async {
+            // An open connection is there before there is no descriptor for it.
+            self.watch(time, with_fresh).await
+        });
+        stop.store(true, Ordering::Relaxed);
+        for attacker in attackers {
+            attacker.join().map_err(|_| format!("{attack:?} ended in a panic"))?;
+        }
+        noticed
+    }
+
+    /// How long it takes, from now on, until somebody new is served.
+    ///
+    /// # Errors
+    /// Nobody is within 20 s.
+    pub fn recovery(&self) -> Result<Duration, String> {
+        let begun = Instant::now();
+        self.runtime.block_on(async {
+            while begun.elapsed() < Duration::from_secs(20) {
+                let caller = Caller::tls(&self.messages, self.plane.word("port"), Some(&self.admin));
+                if caller.ask(COUNT, json!({})).await.is_ok() {
+                    return Ok(begun.elapsed());
+                }
+            }
+            Err("nobody new is served within 20 s".to_owned())
+        })
+    }
+
+    /// Calls, for so long, on an open connection, and if wanted on fresh ones.
+    async fn watch(&self, time: Duration, with_fresh: bool) -> Result<Noticed, String> {
+        let caller = Caller::tls(&self.messages, self.plane.word("port"), Some(&self.admin));
+        caller.ask(COUNT, json!({})).await?;
+        let (mut open, mut fresh) = (Vec::new(), Vec::new());
+        let deadline = Instant::now() + time;
+        while Instant::now() < deadline {
+            let begun = Instant::now();
+            caller.ask(COUNT, json!({})).await.map_err(|why| format!("on an open connection: {why}"))?;
+            open.push(begun.elapsed());
+            if with_fresh {
+                let begun = Instant::now();
+                let caller = Caller::tls(&self.messages, self.plane.word("port"), Some(&self.admin));
+                caller.ask(COUNT, json!({})).await.map_err(|why| format!("on a fresh connection: {why}"))?;
+                fresh.push(begun.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let calls = open.len() + fresh.len();
+        Ok(Noticed { calls, open: ninety_nine(open), fresh: ninety_nine(fresh) })
+    }
+
+    fn attack(&self, attack: Attack, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHandle<()>> {
+        let port = self.plane.word("port").to_owned();
+        let address: SocketAddr = format!("127.0.0.1:{port}").parse().expect("an address");
+        let again = |act: Box<dyn Fn() + Send>| {
+            let stop = Arc::clone(stop);
+            vec![std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    act();
+                }
+            })]
+        };
+        match attack {
+            Attack::HalfOpen(count) => again(Box::new(move || drop(crowd(address, count)))),
+            Attack::Descriptors => {
+                let held = crowd(address, 400);
+                let stop = Arc::clone(stop);
+                vec![std::thread::spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        crate::plane::pause();
+                    }
+                    drop(held);
+                })]
+            }
+            Attack::Anonymous => again(Box::new(move || {
+                let preface = [PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+                spoken(&port, 300, &preface, Duration::from_millis(200));
+            })),
+            Attack::Resets => again(Box::new(move || {
+                let resets = attacks().into_iter().find(|(name, _)| *name == "calls taken back at once");
+                let (_, bytes) = resets.expect("that attack");
+                spoken(&port, 4, &bytes, Duration::ZERO);
+            })),
+            Attack::Unread => again(Box::new(move || {
+                spoken(&port, 50, &unread_calls(), Duration::from_millis(500));
+            })),
+            Attack::Frames => {
+                let seed = std::sync::atomic::AtomicU64::new(1);
+                again(Box::new(move || {
+                    let seed = seed.fetch_add(1, Ordering::Relaxed);
+                    let runtime = Runtime::new().expect("a runtime");
+                    drop(runtime.block_on(storm(&port, seed << 32, 64)));
+                }))
+            }
+            Attack::Attestations => {
+                let messages = self.messages.clone();
+                again(Box::new(move || {
+                    let runtime = Runtime::new().expect("a runtime");
+                    runtime.block_on(async {
+                        let caller = Caller::tls(&messages, &port, None);
+                        let params = json!({"params": {
+                            "data": {"type": "join_token", "payload": BASE64_STANDARD.encode("nobody's")},
+                            "params": {"csr": BASE64_STANDARD.encode("none")},
+                        }});
+                        let mut calls = tokio::task::JoinSet::new();
+                        for _ in 0..64 {
+                            let (caller, params) = (caller.clone(), params.clone());
+                            calls.spawn(async move { drop(caller.call(ATTEST, &[params], &[]).await) });
+                        }
+                        // Most of them wait for their turn; they are taken back.
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    });
+                }))
+            }
+        }
+    }
+}
+
+/// Connections from 64 addresses, some silent, some in the middle of a greeting.
+fn crowd(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut held = Vec::with_capacity(count);
+    let each = count.div_ceil(usize::from(ADDRESSES));
+    for number in 0..ADDRESSES {
+        let from = IpAddr::V4(Ipv4Addr::new(127, 0, 7, number));
+        let bytes: &[u8] = if number % 2 == 0 { b"" } else { &[22, 3, 1, 2, 0, 1, 0] };
+        held.extend(half_open(from, address, each, bytes));
+    }
+    held
+}
+
+/// Connections over TLS without a certificate that say this, kept for a while.
+fn spoken(port: &str, count: usize, bytes: &[u8], keep: Duration) {
+    let runtime = Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let connector = TlsConnector::from(Arc::new(client_config(None, rustls::DEFAULT_VERSIONS)));
+        let port: u16 = port.parse().expect("a port");
+        let mut held = Vec::new();
+        for _ in 0..count {
+            let Ok(stream) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { continue };
+            let name = rustls::pki_types::ServerName::try_from("localhost").expect("a name");
+            let Ok(mut stream) = connector.connect(name, stream).await else { continue };
+            let told = stream.write_all(bytes);
+            // The server may hang up, or take no more.
+            drop(tokio::time::timeout(Duration::from_secs(2), told).await);
+            held.push(stream);
+        }
+        tokio::time::sleep(keep).await;
+    });
+}
+
+/// Calls of a method with an answer, over a connection that lets none of it through.
+fn unread_calls() -> Vec<u8> {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let [.., l0, l1, l2] = payload.len().to_be_bytes();
+        [&[l0, l1, l2, kind, flags], &stream.to_be_bytes()[..], payload].concat()
+    };
+    // The window of each call is 0.
+    let mut bytes = [PREFACE, &frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
+    let path = "/spire.api.server.bundle.v1.Bundle/GetBundle";
+    let mut headers = vec![0x83, 0x87, 0x04];
+    headers.push(u8::try_from(path.len()).expect("a short path"));
+    headers.extend(path.as_bytes());
+    for (name, value) in [("content-type", "application/grpc"), ("te", "trailers")] {
+        headers.push(0);
+        for text in [name, value] {
+            headers.push(u8::try_from(text.len()).expect("a short text"));
+            headers.extend(text.as_bytes());
+        }
+    }
+    for number in 0..100 {
+        bytes.extend(frame(1, 4, 2 * number + 1, &headers));
+        bytes.extend(frame(0, 1, 2 * number + 1, &[0; 5]));
+    }
+    bytes
+}
+
+fn ninety_nine(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    let at = (times.len() * 99).div_ceil(100).saturating_sub(1);
+    times.get(at).copied().unwrap_or_default()
+}
