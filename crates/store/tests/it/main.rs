@@ -8,6 +8,7 @@ mod feed;
 mod follow;
 mod hostile;
 mod replay;
+mod rows;
 mod schema;
 mod servers;
 mod support;
