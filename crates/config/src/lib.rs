@@ -27,7 +27,7 @@ pub use note::{ConfigError, Loaded, Note, NoteLevel, Unbuilt};
 pub use oidc::{OidcConfig, OidcListener, OidcSource};
 pub use server::{
     BundleEndpointConfig, CaConfig, EndpointProfile, FederatesWith, FederationConfig, PolicyConfig,
-    PruneAgents, ServerConfig, ServerExperimental, ServerRateLimits,
+    PruneAgents, ServerConfig, ServerExperimental, ServerFinial, ServerRateLimits,
 };
 pub use shared::{
     HealthConfig, LogConfig, PluginBlock, PluginData, ProfilingConfig, PrometheusConfig, PrometheusTls,

@@ -48,6 +48,8 @@ pub struct ServerConfig {
     pub federation: FederationConfig,
     /// `experimental` but for `finial`.
     pub experimental: ServerExperimental,
+    /// `experimental.finial`
+    pub finial: ServerFinial,
     /// `plugins`, in the order of the file, the datastore's block among them.
     pub plugins: Vec<PluginBlock>,
     /// `health_checks`
@@ -181,6 +183,16 @@ pub struct ServerExperimental {
     pub wit_svid: bool,
     /// `auth_opa_policy_engine.local`
     pub policy: Option<PolicyConfig>,
+}
+
+/// `experimental.finial`: what SPIRE does not know, and passes over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerFinial {
+    /// `allow_agent_ids_anywhere`: node attestors may give ids outside of their own namespace, though never
+    /// in that of another.
+    pub allow_agent_ids_anywhere: bool,
+    /// `allow_exposed_socket`: the socket may be below a folder that everybody may write to.
+    pub allow_exposed_socket: bool,
 }
 
 /// `auth_opa_policy_engine.local`

@@ -18,7 +18,9 @@ use plugin::catalog::{self, CatalogError, Data, Declaration};
 use plugin::{CredentialComposer, Host};
 use runtime::clock::Clock;
 use runtime::health::{Health, HealthListener, HealthPaths};
-use runtime::listen::{Callers, ListenError, Network, NoNetwork, TlsListener, UnixListener, UnixOptions};
+use runtime::listen::{
+    Callers, ListenError, Network, NoNetwork, TlsListener, UnixListener, UnixOptions, check_exposure,
+};
 use runtime::log::Log;
 use runtime::snapshot::{Publisher, Snapshot};
 use spiffe::tls::{OwnCertificate, PostQuantum};
@@ -56,6 +58,9 @@ pub enum StartError {
     /// The datastore cannot be opened.
     #[error(transparent)]
     Datastore(#[from] DatastoreError),
+    /// The socket is where others could replace it.
+    #[error("experimental.finial.allow_exposed_socket is not set")]
+    Exposed(#[source] ListenError),
     /// A plugin cannot be loaded.
     #[error(transparent)]
     Plugins(#[from] CatalogError),
@@ -206,6 +211,11 @@ pub(crate) async fn build(
     let policy = config.experimental.policy.as_ref().map(Policy::load).transpose()?;
     let source = tls::source(&config, keeper.bundles(), renewal.presented(), &clock)?;
     let port = TlsListener::bind(config.bind, source)?.with_trusted_proxies(trusted_proxies(&config)?);
+    if !config.finial.allow_exposed_socket {
+        // Who may open the socket is an administrator: whoever could put another one in its place would
+        // be told what administrators say.
+        check_exposure(&config.socket_path).map_err(StartError::Exposed)?;
+    }
     let socket = UnixListener::bind(&config.socket_path, SOCKET)?;
     let address: SocketAddr = port.address();
 

@@ -15,7 +15,8 @@ use crate::plugins::Side;
 use crate::raw::server::{self as raw, File, Server};
 use crate::{
     BundleEndpointConfig, CaConfig, ConfigError, EndpointProfile, FederatesWith, FederationConfig, Loaded,
-    LogConfig, Note, PolicyConfig, PruneAgents, ServerConfig, ServerExperimental, ServerRateLimits,
+    LogConfig, Note, PolicyConfig, PruneAgents, ServerConfig, ServerExperimental, ServerFinial,
+    ServerRateLimits,
 };
 
 /// A server's flags; what is empty, zero or false is not given.
@@ -226,6 +227,7 @@ fn check(
         prune_agents,
         federation,
         experimental,
+        finial: finial(server),
         plugins,
         health: shared::health(&file.raw.health_checks),
         telemetry: shared::telemetry(&file.raw.telemetry),
@@ -507,6 +509,14 @@ fn profiles<T: serde::de::DeserializeOwned>(kept: &Kept) -> Result<T, String> {
         }
         Kept::Items(..) => Err("exactly one bundle endpoint profile is expected".into()),
         Kept::Other(_) => Err("malformed configuration".into()),
+    }
+}
+
+fn finial(server: &Server) -> ServerFinial {
+    let raw = server.experimental.finial.clone().unwrap_or_default();
+    ServerFinial {
+        allow_agent_ids_anywhere: raw.allow_agent_ids_anywhere,
+        allow_exposed_socket: raw.allow_exposed_socket,
     }
 }
 

@@ -99,7 +99,17 @@ pub(crate) struct Experimental {
     pub(crate) wit_issuer: String,
     pub(crate) feature_flags: Vec<String>,
     pub(crate) named_pipe_name: String,
-    pub(crate) finial: Option<Nothing>,
+    pub(crate) finial: Option<Finial>,
+    #[serde(rename = "$unused")]
+    pub(crate) unused: UnusedKeys,
+}
+
+/// `server.experimental.finial`: what only this program knows. SPIRE ignores the block.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Finial {
+    pub(crate) allow_agent_ids_anywhere: bool,
+    pub(crate) allow_exposed_socket: bool,
     #[serde(rename = "$unused")]
     pub(crate) unused: UnusedKeys,
 }

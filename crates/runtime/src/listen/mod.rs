@@ -39,7 +39,7 @@ pub use proxy::{Network, NoNetwork};
 pub use serve::{Limits, serve};
 pub(crate) use tls::bind;
 pub use tls::{TlsListener, TlsSource};
-pub use unix::{Callers, UnixListener, UnixOptions};
+pub use unix::{Callers, UnixListener, UnixOptions, check_exposure};
 pub use web::{WebAnswer, WebLimits, WebListener, WebReply};
 
 /// Why nothing listens.
@@ -79,6 +79,17 @@ pub enum ListenError {
     InUse {
         /// Its path.
         path: PathBuf,
+    },
+    /// Others could put a socket of theirs in its place.
+    #[error(
+        "cannot listen on {}: everybody may write to {} and could put another socket there",
+        path.display(), folder.display()
+    )]
+    Exposed {
+        /// The socket's path.
+        path: PathBuf,
+        /// The folder.
+        folder: PathBuf,
     },
     /// The path is taken by something else, which is not ours to remove.
     #[error("cannot listen on {}: it exists and is no socket", path.display())]

@@ -170,6 +170,30 @@ impl Arrival {
     }
 }
 
+/// Refuses a path for a socket where everybody could put another one in its place: below a folder that
+/// everybody may write to, unless it keeps what others made (the sticky bit).
+///
+/// # Errors
+/// [`ListenError::Exposed`] with that folder.
+pub fn check_exposure(path: &Path) -> Result<(), ListenError> {
+    let failed = |source| ListenError::Socket { path: path.to_owned(), source };
+    let absolute = std::path::absolute(path).map_err(failed)?;
+    // Those that are missing are made, with a mode that is known.
+    let Some(real) = absolute.ancestors().skip(1).find_map(|folder| folder.canonicalize().ok()) else {
+        return Ok(());
+    };
+    for folder in real.ancestors() {
+        let mode = fs::metadata(folder).map_err(failed)?.permissions().mode();
+        if mode & WRITABLE_BY_ALL != 0 && mode & STICKY == 0 {
+            return Err(ListenError::Exposed { path: path.to_owned(), folder: folder.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+const WRITABLE_BY_ALL: u32 = 0o002;
+const STICKY: u32 = 0o1000;
+
 /// Makes the folders that are missing, with exactly this mode: the umask would take away from it what
 /// callers who run as somebody else need.
 fn make_folders(folder: &Path, mode: u32) -> io::Result<()> {
@@ -209,6 +233,34 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn e05_a_folder_that_everybody_may_write_to_is_no_place_for_a_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = directory.path().join("a/b");
+        make_folders(&folder, 0o755).unwrap();
+        let socket = folder.join("missing/api.sock");
+        let exposed = |path: &Path, mode| {
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+            check_exposure(&socket).is_err()
+        };
+
+        for path in [folder.as_path(), folder.parent().unwrap()] {
+            assert!(!exposed(path, 0o770) && !exposed(path, 0o1777) && !exposed(path, 0o755));
+            assert!(exposed(path, 0o777) && exposed(path, 0o702));
+            fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+        }
+        // Whatever leads there.
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        fs::set_permissions(&folder, Permissions::from_mode(0o777)).unwrap();
+        let refused = check_exposure(&link.join("api.sock")).unwrap_err();
+        assert!(
+            matches!(&refused, ListenError::Exposed { folder: named, .. }
+            if *named == folder.canonicalize().unwrap()),
+            "{refused}"
+        );
+    }
 
     #[test]
     fn folders_get_their_mode_whatever_the_umask() {

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_everybody_may_write_is_refused() {
+    fn e07_a_policy_that_everybody_may_write_is_refused() {
         let folder = TempDir::new().unwrap();
         let rego = folder.path().join("p.rego");
         fs::write(&rego, NOBODY).unwrap();
@@ -299,7 +299,27 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_takes_too_long_has_no_answer() {
+    fn e07_a_policy_that_fails_or_is_silent_has_no_answer() {
+        // A value that is two at once, and none at all, for this caller alone.
+        for (rule, expected) in [
+            ("answer := 1 if input.caller == \"x\"\nanswer := 2 if input.caller == \"x\"", "Failed"),
+            ("answer := 2 if input.caller == \"nobody\"", "Silent"),
+        ] {
+            let rego = format!(
+                "package spire\n{rule}\nanswer := 3 if input.caller != \"x\"\n\
+                 result := {{\"allow\": answer == 3, \"allow_if_admin\": false, \"allow_if_local\": false,\n\
+                 \"allow_if_downstream\": false, \"allow_if_agent\": false}}\n"
+            );
+            let policy = load(&rego, "{}").unwrap();
+
+            let judged = policy.judge(&Input { caller: "x", full_method: "/x", ..Input::default() });
+
+            assert!(format!("{judged:?}").starts_with(&format!("Err({expected}")), "{judged:?}");
+        }
+    }
+
+    #[test]
+    fn e07_a_policy_that_takes_too_long_has_no_answer() {
         let endless = "package spire\n\
             slow if { input.caller == \"slow\"; x := numbers.range(1, 3000)[_]; y := numbers.range(1, 3000)[_]; \
             z := numbers.range(1, 3000)[_]; x + y + z == 0 }\n\

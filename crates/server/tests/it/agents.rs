@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use client::ServerClients;
 use proto::convert::status::detail;
 use proto::spire::server::trustdomain::RefreshBundleRequest;
 use proto::spire::server::{agent as wire, bundle as bundle_wire, entry as entry_wire, svid as svid_wire};
@@ -12,7 +13,7 @@ use spiffe::key::{KeyKind, PrivateKey};
 use spiffe::x509::Certificate;
 use tonic::{Code, Status};
 
-use crate::support::{Place, attest, csr, expect_status};
+use crate::support::{Place, Running, attest, block, csr, expect_status};
 
 const TOKEN_GONE: &str = "failed to attest: join token does not exist or has already been used";
 
@@ -64,6 +65,23 @@ async fn j01_of_many_that_use_one_token_at_a_time_one_attests() {
     for refused in lost {
         expect_status(refused, Code::InvalidArgument, TOKEN_GONE);
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn j01_a_token_that_is_used_late_is_expired_and_then_gone() {
+    let place = Place::new();
+    let clock = Arc::new(ManualClock::new(SystemClock.now()));
+    let server = place.start_at(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    server.token("late").await;
+    let csr = csr(&PrivateKey::generate(KeyKind::EcP256).unwrap());
+    clock.advance(std::time::Duration::from_secs(601));
+
+    let late = attest(&server.anonymous(), "late", &csr).await;
+    let again = attest(&server.anonymous(), "late", &csr).await;
+
+    expect_status(late, Code::InvalidArgument, "join token expired");
+    expect_status(again, Code::InvalidArgument, TOKEN_GONE);
     server.stop().await;
 }
 
@@ -165,4 +183,221 @@ async fn calls_of_a_known_agent_read_no_database() {
 
     assert_eq!(server.statements(), before);
     server.stop().await;
+}
+
+/// Attests with any payload of any attestor; what the server says of it.
+async fn attest_with(server: &Running, attestor: &str, payload: &[u8]) -> Status {
+    let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+    let params = wire::attest_agent_request::Params {
+        data: Some(types::AttestationData { r#type: attestor.to_owned(), payload: payload.to_vec().into() }),
+        params: Some(wire::AgentX509svidParams { csr: csr(&key).into() }),
+    };
+    let request = wire::AttestAgentRequest { step: Some(wire::attest_agent_request::Step::Params(params)) };
+    let answers = server.anonymous().agent().attest_agent(futures::stream::iter([request])).await;
+    match answers {
+        Ok(answers) => answers.into_inner().message().await.unwrap_err(),
+        Err(status) => status,
+    }
+}
+
+#[tokio::test]
+async fn n07_what_is_no_join_token_attests_nobody() {
+    let place = Place::new();
+    let server = place.start().await;
+    server.token("Token-1").await;
+
+    let mut wrong: Vec<Vec<u8>> = [
+        "token-1",
+        "TOKEN-1",
+        "Token-1 ",
+        " Token-1",
+        "Token-1\n",
+        "Token-1\0",
+        "\0Token-1",
+        "Token-",
+        "Token-10",
+        "oken-1",
+        "Token_1",
+        "Token%1",
+        "%",
+        "_",
+        "*",
+        "' OR '1'='1",
+        "\"Token-1\"",
+        "{\"token\":\"Token-1\"}",
+        "Token\u{2010}1",
+        "Token-\u{ff11}",
+        "../Token-1",
+        "Token-1/..",
+        "null",
+        "Token-1;--",
+    ]
+    .into_iter()
+    .map(|text| text.as_bytes().to_vec())
+    .collect();
+    wrong.push(vec![0xff; 8]);
+    wrong.push([b"Token-1".as_slice(), &[0xfe]].concat());
+    wrong.push(vec![b'x'; 3 << 20]);
+    wrong.push("[".repeat(10_000).into_bytes());
+    assert!(wrong.len() >= 20);
+    for payload in &wrong {
+        let refused = attest_with(&server, "join_token", payload).await;
+        let shown = String::from_utf8_lossy(&payload[..payload.len().min(40)]).into_owned();
+        assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, TOKEN_GONE), "{shown:?}");
+    }
+    let nothing = attest_with(&server, "join_token", b"").await;
+    assert_eq!(nothing.message(), "malformed param: missing attestation data payload");
+    let large = attest_with(&server, "join_token", &vec![b'x'; 10 << 20]).await;
+    assert!(large.message().contains("too large"), "{large:?}");
+    for attestor in ["", "Join_token", "join_token ", "aws_iid", "none", "\u{1f511}"] {
+        let refused = attest_with(&server, attestor, b"Token-1").await;
+        assert!(
+            matches!(refused.code(), Code::InvalidArgument | Code::FailedPrecondition),
+            "{attestor:?}: {refused:?}"
+        );
+    }
+
+    // None of this has used it up.
+    let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+    attest(&server.anonymous(), "Token-1", &csr(&key)).await.unwrap();
+    server.stop().await;
+}
+
+/// The recorded node, and what its certificate leads to.
+fn recorded(name: &str) -> String {
+    format!("{}/../../conformance/keys/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Attests by `x509pop` with the recorded certificate, as the agent's half does it.
+async fn attest_node(server: &Running) -> Result<types::Spiffeid, Status> {
+    let data = serde_json::json!({
+        "private_key_path": recorded("x509pop-node-1.key"), "certificate_path": recorded("x509pop-node-1.pem"),
+    });
+    let declared = |kind: &str, name: &str, data: plugin::catalog::Data| plugin::catalog::Declaration {
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+        command: String::new(),
+        enabled: true,
+        data,
+    };
+    let blocks = [
+        declared("KeyManager", "memory", plugin::catalog::Data::Absent),
+        declared("NodeAttestor", "x509pop", plugin::catalog::Data::Inline(data.to_string())),
+        declared("WorkloadAttestor", "unix", plugin::catalog::Data::Absent),
+    ];
+    let trust_domain = spiffe::TrustDomain::parse("example.org").unwrap();
+    let host = plugin::Host::bare();
+    let loaded = plugin::catalog::load_agent(&blocks, plugins::tables::AGENT, &trust_domain, &host).await;
+    let (sender, requests) = futures::channel::mpsc::unbounded();
+    let mut stream =
+        Wire { sender, requests: Some(requests), clients: server.anonymous(), answers: None, outcome: None };
+    let attestor = loaded.map_err(|error| Status::internal(error.to_string()))?.node_attestor;
+    let attested = attestor.attest(&mut stream).await;
+    match stream.outcome {
+        Some(outcome) => outcome,
+        None => Err(Status::internal(format!("{attested:?}"))),
+    }
+}
+
+/// The agent's end of a stream to a server that is real.
+struct Wire {
+    sender: futures::channel::mpsc::UnboundedSender<wire::AttestAgentRequest>,
+    requests: Option<futures::channel::mpsc::UnboundedReceiver<wire::AttestAgentRequest>>,
+    clients: ServerClients,
+    answers: Option<tonic::Streaming<wire::AttestAgentResponse>>,
+    outcome: Option<Result<types::Spiffeid, Status>>,
+}
+
+impl Wire {
+    async fn next(&mut self) -> Result<Option<bytes::Bytes>, plugin::PluginError> {
+        let answer = match &mut self.answers {
+            Some(answers) => answers.message().await,
+            None => {
+                let requests = self.requests.take().unwrap();
+                let answers = self.clients.agent().attest_agent(requests).await;
+                match answers {
+                    Ok(answers) => self.answers.insert(answers.into_inner()).message().await,
+                    Err(status) => Err(status),
+                }
+            }
+        };
+        match answer.map(|answer| answer.unwrap().step.unwrap()) {
+            Ok(wire::attest_agent_response::Step::Challenge(challenge)) => Ok(Some(challenge)),
+            Ok(wire::attest_agent_response::Step::Result(result)) => {
+                self.outcome = Some(Ok(result.svid.unwrap().id.unwrap()));
+                Ok(None)
+            }
+            Err(status) => {
+                self.outcome = Some(Err(status));
+                Ok(None)
+            }
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl plugin::AgentStream for Wire {
+    async fn send_payload(
+        &mut self,
+        payload: bytes::Bytes,
+    ) -> Result<Option<bytes::Bytes>, plugin::PluginError> {
+        let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+        let params = wire::attest_agent_request::Params {
+            data: Some(types::AttestationData { r#type: "x509pop".to_owned(), payload }),
+            params: Some(wire::AgentX509svidParams { csr: csr(&key).into() }),
+        };
+        let step = Some(wire::attest_agent_request::Step::Params(params));
+        self.sender.unbounded_send(wire::AttestAgentRequest { step }).unwrap();
+        self.next().await
+    }
+
+    async fn send_response(
+        &mut self,
+        response: bytes::Bytes,
+    ) -> Result<Option<bytes::Bytes>, plugin::PluginError> {
+        let step = Some(wire::attest_agent_request::Step::ChallengeResponse(response));
+        self.sender.unbounded_send(wire::AttestAgentRequest { step }).unwrap();
+        self.next().await
+    }
+}
+
+#[tokio::test]
+async fn n02_an_attestor_names_agents_in_its_own_namespace_alone() {
+    let with = |template: &str, anywhere: bool| {
+        let mut place = Place::new();
+        let data = serde_json::json!({
+            "ca_bundle_path": recorded("x509pop-ca.pem"), "agent_path_template": template,
+        });
+        place.config.plugins.push(block("NodeAttestor", "x509pop", &data.to_string()));
+        place.config.finial.allow_agent_ids_anywhere = anywhere;
+        place
+    };
+    let attested = async |template: &str, anywhere| {
+        let place = with(template, anywhere);
+        let server = place.start().await;
+        let attested = attest_node(&server).await;
+        let listed = server.local().agent().list_agents(wire::ListAgentsRequest::default()).await.unwrap();
+        assert_eq!(listed.into_inner().agents.len(), usize::from(attested.is_ok()), "{template}");
+        server.stop().await;
+        attested.map(|id| id.path).map_err(|status| status.message().to_owned())
+    };
+    let cn = "{{ .Subject.CommonName }}";
+
+    let own = attested(&format!("/x509pop/{cn}"), false).await;
+    assert_eq!(own.as_deref(), Ok("/spire/agent/x509pop/node-1"));
+    let elsewhere = attested(&format!("/racks/{cn}"), false).await.unwrap_err();
+    assert!(
+        elsewhere.contains("is not in the namespace of node attestor \"x509pop\"")
+            && elsewhere.contains("allow_agent_ids_anywhere"),
+        "{elsewhere}"
+    );
+    let allowed = attested(&format!("/racks/{cn}"), true).await;
+    assert_eq!(allowed.as_deref(), Ok("/spire/agent/racks/node-1"));
+    // In no case in that of another, whether it is in use here or not.
+    for other in ["join_token", "aws_iid", "k8s_psat"] {
+        for anywhere in [false, true] {
+            let refused = attested(&format!("/{other}/{cn}"), anywhere).await.unwrap_err();
+            assert!(refused.contains("it is another node attestor's"), "{refused}");
+        }
+    }
 }

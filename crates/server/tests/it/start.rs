@@ -111,3 +111,35 @@ async fn authorities_and_the_own_svid_are_renewed_in_time() {
     assert!(rounds > 19 * 12, "the CA was renewed too early, after {rounds} rounds");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn e05_the_socket_is_its_groups_alone_and_nobody_can_put_another_in_its_place() {
+    let mode = |path: &std::path::Path| {
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions()) & 0o7777
+    };
+    let allow = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let mut place = Place::new();
+    let socket = place.config.socket_path.clone();
+    let folder = socket.parent().unwrap().to_owned();
+    let server = place.start().await;
+    assert_eq!((mode(&socket), mode(&folder)), (0o770, 0o750));
+    server.stop().await;
+
+    for exposed in [folder.as_path(), folder.parent().unwrap()] {
+        let before = mode(exposed);
+        allow(exposed, 0o777);
+        let said = refused(&place).await;
+        assert!(said.contains("everybody may write to") && said.contains("allow_exposed_socket"), "{said}");
+        assert!(!socket.exists());
+        // Where everybody may write, and none may take away what is another's.
+        allow(exposed, 0o1777);
+        place.start().await.stop().await;
+        allow(exposed, before);
+    }
+
+    allow(&folder, 0o777);
+    place.config.finial.allow_exposed_socket = true;
+    place.start().await.stop().await;
+}

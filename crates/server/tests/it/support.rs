@@ -8,7 +8,7 @@ use std::time::Duration;
 use client::{Address, Dialer, ServerClients};
 use config::{
     CaConfig, FederationConfig, HealthConfig, LogConfig, PluginBlock, PluginData, ProfilingConfig,
-    ServerConfig, ServerExperimental, ServerRateLimits, TelemetryConfig,
+    ServerConfig, ServerExperimental, ServerFinial, ServerRateLimits, TelemetryConfig,
 };
 use proto::spire::server::agent as wire;
 use proto::spire::types;
@@ -229,6 +229,7 @@ fn config(directory: &Path) -> ServerConfig {
             wit_svid: false,
             policy: None,
         },
+        finial: ServerFinial::default(),
         plugins: vec![
             block("DataStore", "sql", &sql),
             block("KeyManager", "disk", &keys),

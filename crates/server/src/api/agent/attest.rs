@@ -27,6 +27,20 @@ use crate::context::Context;
 /// An attestation that is not over by then is given up: a client that stalls must not hold its place.
 const PATIENCE: Duration = Duration::from_secs(60);
 const JOIN_TOKEN: &str = "join_token";
+/// The node attestors that SPIRE has, whether they are in use here or not: agents that they attested may be
+/// in the datastore, and entries may name such agents.
+const ATTESTORS: [&str; 10] = [
+    JOIN_TOKEN,
+    "aws_iid",
+    "azure_imds",
+    "azure_msi",
+    "gcp_iit",
+    "http_challenge",
+    "k8s_psat",
+    "sshpop",
+    "tpm_devid",
+    "x509pop",
+];
 const TOKEN_GONE: &str = "failed to attest: join token does not exist or has already been used";
 
 /// Attests the agent at the other end. The attestation goes on while the answers are read, and ends
@@ -211,8 +225,21 @@ fn judge_id(
         );
         return Err(Status::internal(text));
     }
-    // Path templates may lead there.
-    if !id.path().starts_with(&format!("/spire/agent/{attestor}/")) {
+    // Path templates may lead elsewhere. What another attestor vouches for is never this one's to say.
+    let namespace = id.path().split('/').nth(3).unwrap_or_default();
+    if namespace != attestor {
+        let others = || context.node_attestors.keys().map(String::as_str).chain(ATTESTORS);
+        let is_anothers = others().any(|other| other == namespace);
+        if is_anothers || !context.config.finial.allow_agent_ids_anywhere {
+            let hint = match is_anothers {
+                true => "it is another node attestor's",
+                false => "experimental.finial.allow_agent_ids_anywhere would allow it",
+            };
+            let text = format!(
+                "invalid agent ID: \"{id}\" is not in the namespace of node attestor \"{attestor}\"; {hint}"
+            );
+            return Err(Status::internal(text));
+        }
         tracing::warn!(
             subsystem_name = "api",
             agent_id = %id,
