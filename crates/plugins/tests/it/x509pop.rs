@@ -14,8 +14,11 @@ use plugin::{
 use plugins::tables;
 use runtime::clock::ManualClock;
 use serde_json::{Value, json};
-use spiffe::UnixSecs;
-use spiffe::x509::{Certificate, pem_blocks};
+use spiffe::key::{KeyKind, PrivateKey};
+use spiffe::x509::{
+    Attribute, Certificate, Issuer, Name, Role, Serial, Validity, X509Template, assemble, pem_blocks, to_pem,
+};
+use spiffe::{SpiffeId, UnixSecs};
 use tokio::sync::mpsc;
 
 use crate::{block, trust_domain};
@@ -317,4 +320,240 @@ async fn configurations_that_cannot_work_are_refused() {
     );
     let missing = agent(&node.path("leaf"), Path::new("")).await.err().unwrap();
     assert_eq!(missing, format!("{prefix}private_key_path is required"));
+}
+
+/// A CA of these tests, and nodes below it whose names are whatever they say.
+struct Fleet {
+    key: PrivateKey,
+    certificate: Certificate,
+    directory: tempfile::TempDir,
+    now: SystemTime,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let now = Host::bare().clock.now();
+        let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+        let certificate = signed("fleet", &key, None, now, Role::Ca, 3600);
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("ca"), to_pem("CERTIFICATE", certificate.der())).unwrap();
+        Self { key, certificate, directory, now }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.directory.path().join(file)
+    }
+
+    async fn server(&self, template: &str) -> Arc<dyn ServerNodeAttestor> {
+        let data = json!({"ca_bundle_path": self.path("ca"), "agent_path_template": template}).to_string();
+        let host = Host { clock: Arc::new(ManualClock::new(self.now)), ..Host::bare() };
+        let blocks = [block("KeyManager", "memory", ""), block("NodeAttestor", "x509pop", &data)];
+        let loaded = load_server(&blocks, tables::SERVER, &trust_domain(), &host).await.unwrap();
+        Arc::clone(&loaded.node_attestors["x509pop"])
+    }
+
+    /// A certificate for a node of this name, and its key.
+    fn node(&self, name: &str, role: Role, seconds: i64) -> (Certificate, PrivateKey) {
+        let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+        (signed(name, &key, Some((&self.certificate, &self.key)), self.now, role, seconds), key)
+    }
+
+    async fn attest_as(&self, server: &dyn ServerNodeAttestor, name: &str) -> Result<Attested, PluginError> {
+        let (certificate, key) = self.node(name, Role::Svid, 3600);
+        std::fs::write(self.path("leaf"), to_pem("CERTIFICATE", certificate.der())).unwrap();
+        std::fs::write(self.path("key"), to_pem("PRIVATE KEY", &key.to_pkcs8().unwrap())).unwrap();
+        let agent = agent(&self.path("leaf"), &self.path("key")).await.unwrap();
+        attest(server, &*agent, None).await
+    }
+}
+
+fn signed(
+    name: &str,
+    key: &PrivateKey,
+    above: Option<(&Certificate, &PrivateKey)>,
+    now: SystemTime,
+    role: Role,
+    seconds: i64,
+) -> Certificate {
+    let now = UnixSecs::from(now);
+    let attributes = [(Attribute::CommonName, name)];
+    let subject = Name::new(if name.is_empty() { &[] } else { &attributes });
+    let template = X509Template {
+        serial: Serial::from_be_bytes(&[7]),
+        subject: subject.clone(),
+        validity: Validity { not_before: now.plus(-7200), not_after: now.plus(seconds) },
+        public_key: key.public().clone(),
+        id: SpiffeId::parse("spiffe://example.org/fleet").unwrap(),
+        dns_names: Vec::new(),
+        role,
+    };
+    let (issuer, signing) = match above {
+        None => (Issuer { name: subject, key_id: None }, key),
+        Some((certificate, signing)) => {
+            let key_id = certificate.subject_key_id().map(<[u8]>::to_vec);
+            (Issuer { name: certificate.subject().clone(), key_id }, signing)
+        }
+    };
+    let tbs = template.tbs(&issuer, signing.sig_alg().unwrap());
+    let signature = signing.sign(tbs.alg(), tbs.as_bytes()).unwrap();
+    Certificate::parse(assemble(&tbs, &signature).as_bytes()).unwrap()
+}
+
+#[tokio::test]
+async fn n02_what_a_node_calls_itself_is_refused_and_never_put_right() {
+    let fleet = Fleet::new();
+    let server = fleet.server("/x509pop/{{ .Subject.CommonName }}").await;
+
+    for good in ["node-1", "rack_7.node", "a/b"] {
+        let attested = fleet.attest_as(&*server, good).await.unwrap();
+        assert_eq!(attested.agent_id, format!("spiffe://example.org/spire/agent/x509pop/{good}"));
+    }
+    for bad in [
+        "",
+        ".",
+        "..",
+        "../server",
+        "a/..",
+        "a/../b",
+        "a/./b",
+        "a//b",
+        "/a",
+        "a/",
+        "/",
+        "%2e%2e",
+        "a%2fb",
+        "n\u{f6}de",
+        "\u{212a}",
+        "a b",
+        "a\tb",
+        "a\\b",
+        "a:b",
+        "a?b",
+        "a#b",
+        "a@b",
+        "a+b",
+        "\u{2024}\u{2024}",
+    ] {
+        let refused = fleet.attest_as(&*server, bad).await.unwrap_err();
+        assert!(refused.message.contains("failed to make spiffe id"), "{bad:?}: {}", refused.message);
+    }
+    // Whatever is around it.
+    for template in ["/x509pop/{{ .Subject.CommonName }}/node", "/x509pop/v1.{{ .Subject.CommonName }}"] {
+        let server = fleet.server(template).await;
+        fleet.attest_as(&*server, "../../server").await.unwrap_err();
+        fleet.attest_as(&*server, "%2e/").await.unwrap_err();
+    }
+}
+
+/// Each of the server's node attestors has its negative corpus: `x509pop` here, `join_token` with the
+/// server, whose matter it is (`server::n07_what_is_no_join_token_attests_nobody`).
+#[tokio::test]
+async fn n07_payloads_and_answers_that_are_wrong_attest_nobody() {
+    let names: Vec<_> = tables::SERVER.node_attestors.iter().map(|attestor| attestor.name).collect();
+    assert_eq!(names, ["join_token", "x509pop"], "a new node attestor needs a corpus of its own");
+    let (fleet, stranger) = (Fleet::new(), Fleet::new());
+    let server = fleet.server("/x509pop/{{ .Subject.CommonName }}").await;
+    let base64 = |der: &[u8]| base64::Engine::encode(&base64::prelude::BASE64_STANDARD, der);
+    let payload = |certificates: &[&Certificate]| {
+        let certificates: Vec<_> = certificates.iter().map(|certificate| base64(certificate.der())).collect();
+        json!({"certificates": certificates}).to_string().into_bytes()
+    };
+    let (good, _) = fleet.node("node", Role::Svid, 3600);
+    let (expired, _) = fleet.node("node", Role::Svid, -60);
+    let (foreign, _) = stranger.node("node", Role::Svid, 3600);
+    // Says that it is from the fleet, and is signed by somebody else.
+    let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+    let forged = signed("node", &key, Some((&fleet.certificate, &stranger.key)), fleet.now, Role::Svid, 3600);
+    // One byte of it is another: of its name, its key, its signature.
+    let flipped = |from_end: usize| {
+        let mut der = good.der().to_vec();
+        let at = der.len() - from_end;
+        der[at] ^= 1;
+        json!({"certificates": [base64(&der)]}).to_string().into_bytes()
+    };
+    let text = |text: &str| text.as_bytes().to_vec();
+    let repeated = format!("{{\"certificates\":[{0}],\"certificates\":[{0}]}}", json!(base64(good.der())));
+    let nested = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+    let whole = payload(&[&good]);
+
+    let payloads: Vec<(&str, Vec<u8>)> = vec![
+        ("nothing", Vec::new()),
+        ("no JSON", text("nonsense")),
+        ("another kind of JSON", text("[]")),
+        ("a number", text("7")),
+        ("null", text("null")),
+        ("no field", text("{}")),
+        ("no certificates", text("{\"certificates\":[]}")),
+        ("null for certificates", text("{\"certificates\":[null]}")),
+        ("no base64", text("{\"certificates\":[\"!\"]}")),
+        ("no certificate", text("{\"certificates\":[\"AAAA\"]}")),
+        ("nested ten thousand deep", nested.clone().into_bytes()),
+        ("nested inside", format!("{{\"certificates\":{nested}}}").into_bytes()),
+        ("bytes that are no text", vec![0xff; 100]),
+        ("ten megabytes", vec![b' '; 10 << 20]),
+        ("ten megabytes of certificate", {
+            json!({"certificates": [base64(&vec![0x30; 10 << 20])]}).to_string().into_bytes()
+        }),
+        ("cut off", whole[..whole.len() / 2].to_vec()),
+        ("more after it", [&whole[..], b"{}"].concat()),
+        ("a certificate cut off", {
+            json!({"certificates": [base64(&good.der()[..good.der().len() - 9])]}).to_string().into_bytes()
+        }),
+        ("a certificate with more after it", {
+            json!({"certificates": [base64(&[good.der(), &[0]].concat())]}).to_string().into_bytes()
+        }),
+        ("the same field twice", repeated.into_bytes()),
+        ("expired", payload(&[&expired])),
+        ("of another authority", payload(&[&foreign])),
+        ("of another authority that comes along", payload(&[&foreign, &stranger.certificate])),
+        ("signed by another key", payload(&[&forged])),
+        ("a changed signature", flipped(1)),
+        ("a changed extension", flipped(100)),
+        ("too many intermediates", payload(&[&good; 6])),
+        ("a broken intermediate", {
+            json!({"certificates": [base64(good.der()), "AAAA"]}).to_string().into_bytes()
+        }),
+    ];
+    assert!(payloads.len() >= 20);
+    for (what, payload) in payloads {
+        let outcome = server.attest(payload.into(), &mut Answer("{}")).await;
+        let refused = outcome.err().unwrap_or_else(|| panic!("{what} attests somebody"));
+        assert!(
+            matches!(refused.code, Code::InvalidArgument | Code::PermissionDenied),
+            "{what}: {refused:?}"
+        );
+        assert!(refused.message.len() < 1000, "{what}: an error of {} bytes", refused.message.len());
+    }
+
+    // The certificate is good; what proves that its key is there is not.
+    let answers: [&'static str; 20] = [
+        "",
+        "nonsense",
+        "null",
+        "7",
+        "[]",
+        "{}",
+        "{\"ecdsa_signature\":null}",
+        "{\"ecdsa_signature\":{}}",
+        "{\"ecdsa_signature\":\"AAAA\"}",
+        "{\"ecdsa_signature\":{\"r\":\"\",\"s\":\"\"}}",
+        "{\"ecdsa_signature\":{\"r\":\"AA==\",\"s\":\"AA==\"}}",
+        "{\"ecdsa_signature\":{\"r\":\"AQ==\",\"s\":\"AQ==\"}}",
+        "{\"ecdsa_signature\":{\"r\":\"!\",\"s\":\"!\"}}",
+        "{\"ecdsa_signature\":{\"r\":1,\"s\":2}}",
+        "{\"rsa_signature\":{\"signature\":\"AAAA\"}}",
+        "{\"rsa_signature\":{\"signature\":\"\"}}",
+        "{\"none\":{}}",
+        "{\"ecdsa_signature\":{\"r\":\"//////////////////////////////////////////8=\",\"s\":\"//////////////////////////////////////////8=\"}}",
+        "{\"ecdsa_signature\":{\"r\":\"AQ==\",\"s\":\"AQ==\"},\"ecdsa_signature\":{\"r\":\"AQ==\",\"s\":\"AQ==\"}}",
+        "{\"ecdsa_signature\":{\"r\":\"AQ==\"",
+    ];
+    for answer in answers {
+        let outcome = server.attest(payload(&[&good]).into(), &mut Answer(answer)).await;
+        let refused = outcome.err().unwrap_or_else(|| panic!("{answer} attests somebody"));
+        assert!(
+            matches!(refused.code, Code::InvalidArgument | Code::PermissionDenied),
+            "{answer}: {refused:?}"
+        );
+    }
 }

@@ -6,7 +6,10 @@ use proto::spire::types;
 use spiffe::SpiffeId;
 use spiffe::key::{KeyKind, PrivateKey};
 use spiffe::tls::OwnCertificate;
-use spiffe::x509::{CertDer, Certificate, CsrTemplate, Name};
+use spiffe::x509::{
+    Attribute, CertDer, Certificate, CsrTemplate, Issuer, Name, Role, Serial, Validity, X509Template,
+    assemble, verify_svid,
+};
 use tonic::Code;
 
 use client::ServerClients;
@@ -97,5 +100,46 @@ async fn d03_its_keys_become_the_trust_domains_unless_they_are_over_or_taken() {
     let nameless = "invalid JWT authority: missing key ID";
     expect_status(publish(Some(jwt_key("", 0))).await, Code::InvalidArgument, nameless);
     expect_status(publish(None).await, Code::InvalidArgument, "missing JWT authority");
+    server.stop().await;
+}
+
+/// What operators are told of what is accepted.
+const GUIDE: &str = include_str!("../../../../docs/security.md");
+
+#[tokio::test]
+async fn d04_a_server_below_can_speak_for_every_identity_and_the_guide_says_so() {
+    let place = Place::new();
+    let server = place.start().await;
+    let below = downstream(&server).await;
+    let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+    let request = wire::NewDownstreamX509caRequest { csr: csr(&key).into(), preferred_ttl: 600 };
+    let reply = below.svid().new_downstream_x509ca(request).await.unwrap().into_inner();
+    let ca = Certificate::parse(&reply.ca_cert_chain[0]).unwrap();
+    let root = Certificate::parse(&reply.x509_authorities[0]).unwrap();
+
+    for id in ["spiffe://example.org/spire/server", "spiffe://example.org/anything"] {
+        let own = PrivateKey::generate(KeyKind::EcP256).unwrap();
+        let template = X509Template {
+            serial: Serial::from_be_bytes(&[1]),
+            subject: Name::new(&[(Attribute::Country, "US")]),
+            validity: Validity { not_before: ca.not_before(), not_after: ca.not_after() },
+            public_key: own.public().clone(),
+            id: SpiffeId::parse(id).unwrap(),
+            dns_names: Vec::new(),
+            role: Role::Svid,
+        };
+        let issuer = Issuer { name: ca.subject().clone(), key_id: ca.subject_key_id().map(<[u8]>::to_vec) };
+        let tbs = template.tbs(&issuer, key.sig_alg().unwrap());
+        let signature = key.sign(tbs.alg(), tbs.as_bytes()).unwrap();
+        let svid = Certificate::parse(assemble(&tbs, &signature).as_bytes()).unwrap();
+
+        let verified = verify_svid(&[svid, ca.clone()], &[root.clone()], ca.not_before().plus(20));
+        assert_eq!(verified.unwrap().as_str(), id);
+    }
+
+    let told = GUIDE.split_whitespace().collect::<Vec<_>>().join(" ");
+    for said in ["can sign for any identity of the trust domain", "`spiffe://example.org/spire/server`"] {
+        assert!(told.contains(said), "the guide does not say {said:?}");
+    }
     server.stop().await;
 }

@@ -219,12 +219,27 @@ async fn e01_an_entry_is_of_the_trust_domain_and_says_who_it_is_for() {
     ];
     let count = bad.len();
 
-    let statuses = create(&server, bad).await;
+    let statuses = create(&server, bad.clone()).await;
 
     for (number, status) in statuses.iter().enumerate() {
         assert_eq!(status.code, Code::InvalidArgument as i32, "{number}: {status:?}");
     }
     assert_eq!(statuses.len(), count);
     assert_eq!(create(&server, vec![good()]).await, [types::Status::ok()]);
+
+    // An update is held to the same.
+    let kept = types::Entry { id: "kept".to_owned(), ..entry("kept", &parent) };
+    assert_eq!(create(&server, vec![kept.clone()]).await, [types::Status::ok()]);
+    let entries = bad.into_iter().map(|entry| types::Entry { id: "kept".to_owned(), ..entry }).collect();
+    let update = wire::BatchUpdateEntryRequest { entries, input_mask: None, output_mask: None };
+    let updated = server.local().entry().batch_update_entry(update).await.unwrap().into_inner().results;
+    for (number, result) in updated.iter().enumerate() {
+        let status = result.status.as_ref().unwrap();
+        assert_eq!(status.code, Code::InvalidArgument as i32, "{number}: {status:?}");
+    }
+    assert_eq!(updated.len(), count);
+    let found = wire::GetEntryRequest { id: "kept".to_owned(), output_mask: None };
+    let found = server.local().entry().get_entry(found).await.unwrap().into_inner();
+    assert_eq!((&found.spiffe_id, found.revision_number), (&kept.spiffe_id, 0));
     server.stop().await;
 }

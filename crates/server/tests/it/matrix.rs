@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use client::ServerClients;
 use http::uri::PathAndQuery;
+use proto::convert::status::detail;
 use proto::spire::server::{agent, entry, svid};
 use proto::spire::types;
+use runtime::clock::{Clock, ManualClock, SystemClock};
 use spiffe::SpiffeId;
 use spiffe::key::{KeyKind, PrivateKey};
 use spiffe::tls::OwnCertificate;
@@ -21,10 +24,11 @@ pub(crate) const TABLE: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/wire/authz.tsv"));
 
 /// Callers and the column of the table that they are.
-const CALLERS: [(&str, &str); 7] = [
+const CALLERS: [(&str, &str); 8] = [
     ("anonymous", "any"),
     ("agent", "agent"),
     ("banned", "any"),
+    ("expired", "any"),
     ("workload", "any"),
     ("downstream", "downstream"),
     ("admin", "admin"),
@@ -33,9 +37,20 @@ const CALLERS: [(&str, &str); 7] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn m01_a11_e03_every_method_lets_in_whom_the_table_names_and_nobody_else() {
-    let place = Place::new();
-    let server = place.start().await;
-    let callers = callers(&server).await;
+    let mut place = Place::new();
+    place.config.agent_ttl = Duration::from_secs(600);
+    let clock = Arc::new(ManualClock::new(SystemClock.now()));
+    let server = place.start_at(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    // It connects while its SVID holds.
+    let expired = server.agent("expired").await;
+    let expired = server.remote(expired.own);
+    expired.agent().post_status(agent::PostStatusRequest::default()).await.unwrap();
+    clock.advance(Duration::from_secs(700));
+    let mut callers = callers(&server).await;
+    let denied = expired.agent().post_status(agent::PostStatusRequest::default()).await.unwrap_err();
+    let details = detail::<types::PermissionDeniedDetails>(&denied).unwrap();
+    assert_eq!(details.reason(), types::permission_denied_details::Reason::AgentExpired);
+    callers.insert("expired", expired);
     let mut cells = 0;
 
     for line in TABLE.lines().skip(1).filter(|line| !line.is_empty()) {

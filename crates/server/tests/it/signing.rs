@@ -9,7 +9,7 @@ use spiffe::x509::{Certificate, CsrTemplate, Name};
 use spiffe::{Bundle, SpiffeId, UnixSecs};
 use tonic::Code;
 
-use crate::support::{Place, Running, TestAgent, csr, expect_status};
+use crate::support::{Place, Running, TestAgent, attest, csr, expect_status};
 
 async fn entitled(server: &Running, agent: &TestAgent, name: &str) {
     let entry = types::Entry {
@@ -93,6 +93,50 @@ async fn a01_a04_bad_items_fail_alone_and_foreign_entries_look_like_none() {
     assert_eq!(statuses[5], (3, "missing entry ID"));
     assert_eq!(statuses[6], (0, "OK"));
     assert!(reply.results[6].svid.is_some());
+    server.stop().await;
+}
+
+/// Requests that openssl made, each signed by its key: RSA with 1024 bits, and the curve P-224.
+const WEAK: [&str; 2] = [
+    "MIIBSzCBtQIBADAMMQowCAYDVQQDDAF4MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQCu5oL0aAMMvm6CxdjoFCD/uH0gpOtP3hjv\
+     iInuT5UCAwAGzWTfiP4XAe9qlMDbn7J/uFvDKmgGtxok5GITnEFmaPhxy5Q+OCA7uHWI78lFzMJZWAYKICCG1+5V9Sd9Pcfdd3WcBrTT9Fkc\
+     qsxR88vJPBTZ82cUrYJ/6BbM+l9ziwIDAQABoAAwDQYJKoZIhvcNAQELBQADgYEAmFqdy8TLvhO0T97Tog6auUzD7va0KoNqeUe7JQ1UMRCu\
+     LGL1I+cde6y1HL3N0ivAwN2pzO0JVS6+AybAW33Ciss+XX4JBcY1DSXKRV1ArjYfkGFI73G2AEBYLmf8Ghuq0uj2/N1OZ194s61/+CtsW1Ah\
+     gaYE46OCBjLvdHjpfAk=",
+    "MIGyMGMCAQAwDDEKMAgGA1UEAwwBeDBOMBAGByqGSM49AgEGBSuBBAAhAzoABCaoGHhEpvQqmg6QuAFT6/T7XIkG2v6aAGGAQ/pnUS9oZEfD\
+     kgLA/wLJfUqLbdjWAByzfW1nzjAUoAAwCgYIKoZIzj0EAwIDPwAwPAIcMzZf6QeLXPSDvuT1eepCXMflQiEZxRYmAzetKwIcZfLD9YxnFK3c\
+     EvlhjvIgsQzp7yGxu9xFm+tcgQ==",
+];
+
+#[tokio::test]
+async fn a03_keys_that_are_too_weak_get_no_svid() {
+    let place = Place::new();
+    let server = place.start().await;
+    let agent = server.agent("mine").await;
+    entitled(&server, &agent, "web").await;
+    let clients = server.remote(agent.own);
+
+    let weak = |text: &str| base64::Engine::decode(&base64::prelude::BASE64_STANDARD, text).unwrap();
+    let params = WEAK.map(|text| param("web", weak(text))).to_vec();
+    let request = wire::BatchNewX509svidRequest { params };
+    let reply = clients.svid().batch_new_x509svid(request).await.unwrap().into_inner();
+
+    for result in reply.results {
+        let status = result.status.unwrap();
+        assert_eq!(status.code, Code::InvalidArgument as i32, "{status:?}");
+        assert!(result.svid.is_none());
+    }
+    // Nor do agents, whose token is still good after it, and operators.
+    server.token("weak").await;
+    for text in WEAK {
+        let refused = attest(&server.anonymous(), "weak", &weak(text)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+        let mint = wire::MintX509svidRequest { csr: weak(text).into(), ttl: 0 };
+        let refused = server.local().svid().mint_x509svid(mint).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    }
+    let good = csr(&PrivateKey::generate(KeyKind::EcP256).unwrap());
+    attest(&server.anonymous(), "weak", &good).await.unwrap();
     server.stop().await;
 }
 
