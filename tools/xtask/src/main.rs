@@ -28,7 +28,7 @@ const HELP: &str = "cargo xtask <task>
 
 By hand, before a release:
   oracle --spire DIR the suites with SPIRE's programs in DIR, and both products together
-  soak [ROUNDS]      kill -9 under load (500 rounds), histories of the feed (200 per round)
+  soak [ROUNDS]      long runs: kills, attacks, histories, rotations (500 rounds; CONTRIBUTING.md)
   fuzz [SECONDS]     each fuzz target under AddressSanitizer
   features           build with no, each and all cargo features
 ";

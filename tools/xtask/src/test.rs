@@ -125,53 +125,97 @@ fn counting_skips(tests: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Kills the server under load for `rounds` (default 500) and looks for lost or halved writes. Plays
-/// 200 histories per round of several servers at one database. Restarts an agent 100 times without a
-/// server, and a server under 10,000 streams.
+/// The long runs, in so many rounds (500 unless it is said otherwise). CONTRIBUTING.md lists them, with the
+/// variables that each takes.
 pub(crate) fn soak(rounds: Option<&str>) -> Result<()> {
     let rounds: u64 = rounds.unwrap_or("500").parse().context("soak: rounds must be a number")?;
     process::check(&mut process::command(
         "cargo",
         ["build", "--release", "--locked", "--package", "finial"],
     ))?;
-    let args = [
-        "test",
-        "--release",
-        "--locked",
-        "--package",
-        "finial-conformance",
-        "--test",
-        "it",
-        "--",
-        "kills_lose_no_acknowledged_write",
-        "live_forced_rotation",
-        "lint_issued",
-        "outage_restarts",
-        "upgrade_fails_no_call",
-        "recovery_a_server_that_comes_back",
-        "--nocapture",
-    ];
-    let mut soak = process::command("cargo", args);
-    soak.env("FINIAL_KILL_ROUNDS", rounds.to_string());
-    soak.envs([("FINIAL_FORCED_ROUNDS", "20"), ("FINIAL_FORCED_WORKLOADS", "100")]);
-    soak.envs([("FINIAL_OUTAGE_ROUNDS", "100"), ("FINIAL_OUTAGE_STREAMS", "10000")]);
-    soak.env("FINIAL_LINT_COUNT", "10000").envs(clients::environment());
-    process::check(&mut soak)?;
-    let args = [
-        "test",
-        "--release",
-        "--locked",
-        "--package",
-        "finial-store",
-        "--test",
-        "it",
-        "--",
-        "feed::",
-        "j01_",
-    ];
-    let mut soak = process::command("cargo", args);
-    soak.env("FINIAL_FEED_HISTORIES", rounds.saturating_mul(200).to_string());
-    process::check(soak.env("FINIAL_RACE_ROUNDS", rounds.saturating_mul(2).to_string()))
+    let environment = clients::environment();
+    for run in long_runs(rounds, std::process::id().into()) {
+        println!("== {}", run.filters.join(" "));
+        let mut args = vec!["test", "--release", "--locked", "--package", run.package, "--test", "it", "--"];
+        args.extend(&run.filters);
+        args.push("--nocapture");
+        if run.is_measured {
+            // What is measured has the machine to itself.
+            args.push("--test-threads=1");
+        }
+        // Whatever the shell has set holds.
+        let unset = run.numbers.into_iter().filter(|(name, _)| std::env::var_os(name).is_none());
+        let mut tests = process::command("cargo", args);
+        process::check(
+            tests.envs(unset.map(|(name, number)| (name, number.to_string()))).envs(environment.clone()),
+        )?;
+    }
+    Ok(())
+}
+
+/// Tests that take numbers from the environment.
+struct LongRun {
+    package: &'static str,
+    filters: Vec<&'static str>,
+    numbers: Vec<(&'static str, u64)>,
+    is_measured: bool,
+}
+
+fn long_runs(rounds: u64, seed: u64) -> Vec<LongRun> {
+    vec![
+        LongRun {
+            package: "finial-conformance",
+            filters: vec![
+                "kills_lose_no_acknowledged_write",
+                "j03_a_killed_server",
+                "live_forced_rotation",
+                "lint_issued",
+                "outage_restarts",
+                "upgrade_fails_no_call",
+                "recovery_a_server_that_comes_back",
+                "x07_frames_of_chance",
+            ],
+            numbers: vec![
+                ("FINIAL_KILL_ROUNDS", rounds),
+                ("FINIAL_TOKEN_ROUNDS", rounds / 5),
+                ("FINIAL_FORCED_ROUNDS", 20),
+                ("FINIAL_FORCED_WORKLOADS", 100),
+                ("FINIAL_LINT_COUNT", 10_000),
+                ("FINIAL_OUTAGE_ROUNDS", 100),
+                ("FINIAL_OUTAGE_STREAMS", 10_000),
+                ("FINIAL_FRAME_ROUNDS", rounds.saturating_mul(200)),
+                ("FINIAL_FRAME_SEED", seed),
+            ],
+            is_measured: false,
+        },
+        LongRun {
+            package: "finial-conformance",
+            filters: vec!["r00_under_each_attack", "r03_a_crowd"],
+            numbers: vec![("FINIAL_HALF_OPEN", 15_000), ("FINIAL_SIEGE_SECONDS", 10)],
+            is_measured: true,
+        },
+        LongRun {
+            package: "finial-store",
+            filters: vec!["feed::", "j01_"],
+            numbers: vec![
+                ("FINIAL_FEED_HISTORIES", rounds.saturating_mul(200)),
+                ("FINIAL_RACE_ROUNDS", rounds.saturating_mul(2)),
+            ],
+            is_measured: false,
+        },
+        LongRun {
+            package: "finial-store",
+            filters: vec!["s03_fuzz_rows"],
+            numbers: vec![("FINIAL_FUZZ_SECONDS", 300)],
+            is_measured: false,
+        },
+        LongRun {
+            package: "finial-runtime",
+            filters: vec!["callers::"],
+            numbers: vec![("FINIAL_PEER_ROUNDS", rounds.saturating_mul(2_000))],
+            is_measured: false,
+        },
+    ]
 }
 
 /// Rewrites golden files (`FINIAL_BLESS=1`), of one crate or of all.
@@ -231,4 +275,35 @@ pub(crate) fn fuzz(seconds: Option<&str>) -> Result<()> {
 #[expect(clippy::disallowed_methods, reason = "how long a step took is printed, never decided on")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_long_run_sets_is_read_and_written_down() {
+        let contributing = fs::read_to_string(crate::root().join("CONTRIBUTING.md")).unwrap();
+        let listed = process::output(&mut process::command("git", ["ls-files", "*.rs"])).unwrap();
+        let read = |path: &str| fs::read_to_string(crate::root().join(path)).unwrap_or_default();
+        let sources: Vec<String> =
+            listed.lines().filter(|path| !path.starts_with("tools/xtask/")).map(read).collect();
+
+        for run in long_runs(500, 1) {
+            for (name, number) in run.numbers {
+                assert!(number > 0);
+                assert!(contributing.contains(&format!("`{name}`")), "{name} is not in CONTRIBUTING.md");
+                assert!(sources.iter().any(|source| source.contains(name)), "nobody reads {name}");
+            }
+            for filter in run.filters {
+                let is_there = |source: &String| {
+                    filter.strip_suffix("::").map_or_else(
+                        || source.contains(&format!("fn {filter}")) || source.contains(filter),
+                        |module| source.contains(&format!("mod {module};")),
+                    )
+                };
+                assert!(sources.iter().any(is_there), "there is no test {filter}");
+            }
+        }
+    }
 }

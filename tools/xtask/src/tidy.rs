@@ -224,6 +224,94 @@ fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
 
+    /// The blocks of unsafe code that there are. More of them are a decision, and change this number.
+    const UNSAFE_BLOCKS: usize = 34;
+
+    #[test]
+    fn c02_unsafe_code_stands_in_one_module_and_its_blocks_are_counted() {
+        let root = crate::root();
+        let mut crates: Vec<PathBuf> =
+            fs::read_dir(root.join("crates")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        crates.retain(|path| path.file_name().unwrap() != "runtime");
+        assert_eq!(crates.len(), LAYERS.len() - 1);
+        let workspace = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+        assert!(workspace.contains("\nunsafe_code = \"deny\""));
+        for path in crates {
+            let manifest = fs::read_to_string(path.join("Cargo.toml")).unwrap();
+            assert!(manifest.contains("[lints]\nworkspace = true"), "{}", path.display());
+        }
+        // Denied for all, and nobody but that module opts out: as good as forbidden.
+        let opts_out = |path: &PathBuf| {
+            let text = fs::read_to_string(path).unwrap();
+            let lints = ["allow(", "expect(", "warn("].map(|level| format!("{level}{}", "unsafe_code"));
+            let is_of_tests = path.components().any(|part| part.as_os_str() == "tests");
+            !is_of_tests && lints.iter().any(|lint| text.contains(lint))
+        };
+        let out: Vec<_> = rust_files(&root).unwrap().into_iter().filter(opts_out).collect();
+        let out: Vec<_> =
+            out.iter().map(|path| path.strip_prefix(&root).unwrap().display().to_string()).collect();
+        assert_eq!(out, ["crates/runtime/src/lib.rs"]);
+
+        let mut blocks = 0;
+        for path in rust_files(&root).unwrap() {
+            let shown = path.strip_prefix(&root).unwrap().display().to_string();
+            if !shown.starts_with("crates/") || shown.contains("/tests/") || shown.contains("/benches/") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let lines: Vec<&str> = text.lines().collect();
+            for (number, line) in lines.iter().enumerate() {
+                if line.trim_start().starts_with("//") || !line.contains(concat!("unsafe", " {")) {
+                    continue;
+                }
+                assert!(shown.starts_with(UNSAFE_HOME), "{shown}:{}", number + 1);
+                // Its reason stands above it.
+                let above = &lines[number.saturating_sub(8)..=number];
+                assert!(above.iter().any(|line| line.contains("SAFETY:")), "{shown}:{}", number + 1);
+                blocks += 1;
+            }
+        }
+        println!("{blocks} blocks of unsafe code");
+        assert_eq!(blocks, UNSAFE_BLOCKS);
+    }
+
+    #[test]
+    fn c05_what_reads_what_strangers_send_is_listed() {
+        let root = crate::root();
+        let guide = fs::read_to_string(root.join("docs/security.md")).unwrap();
+        let (_, table) = guide.split_once("## What reads what strangers send").unwrap();
+        let lock = fs::read_to_string(root.join("Cargo.lock")).unwrap();
+        let tests = test_names(&root).unwrap();
+        let tests: Vec<&str> =
+            tests.iter().filter_map(|name| name.split_once("::")).map(|(_, name)| name).collect();
+
+        let mut listed = BTreeSet::new();
+        for row in table.lines().filter(|line| line.starts_with("| `")) {
+            let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+            let [crates, reads, owner, fuzzed, looked_at] = cells.as_slice() else { panic!("{row}") };
+            assert!(!reads.is_empty() && !owner.is_empty() && looked_at.starts_with("20"), "{row}");
+            for name in crates.split('`').skip(1).step_by(2) {
+                assert!(lock.contains(&format!("\nname = \"{name}\"\n")), "{name} is not in use");
+                listed.insert(name.to_owned());
+            }
+            // It says by what, or why not.
+            let targets: Vec<&str> = fuzzed.split('`').skip(1).step_by(2).collect();
+            assert!(!targets.is_empty() || fuzzed.contains("not by us: "), "{row}");
+            for target in targets {
+                let name = target.trim_start_matches("conformance::").trim_end_matches('*');
+                assert!(tests.iter().any(|test| test.starts_with(name)), "there is no test {target}");
+            }
+        }
+        // Those that a manifest of ours names must be on it.
+        for parser in
+            ["rustls", "h2", "hyper", "tonic", "prost", "x509-parser", "serde_json", "rusqlite", "regorus"]
+        {
+            assert!(listed.contains(parser), "{parser} is not listed");
+        }
+        let sql: Vec<_> = listed.iter().filter(|name| name.starts_with("sqlx-")).collect();
+        assert_eq!(sql.len(), 2);
+    }
+
     #[test]
     fn licence_expressions() {
         let allowed: BTreeSet<&str> = ["MIT", "Apache-2.0", "ISC", "Unicode-3.0"].into();
