@@ -133,7 +133,8 @@ async fn d04_a_server_below_can_speak_for_every_identity_and_the_guide_says_so()
         let signature = key.sign(tbs.alg(), tbs.as_bytes()).unwrap();
         let svid = Certificate::parse(assemble(&tbs, &signature).as_bytes()).unwrap();
 
-        let verified = verify_svid(&[svid, ca.clone()], &[root.clone()], ca.not_before().plus(20));
+        let verified =
+            verify_svid(&[svid, ca.clone()], std::slice::from_ref(&root), ca.not_before().plus(20));
         assert_eq!(verified.unwrap().as_str(), id);
     }
 
