@@ -8,13 +8,27 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
+use super::gathered::{Gathered, Outlet};
 use crate::authority::Filtered;
 
 /// One type for all listeners.
 pub(super) enum Io {
-    Tls(Greeted<Box<TlsStream<TcpStream>>>),
+    Tls(Gathered<Tls>),
     Unix(Filtered<Greeted<UnixStream>>),
     UnixTls(Filtered<Greeted<Box<TlsStream<UnixStream>>>>),
+}
+
+type Tls = Greeted<Box<TlsStream<TcpStream>>>;
+
+impl Io {
+    /// What has to be told when the connection has been polled, so that what it wrote goes out.
+    pub(super) fn outlet(&self) -> Option<Outlet<Tls>> {
+        match self {
+            Self::Tls(stream) => Some(stream.outlet()),
+            // Private keys go over these, of which no copy may be made.
+            Self::Unix(_) | Self::UnixTls(_) => None,
+        }
+    }
 }
 
 /// A connection whose client has sent HTTP/2's preface, which is read again from here.

@@ -1,9 +1,11 @@
 //! From a listener to answered calls, and the end of it.
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +20,7 @@ use tower_service::Service;
 
 use super::accept::Refusals;
 use super::calls::{Calls, Running, Spawner};
+use super::gathered::Gathered;
 use super::half_open::{HalfOpen, Place};
 use super::io::{Greeted, Io};
 use super::resets::Resets;
@@ -218,7 +221,7 @@ impl Floor {
                         share = Some(self.share_of_address(peer.address()?.ip())?);
                     }
                     let stream = Greeted::by_client(stream).await.inspect_err(refused).ok()?;
-                    Some((Io::Tls(stream), peer, share.map(Counted::Address)))
+                    Some((Io::Tls(Gathered::new(stream)), peer, share.map(Counted::Address)))
                 }
                 Arrival::Unix(arrival) => {
                     let (stream, peer) = arrival.identify().await.inspect_err(refused).ok()?;
@@ -281,6 +284,7 @@ impl Floor {
         let unread = Unread::default();
         let resets = Resets::new(self.limits.resets);
         let calls = Calls::new(service, peer, running.clone(), unread.clone(), resets.clone());
+        let outlet = io.outlet();
         let mut connection = pin!(self.http().serve_connection(TokioIo::new(io), calls));
         let mut leave = pin!(self.reason_to_leave(&retired, running));
         let mut stuck = pin!(self.stuck(&unread));
@@ -297,9 +301,15 @@ impl Floor {
                     tracing::debug!("Connection cut off: the client takes back too many calls");
                     break;
                 }
-                ended = &mut connection => {
+                ended = poll_fn(|context| {
+                    let ended = connection.as_mut().poll(context).map_err(BoxError::from);
+                    match outlet.as_ref().map(|outlet| outlet.poll_send(context)) {
+                        Some(Poll::Ready(Err(error))) if ended.is_pending() => Poll::Ready(Err(error.into())),
+                        _ => ended,
+                    }
+                }) => {
                     if let Err(error) = ended {
-                        tracing::debug!(error = crate::chain(&error), "Connection failed");
+                        tracing::debug!(error = crate::chain(&*error), "Connection failed");
                     }
                     break;
                 }
