@@ -1,8 +1,9 @@
 //! Replies that were encoded before: sent as they are.
 //!
 //! A reply is a list of `Bytes` whose concatenation is one message, since repeated fields simply
-//! follow each other. Many callers share the same bytes; nothing is encoded, and nothing of any size
-//! is copied, per call: a reply that holds a private key leaves no copies behind.
+//! follow each other. Many callers share the same bytes; nothing is encoded per call, and nothing copied
+//! but short pieces, up to a frame of them at a time. A reply that holds a private key is one of those
+//! that are sent as they are, and leaves no copies behind.
 //!
 //! The generated servers know only messages, so a program that sends such replies answers the path
 //! of the method with one of the functions here and hands every other path to the generated server.
@@ -34,8 +35,8 @@ pub const RECEIVE_LIMIT: usize = 4 << 20;
 /// Before each message on the wire: a flag and the length (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX: usize = 5;
 
-/// Replies up to this length are copied together: cheaper than a frame per piece.
-const COPIED: usize = 4096;
+/// Short pieces are copied together up to this length: cheaper than a frame for each.
+const COPIED: usize = 16 << 10;
 
 /// An encoded message in pieces.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -124,21 +125,46 @@ impl Encoded {
         }
     }
 
-    /// What goes onto the wire, in order.
-    fn into_wire(self) -> VecDeque<Bytes> {
-        if self.is_prefixed {
-            return self.pieces.into();
+    /// What goes onto the wire.
+    fn into_wire(mut self) -> Wire {
+        if !self.is_prefixed {
+            let mut prefix = Vec::with_capacity(PREFIX);
+            put_prefix(&mut prefix, self.len());
+            self.pieces.insert(0, prefix.into());
         }
-        let length = self.len();
-        let mut first = BytesMut::with_capacity(PREFIX + if length <= COPIED { length } else { 0 });
-        put_prefix(&mut first, length);
-        if length <= COPIED {
-            self.pieces.iter().for_each(|piece| first.put_slice(piece));
-            return [first.freeze()].into();
+        Wire { pieces: self.pieces.into(), may_copy: !self.is_prefixed }
+    }
+}
+
+/// What is still to be sent of a message, its prefix before it.
+#[derive(Default)]
+struct Wire {
+    pieces: VecDeque<Bytes>,
+    may_copy: bool,
+}
+
+impl Wire {
+    /// The content of the next frame: the next piece, with those behind it if they are short.
+    fn next(&mut self) -> Option<Bytes> {
+        let first = self.pieces.pop_front()?;
+        let mut length = first.len();
+        let mut together = 0;
+        if self.may_copy {
+            for piece in &self.pieces {
+                if length + piece.len() > COPIED {
+                    break;
+                }
+                length += piece.len();
+                together += 1;
+            }
         }
-        let mut wire: VecDeque<Bytes> = self.pieces.into();
-        wire.push_front(first.freeze());
-        wire
+        if together == 0 {
+            return Some(first);
+        }
+        let mut joined = Vec::with_capacity(length);
+        joined.extend_from_slice(&first);
+        self.pieces.drain(..together).for_each(|piece| joined.extend_from_slice(&piece));
+        Some(joined.into())
     }
 }
 
@@ -296,7 +322,7 @@ where
         Err(status) => return status.into_http(),
     };
     let (metadata, replies, extensions) = response.into_parts();
-    let body = Outgoing { replies: Box::pin(replies), wire: VecDeque::new(), state: State::Open };
+    let body = Outgoing { replies: Box::pin(replies), wire: Wire::default(), state: State::Open };
     let mut response = http::Response::new(Body::new(body));
     *response.headers_mut() = metadata.into_headers();
     response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
@@ -307,7 +333,7 @@ where
 /// The body of a response: messages with their prefixes, then the status.
 struct Outgoing<S> {
     replies: Pin<Box<S>>,
-    wire: VecDeque<Bytes>,
+    wire: Wire,
     state: State,
 }
 
@@ -327,8 +353,8 @@ impl<S: Stream<Item = Result<Encoded, Status>>> http_body::Body for Outgoing<S> 
         task: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
-            if let Some(piece) = self.wire.pop_front() {
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            if let Some(content) = self.wire.next() {
+                return Poll::Ready(Some(Ok(Frame::data(content))));
             }
             match std::mem::replace(&mut self.state, State::Over) {
                 State::Open => {

@@ -52,6 +52,24 @@ async fn a_long_reply_is_sent_without_copying_it() {
 }
 
 #[tokio::test]
+async fn short_pieces_share_frames_unless_they_may_not_be_copied() {
+    let pieces: Vec<Bytes> = (0..10).map(|number| Bytes::from(vec![number; 3000])).collect();
+    let whole = pieces.concat();
+
+    for (reply, frames) in [(Encoded::new(pieces.clone()), 2), (Encoded::uncopied(pieces), 11)] {
+        let answer = |_: Request<GetAuthorizedEntriesRequest>| async { Ok(Response::new(reply.clone())) };
+        let mut body = raw::unary(request(&[&[0; 5]]), answer).await.into_body();
+        let mut sent: Vec<Bytes> = Vec::new();
+        while let Ok(data) = body.frame().await.expect("a frame").expect("a frame").into_data() {
+            sent.push(data);
+        }
+        assert_eq!(sent.len(), frames);
+        assert!(sent.iter().all(|frame| frame.len() <= 16 << 10));
+        assert!(sent.concat()[5..] == whole);
+    }
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_a_request_is_told_as_spire_tells_it() {
     let refused = async |frames: &[&[u8]]| {
         let answer = |_: Request<types::Bundle>| async { Ok(Response::new(Encoded::default())) };
