@@ -361,6 +361,8 @@ impl Floor {
     fn http(&self) -> http2::Builder<Spawner> {
         let mut http = http2::Builder::new(Spawner(self.group.clone()));
         http.timer(TokioTimer::new())
+            // As other servers of gRPC: nobody reads it, and it is another each second.
+            .auto_date_header(false)
             .max_concurrent_streams(self.limits.calls)
             .max_header_list_size(self.limits.headers);
         if let Some((interval, patience)) = self.limits.keepalive {
