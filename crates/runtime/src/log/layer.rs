@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
@@ -44,6 +45,15 @@ impl Logrus {
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Logrus {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         if self.wants(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    /// So that what libraries trace costs one comparison. This program's spans are of level info.
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(match self.level.current() {
+            Level::Panic | Level::Fatal | Level::Error | Level::Warning | Level::Info => LevelFilter::INFO,
+            Level::Debug => LevelFilter::DEBUG,
+            Level::Trace => LevelFilter::TRACE,
+        })
     }
 
     fn enabled(&self, metadata: &Metadata<'_>, _context: Context<'_, S>) -> bool {
