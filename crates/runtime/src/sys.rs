@@ -7,8 +7,8 @@ use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, ReadBuf};
 
 /// What the kernel noted about the other end of a local socket when it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,23 @@ pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 pub(crate) fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is open and owned by what is returned, which never swaps it for another.
     unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// Has the runtime watch when the descriptor can be written to. To be called within a Tokio runtime.
+pub(crate) fn watched_for_room(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: as above.
+    unsafe { AsyncFd::register_with_interest(descriptor, Interest::WRITABLE) }.map_err(io::Error::from)
+}
+
+/// Reads into the part of `buffer` that is not filled, without zeroing it first.
+pub(crate) fn read(descriptor: BorrowedFd<'_>, buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
+    // SAFETY: what is initialised stays so: the kernel writes to it and nobody else does.
+    let (filled, _) = rustix::io::read(descriptor, unsafe { buffer.unfilled_mut() })?;
+    let count = filled.len();
+    // SAFETY: the kernel has written so many bytes.
+    unsafe { buffer.assume_init(count) };
+    buffer.advance(count);
+    Ok(count)
 }
 
 /// The first of the descriptors that a service manager passes.

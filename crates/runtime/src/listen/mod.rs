@@ -22,6 +22,7 @@ mod proxy;
 mod resets;
 mod serve;
 mod shares;
+mod socket;
 mod tls;
 mod unix;
 mod unread;

@@ -114,14 +114,14 @@ pub async fn serve<S, B>(
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let listener = listener.into();
+    let mut listener = listener.into();
     let floor = Floor::new(limits, stop);
     let mut refusals = Refusals::default();
     while let Some(room) = floor.room().await {
         let accepted = tokio::select! {
             biased;
             () = floor.stop.cancelled() => break,
-            accepted = accept(&listener) => accepted,
+            accepted = accept(&mut listener) => accepted,
         };
         match accepted {
             Ok(arrival) => {
@@ -148,7 +148,7 @@ enum Arrival {
     Unix(unix::Arrival),
 }
 
-async fn accept(listener: &Listener) -> io::Result<Arrival> {
+async fn accept(listener: &mut Listener) -> io::Result<Arrival> {
     match listener {
         Listener::Tls(listener) => listener.accept().await.map(Arrival::Tls),
         Listener::Unix(listener) => listener.accept().await.map(Arrival::Unix),

@@ -5,15 +5,15 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream as BlockingStream;
+use std::os::unix::net::{UnixListener as BlockingListener, UnixStream as BlockingStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use tokio::net::UnixStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::socket::{Accepting, Socket};
 use super::{ListenError, Peer, TlsSource, handed};
 use crate::peer::{Caller, CallerError};
 
@@ -39,7 +39,7 @@ pub enum Callers {
 
 /// A Unix socket that is listened on; dropping it removes the socket.
 pub struct UnixListener {
-    socket: tokio::net::UnixListener,
+    socket: Accepting,
     name: Name,
     callers: Callers,
     tls: Option<TlsSource>,
@@ -58,7 +58,8 @@ struct Name {
 
 impl UnixListener {
     /// Makes the socket, with the folders above it. One that nobody answers on any more is replaced, one
-    /// that was passed to this program is taken as it is. To be called within a Tokio runtime.
+    /// that was passed to this program is taken as it is. Clients may connect from now on; the runtime
+    /// that serves them need not run yet.
     ///
     /// # Errors
     /// A process answers on it, something that is no socket has the name, or what the system says.
@@ -66,16 +67,14 @@ impl UnixListener {
         let failed = |source| ListenError::Socket { path: path.to_owned(), source };
         if let Some(taken) = handed::take_unix(path) {
             let is_ours = !taken.is_managers;
-            let socket = std::os::unix::net::UnixListener::from(taken.socket);
-            socket.set_nonblocking(true).map_err(failed)?;
-            let socket = tokio::net::UnixListener::from_std(socket).map_err(failed)?;
+            let socket = BlockingListener::from(taken.socket);
             return Self::over(socket, path, is_ours, options.callers).map_err(failed);
         }
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             make_folders(folder, options.directory_mode).map_err(failed)?;
         }
         remove_stale(path)?;
-        let socket = tokio::net::UnixListener::bind(path).map_err(|source| {
+        let socket = BlockingListener::bind(path).map_err(|source| {
             // Somebody was faster.
             let is_taken = source.kind() == io::ErrorKind::AddrInUse;
             if is_taken { ListenError::InUse { path: path.to_owned() } } else { failed(source) }
@@ -93,16 +92,12 @@ impl UnixListener {
         self
     }
 
-    fn over(
-        socket: tokio::net::UnixListener,
-        path: &Path,
-        is_ours: bool,
-        callers: Callers,
-    ) -> io::Result<Self> {
+    fn over(socket: BlockingListener, path: &Path, is_ours: bool, callers: Callers) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
         handed::keep(&socket, !is_ours)?;
         let metadata = fs::symlink_metadata(path)?;
         let name = Name { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino(), is_ours };
-        Ok(Self { socket, name, callers, tls: None })
+        Ok(Self { socket: Accepting::new(socket.into()), name, callers, tls: None })
     }
 
     /// Where it is.
@@ -111,8 +106,8 @@ impl UnixListener {
         &self.name.path
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Arrival> {
-        let (socket, _) = self.socket.accept().await?;
+    pub(super) async fn accept(&mut self) -> io::Result<Arrival> {
+        let socket = self.socket.accept().await?;
         Ok(Arrival { socket, callers: self.callers, tls: self.tls.as_ref().map(|tls| tls()) })
     }
 }
@@ -138,15 +133,15 @@ impl Drop for Name {
 
 /// A process that connected.
 pub(super) struct Arrival {
-    socket: UnixStream,
+    socket: Socket,
     callers: Callers,
     tls: Option<Arc<ServerConfig>>,
 }
 
 /// A connection to a socket.
 pub(super) enum Opened {
-    Plain(UnixStream),
-    Tls(Box<TlsStream<UnixStream>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 impl Arrival {
