@@ -1,7 +1,7 @@
 //! The process at the other end of a local socket, pinned so that its id cannot be taken over.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -115,9 +115,9 @@ fn program_of(process: &Process) -> Result<Option<(u64, u64)>, CallerError> {
 /// The process that has this id, unless it can be told to be another than the one that connected.
 fn by_id(credentials: sys::PeerCredentials) -> Result<Process, CallerError> {
     let path = proc_root().join(credentials.pid.to_string()).join("stat");
-    let before = start_time(File::open(path).map_err(gone)?).map_err(gone)?;
+    let before = start_time(&File::open(path).map_err(gone)?).map_err(gone)?;
     let process = Process::open(credentials.pid).map_err(gone)?;
-    let after = process.open_file("stat").and_then(start_time).map_err(gone)?;
+    let after = process.open_file("stat").and_then(|file| start_time(&file)).map_err(gone)?;
     let owner = process.effective_ids().map_err(gone)?;
     if before != after || owner != (credentials.uid, credentials.gid) {
         return Err(CallerError::Gone);
@@ -136,9 +136,8 @@ fn gone(error: io::Error) -> CallerError {
 }
 
 /// Reads the 22nd field of `stat`. The second is a name in brackets that may hold anything.
-fn start_time(file: File) -> io::Result<u64> {
-    let mut text = Vec::new();
-    file.take(PROC_FILE_LIMIT).read_to_end(&mut text)?;
+fn start_time(file: &File) -> io::Result<u64> {
+    let text = read_small(file)?;
     let text = String::from_utf8_lossy(&text);
     let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_ascii_whitespace());
     let started = fields.and_then(|mut fields| fields.nth(19)).and_then(|field| field.parse().ok());
@@ -233,8 +232,8 @@ impl Process {
     /// # Errors
     /// What the system says; `InvalidData` where it is not understood.
     pub fn effective_ids(&self) -> io::Result<(u32, u32)> {
-        let mut status = String::new();
-        self.open_file("status")?.take(PROC_FILE_LIMIT).read_to_string(&mut status)?;
+        let status = self.read_file("status")?;
+        let status = String::from_utf8_lossy(&status);
         let effective = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
             line.split_ascii_whitespace().nth(1)?.parse().ok()
@@ -254,6 +253,14 @@ impl Process {
         Ok(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?.into())
     }
 
+    /// Reads a small file of its `/proc` directory; what lies beyond a mebibyte is left.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn read_file(&self, name: &str) -> io::Result<Vec<u8>> {
+        read_small(&self.open_file(name)?)
+    }
+
     /// Reads a link of its `/proc` directory, such as `exe`.
     ///
     /// # Errors
@@ -262,6 +269,23 @@ impl Process {
         let target = rustix::fs::readlinkat(&self.directory, name, Vec::new())?;
         Ok(std::ffi::OsString::from_vec(target.into_bytes()).into())
     }
+}
+
+/// Reads a file of `/proc`. Nearly all are read at once, since each reading costs as much as the whole.
+fn read_small(file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(USUAL_PROC_FILE);
+    while bytes.len() < PROC_FILE_LIMIT {
+        if bytes.len() == bytes.capacity() {
+            bytes.reserve(bytes.len().max(1));
+        }
+        match rustix::io::read(file, rustix::buffer::spare_capacity(&mut bytes)) {
+            Ok(0) => break,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bytes.truncate(PROC_FILE_LIMIT);
+    Ok(bytes)
 }
 
 /// Where the host's `/proc` is: in a container it may be mounted elsewhere.
@@ -273,11 +297,14 @@ fn proc_root() -> PathBuf {
 }
 
 /// Enough for the small files of `/proc`; a hostile name or group list cannot make them grow past it.
-const PROC_FILE_LIMIT: u64 = 1 << 20;
+const PROC_FILE_LIMIT: usize = 1 << 20;
+
+/// `status` has about 1.5 KiB.
+const USUAL_PROC_FILE: usize = 4096;
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
@@ -429,7 +456,7 @@ mod tests {
         let fields: Vec<String> = (3..=52).map(|number| number.to_string()).collect();
         std::fs::write(&path, format!("7 (a) 1 2) {}", fields.join(" "))).unwrap();
 
-        assert_eq!(start_time(File::open(&path).unwrap()).unwrap(), 22);
+        assert_eq!(start_time(&File::open(&path).unwrap()).unwrap(), 22);
     }
 
     const CHILD_SOCKET: &str = "FINIAL_TEST_CHILD_SOCKET";

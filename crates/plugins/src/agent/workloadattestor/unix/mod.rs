@@ -7,7 +7,6 @@
 mod accounts;
 mod digests;
 
-use std::io::Read;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -25,9 +24,6 @@ pub const BUILT_IN: BuiltIn<dyn WorkloadAttestor> = BuiltIn {
     name: "unix",
     load: |config, host| Box::pin(async move { Ok(Arc::new(load(&config, &host)?) as Arc<_>) }),
 };
-
-/// The largest `status` file that is looked at; a real one has about 1.5 KiB, plus the groups.
-const MAX_STATUS: u64 = 1024 * 1024;
 
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(default)]
@@ -122,14 +118,10 @@ struct Status {
 
 impl Status {
     fn of(process: &Process) -> Result<Self, PluginError> {
-        let mut text = String::new();
-        let file = process
-            .open_file("status")
+        let text = process
+            .read_file("status")
             .map_err(|error| PluginError::internal(format!("failed to get process: {error}")))?;
-        file.take(MAX_STATUS)
-            .read_to_string(&mut text)
-            .map_err(|error| PluginError::internal(format!("failed to get process: {error}")))?;
-        Self::parse(&text)
+        Self::parse(&String::from_utf8_lossy(&text))
     }
 
     fn parse(text: &str) -> Result<Self, PluginError> {
