@@ -16,6 +16,8 @@ pub struct TargetSettings {
     pub server_address: Option<String>,
     /// The agent's socket for workloads.
     pub agent_socket: Option<PathBuf>,
+    /// The agent's socket for administrators.
+    pub agent_admin_socket: Option<PathBuf>,
     /// The server process, where its socket does not tell.
     pub server_pid: Option<i32>,
     /// The agent process, where its socket does not tell.
@@ -50,6 +52,10 @@ pub struct Settings {
     pub interval: Duration,
     /// How many streams are held open.
     pub streams: usize,
+    /// On how many connections; none: on one each.
+    pub connections: Option<usize>,
+    /// Of how many new SVIDs the streams are told.
+    pub rotations: usize,
     /// One answer in so many is checked in full.
     pub check_every: u64,
     /// Whether entries and agents are left in place.
@@ -77,6 +83,8 @@ impl Default for Settings {
             count: 100,
             interval: Duration::from_secs(5),
             streams: 1000,
+            connections: None,
+            rotations: 5,
             check_every: 1000,
             keep: false,
             parent_id: None,

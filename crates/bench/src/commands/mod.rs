@@ -7,6 +7,7 @@ mod entries;
 mod readback;
 mod soak;
 mod storm;
+mod streams;
 mod watch;
 mod workloads;
 

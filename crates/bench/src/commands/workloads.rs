@@ -1,23 +1,22 @@
 //! What workloads see of an agent: how soon a new entry is theirs, what a new connection and a token
-//! cost, what an open stream takes of memory. This process is the workload, known by its user.
+//! cost. This process is the workload, known by its user.
 
 use std::time::Duration;
 
 use client::WorkloadApi;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::StreamExt;
 use proto::spire::server::agent::ListAgentsRequest;
 use proto::spire::types;
 use runtime::clock::{Clock, SystemClock, within};
 use spiffe::SpiffeId;
 
 use super::credentials::AUDIENCE;
-use super::{Bench, Found, one_by_one};
+use super::{Bench, Found, one_by_one, streams};
 use crate::calls;
 use crate::fleet::unable;
 use crate::histogram::Histogram;
 use crate::judge::text_of;
 use crate::load::{Stage, Ticket};
-use crate::report::Memory;
 use crate::traces::remove_entries;
 use crate::{BenchError, Settings, Trouble};
 
@@ -95,27 +94,17 @@ pub(super) async fn workload(bench: &Bench<'_>) -> Result<Found, BenchError> {
     };
     found.phases.append(&mut stage.measure("JWT-SVID from the cache", "SVIDs", bench.settings, token).await?);
 
-    let count = bench.settings.streams;
-    bench.target.say(&format!("opening {count} streams"));
-    let before = agent.resident();
-    let open = |_| async {
-        let updates = bench.target.workload()?.watch_x509_svids().await;
-        let mut updates = Box::pin(updates.map_err(|error| unanswered("open a stream", &error))?);
-        match updates.next().await {
-            Some(Ok(_)) => Ok(updates),
-            Some(Err(error)) => Err(unanswered("read a stream", &error)),
-            None => Err(BenchError::Unreached("the agent ended a stream".to_owned())),
-        }
-    };
-    let streams: Vec<_> = stream::iter(0..count).map(open).buffer_unordered(16).try_collect().await?;
-    found.memory.push(Memory::of("open streams".to_owned(), before, agent.resident(), streams.len()));
+    streams::hold(bench, &resident, &agent, &mut found).await?;
+    streams::cache(bench, &resident, &agent, &mut found).await?;
     Ok(found)
 }
 
 /// This process as a workload of the agent, with one identity of its own.
-struct Resident {
-    parent: SpiffeId,
-    id: SpiffeId,
+pub(super) struct Resident {
+    pub(super) parent: SpiffeId,
+    pub(super) id: SpiffeId,
+    /// The entry of it.
+    pub(super) entry: String,
     /// By what the agent knows this process.
     selector: types::Selector,
 }
@@ -132,8 +121,8 @@ impl Resident {
         };
         let id = bench.target.id(&format!("/bench/{}/resident", bench.target.run))?;
         let selector = types::Selector { r#type: "unix".to_owned(), value: format!("uid:{}", own_uid()?) };
-        let resident = Self { parent, id, selector };
-        resident.register(bench, &resident.id).await?;
+        let mut resident = Self { parent, id, entry: String::new(), selector };
+        resident.entry = resident.register(bench, &resident.id).await?;
         let clock = SystemClock;
         let known = async {
             loop {
@@ -197,6 +186,6 @@ fn refused(error: client::WorkloadError) -> Trouble {
     Trouble::Failed(runtime::chain(&error))
 }
 
-fn unanswered(doing: &str, error: &client::WorkloadError) -> BenchError {
+pub(super) fn unanswered(doing: &str, error: &client::WorkloadError) -> BenchError {
     BenchError::Unreached(format!("cannot {doing}: {}", runtime::chain(error)))
 }

@@ -136,8 +136,29 @@ fn work(product: &Product) {
 
     let seen = report(&plane, &with(&["propagate", "-count", "2"]));
     assert_eq!(items(&seen, "entry created"), 2);
-    let asked = report(&plane, &with(&["workload", "-streams", "5", "-callers", "2", "-duration", "300ms"]));
-    assert_eq!(asked["memory"][0]["count"], 5);
+    let asked = report(
+        &plane,
+        &with(&[
+            "workload",
+            "-streams",
+            "5",
+            "-connections",
+            "2",
+            "-rotations",
+            "3",
+            "-agentAdminSocketPath",
+            "{admin}",
+            "-entries",
+            "7",
+            "-callers",
+            "2",
+            "-duration",
+            "300ms",
+        ]),
+    );
+    assert_eq!(items(&asked, "entry changed to X.509-SVID on each stream"), 15);
+    assert_eq!(items(&asked, "X.509-SVID on the first stream to each other"), 12);
+    assert_eq!((&asked["memory"][0]["count"], &asked["memory"][1]["count"]), (&5.into(), &7.into()));
 
     let [entries, agents] = left_behind(&plane);
     assert_eq!((entries.as_str(), agents.as_str()), ("1 registration entry", "1 attested agent"));
