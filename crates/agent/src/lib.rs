@@ -53,7 +53,7 @@ use runtime::manager;
 use runtime::profile::{self, Profiling};
 use runtime::reconcile::Poke;
 use runtime::shutdown::Shutdown;
-use runtime::tasks::{TaskFailed, Tasks};
+use runtime::tasks::{TaskFailed, Tasks, apart};
 use spiffe::tls::{Anchors, OwnCertificate, ServerTrust};
 use spiffe::{Bundle, UnixSecs};
 use tokio_util::sync::CancellationToken;
@@ -236,7 +236,9 @@ impl Agent {
         });
         let door = Door::bind(&self.config, &self.clock).map_err(|error| failed("endpoints", error))?;
         let opener = door.opener();
-        tasks.spawn("public endpoint", door.run(shutdown.token().clone()));
+        let token = shutdown.token().clone();
+        // Workloads wait for nothing that the agent does for itself.
+        tasks.spawn("public endpoint", apart("workloads", move || door.run(token)));
         let span = info_span!("attestor", subsystem_name = "attestor");
         let attested = attester.until_attested(shutdown).instrument(span).await;
         let attested = attested.map_err(|error| failed("node attestation", error))?;

@@ -24,7 +24,7 @@ type Reason = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs a server until it is told to stop.
 pub(crate) fn run_server(config: ServerConfig, log: Log) -> Result<(), Crashed> {
-    let ended = until_stopped(|shutdown, clock| async move {
+    let ended = until_stopped(None, |shutdown, clock| async move {
         // Starting may mean waiting for the datastore.
         let server = tokio::select! {
             biased;
@@ -46,7 +46,7 @@ pub(crate) fn run_server(config: ServerConfig, log: Log) -> Result<(), Crashed> 
 /// Runs an agent until it is told to stop.
 pub(crate) fn run_agent(config: AgentConfig, log: Log) -> Result<(), Crashed> {
     memory::zero_what_is_freed();
-    let ended = until_stopped(|shutdown, clock| async move {
+    let ended = until_stopped(Some(AGENT_THREADS), |shutdown, clock| async move {
         let agent = Agent::build(config, log, clock).await?.with_version(crate::SPIRE_VERSION);
         Ok(agent.run(&shutdown).await?)
     });
@@ -60,8 +60,16 @@ pub(crate) fn run_agent(config: AgentConfig, log: Log) -> Result<(), Crashed> {
     Ok(())
 }
 
-/// Runs a program on all processors until it ends, by itself or by a signal.
-fn until_stopped<F>(program: impl FnOnce(Shutdown, Arc<dyn Clock>) -> F) -> Result<(), Reason>
+/// What an agent does beside serving workloads, which has a thread of its own: nearly always nothing. Two
+/// threads, so that one may be held up; more would take memory on each node, and as many as it has
+/// processors.
+const AGENT_THREADS: usize = 2;
+
+/// Runs a program, on all processors or on so many at most, until it ends, by itself or by a signal.
+fn until_stopped<F>(
+    most_threads: Option<usize>,
+    program: impl FnOnce(Shutdown, Arc<dyn Clock>) -> F,
+) -> Result<(), Reason>
 where
     F: Future<Output = Result<(), Reason>>,
 {
@@ -73,7 +81,12 @@ where
     process::forbid_core_dumps()?;
     let upgrade = Upgrade::prepare()?;
     listen::inherit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    if let Some(threads) = most_threads.filter(|most| *most < processors) {
+        runtime.worker_threads(threads);
+    }
+    let runtime = runtime.enable_all().build()?;
     let ended = runtime.block_on(async {
         let shutdown = Shutdown::new();
         shutdown.listen_to_signals()?;

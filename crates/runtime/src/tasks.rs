@@ -9,6 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures::FutureExt;
+use tokio::sync::oneshot;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -179,6 +180,49 @@ impl Group {
     }
 }
 
+/// Does `work` on a thread of its own, with all that it starts there. For work of many short steps that
+/// hand on to each other: between the threads of a program each step might wake another one, which takes
+/// longer than the step. What it does must never hold that thread up.
+///
+/// Dropped, it ends the work where that waits.
+///
+/// # Errors
+/// What the work ends with, or there is no thread.
+pub async fn apart<T, F>(name: &str, work: impl FnOnce() -> F + Send + 'static) -> Result<T, BoxError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, BoxError>>,
+{
+    let (tell, told) = oneshot::channel();
+    let (_awaited, left) = oneshot::channel::<()>();
+    let on_thread = move || {
+        let ended = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                let ended = runtime.block_on(async {
+                    let work = async { AssertUnwindSafe(work()).catch_unwind().await };
+                    tokio::select! {
+                        ended = work => Some(ended),
+                        _ = left => None,
+                    }
+                });
+                // What blocks a thread of the pool is not waited for.
+                runtime.shutdown_background();
+                ended
+            }
+            Err(error) => Some(Ok(Err(error.into()))),
+        };
+        if let Some(ended) = ended {
+            // Nobody may be interested any more.
+            tell.send(ended).ok();
+        }
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(on_thread)?;
+    match told.await? {
+        Ok(ended) => ended,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
 fn panic_of(error: JoinError) -> String {
     match error.try_into_panic() {
         Ok(panic) => text_of(panic.as_ref()).to_owned(),
@@ -255,9 +299,48 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn work_apart_runs_on_its_own_thread_and_says_how_it_ended() {
+        let here = std::thread::current().id();
+
+        let there = apart("apart", || async { Ok(std::thread::current().id()) }).await.unwrap();
+        let failed = apart("apart", || async { Err::<(), _>("no luck".into()) }).await.unwrap_err();
+
+        assert_ne!(there, here);
+        assert_eq!(failed.to_string(), "no luck");
+    }
+
+    #[tokio::test]
+    async fn a_panic_apart_is_that_of_the_task() {
+        let mut tasks = Tasks::new(CancellationToken::new());
+        tasks.spawn("door", apart::<(), _>("apart", || async { panic!("hinges are gone") }));
+
+        let failed = tasks.join().await.unwrap_err();
+
+        assert!(failed.source.to_string().contains("hinges are gone"), "{}", failed.source);
+    }
+
+    #[tokio::test]
+    async fn work_apart_ends_when_nobody_waits_for_it() {
+        let (began, begun) = oneshot::channel();
+        let (held, ended) = oneshot::channel::<()>();
+        let mut waiting = Box::pin(apart("apart", move || async move {
+            began.send(()).unwrap();
+            std::future::pending::<()>().await;
+            drop(held);
+            Ok(())
+        }));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        begun.await.unwrap();
+
+        drop(waiting);
+
+        ended.await.unwrap_err();
+    }
+
+    #[tokio::test]
     async fn a_panic_in_a_group_stays_with_its_task() {
         let group = Group::new(CancellationToken::new());
-        let (tell, told) = tokio::sync::oneshot::channel();
+        let (tell, told) = oneshot::channel();
         group.spawn("bad", async { panic!("on purpose") });
         group.spawn("good", async move { tell.send(()).unwrap() });
 
