@@ -18,6 +18,7 @@ pub mod selector;
 pub mod texts;
 pub mod time;
 pub mod tls;
+pub mod url;
 pub mod x509;
 
 pub use bundle::{Bundle, JwtAuthority, X509Authority};

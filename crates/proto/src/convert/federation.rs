@@ -3,8 +3,8 @@
 use spiffe::{Bundle, IdError, SpiffeId, TrustDomain};
 
 use super::bundle::{self, BundleError};
-use super::url::Url;
 use crate::spire::types;
+use spiffe::url::Url;
 use types::federation_relationship::BundleEndpointProfile;
 
 /// A relationship as a request describes it. A field that the request's mask leaves out is `None`.

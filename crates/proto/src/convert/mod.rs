@@ -9,4 +9,3 @@ pub mod federation;
 pub mod id;
 pub mod selector;
 pub mod status;
-mod url;

@@ -8,6 +8,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 use super::build::{algorithm, alt_names, alt_names_oid, extension};
+use super::parse::is_readable;
 use super::verify::{SignatureAlgorithm, check_signature};
 use super::{Name, der};
 use crate::SpiffeId;
@@ -75,6 +76,9 @@ impl Csr {
             if let ParsedExtension::SubjectAlternativeName(names) = extension {
                 for name in names.general_names.iter().take(MAX_NAMES) {
                     if let GeneralName::URI(uri) = name {
+                        if !is_readable(uri) {
+                            return Err(CsrError::Malformed);
+                        }
                         uris.push((*uri).to_owned());
                     } else if let GeneralName::DNSName(dns) = name {
                         dns_names.push((*dns).to_owned());
@@ -188,6 +192,20 @@ mod tests {
             assert_eq!(csr.dns_names, ["web.example.org"]);
             assert_eq!(csr.subject.to_string(), "O=SPIRE,C=US");
         }
+    }
+
+    #[test]
+    fn a_request_with_a_uri_that_cannot_be_read_is_none() {
+        let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+        let der = template().sign(&key).unwrap();
+        let place = |text: &[u8]| der.windows(text.len()).position(|window| window == text).unwrap();
+
+        let mut parsed = der.clone();
+        parsed[place(b"example.org/web") + 3] = b' ';
+        assert_eq!(Csr::parse(&parsed).unwrap_err(), CsrError::Malformed);
+        let mut parsed = der.clone();
+        parsed[place(b"/web")] = b'.';
+        assert_eq!(Csr::parse(&parsed).unwrap().uris, ["spiffe://example.org.web"]);
     }
 
     #[test]

@@ -13,6 +13,8 @@ use super::verify::SignatureAlgorithm;
 use super::{Name, Serial, der};
 use crate::UnixSecs;
 use crate::key::PublicKey;
+use crate::quote::quoted;
+use crate::url::Url;
 
 /// The longest certificate that is looked at.
 const MAX_CERTIFICATE: usize = 64 * 1024;
@@ -312,6 +314,14 @@ impl Parts {
     #[expect(clippy::wildcard_enum_match_arm, reason = "whatever is not understood is treated alike")]
     fn take(&mut self, extension: &ParsedExtension<'_>, critical: bool) -> Result<(), CertificateError> {
         match extension {
+            // RFC 5280 4.2.1.1, 4.2.1.2, 4.2.2.1: never critical, and refused by SPIRE's library if so.
+            ParsedExtension::SubjectKeyIdentifier(_)
+            | ParsedExtension::AuthorityKeyIdentifier(_)
+            | ParsedExtension::AuthorityInfoAccess(_)
+                if critical =>
+            {
+                return Err(CertificateError::Malformed("extension is marked critical".to_owned()));
+            }
             ParsedExtension::SubjectKeyIdentifier(id) => self.subject_key_id = Some(id.0.to_vec()),
             ParsedExtension::AuthorityKeyIdentifier(id) => {
                 self.authority_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
@@ -353,10 +363,13 @@ impl Parts {
             ParsedExtension::ParseError { error } => {
                 return Err(CertificateError::Malformed(error.to_string()));
             }
-            // Policies are not evaluated: no deployment of SPIFFE uses them to refuse anything.
+            // Policies are not evaluated: no deployment of SPIFFE uses them. Who requires one asks for
+            // what is not understood.
+            ParsedExtension::PolicyConstraints(constraints) => {
+                self.unknown_critical |= constraints.require_explicit_policy.is_some();
+            }
             ParsedExtension::CertificatePolicies(_)
             | ParsedExtension::PolicyMappings(_)
-            | ParsedExtension::PolicyConstraints(_)
             | ParsedExtension::InhibitAnyPolicy(_) => {}
             _ => self.unknown_critical |= critical,
         }
@@ -377,6 +390,9 @@ impl Parts {
                     | GeneralName::IPAddress(_)
             );
             if let GeneralName::URI(uri) = name {
+                if !is_readable(uri) {
+                    return Err(CertificateError::Malformed(format!("cannot parse URI {}", quoted(uri))));
+                }
                 self.names.uris.push((*uri).to_owned());
             } else if let GeneralName::DNSName(dns) = name {
                 self.names.dns.push((*dns).to_owned());
@@ -391,6 +407,11 @@ impl Parts {
         self.names.critical_and_unknown = critical && !known;
         Ok(())
     }
+}
+
+/// Whether a URI is one that SPIRE's library reads; a certificate or request with another is none.
+pub(super) fn is_readable(uri: &str) -> bool {
+    uri.is_ascii() && Url::parse(uri).is_ok_and(|url| url.has_plain_host())
 }
 
 /// Whether the validity is written to the second in UTC (RFC 5280, 4.1.2.5), in either of the two types.
@@ -438,4 +459,57 @@ pub fn to_pem(label: &str, der: &[u8]) -> String {
     }
     text.push_str(&format!("\n-----END {label}-----\n"));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "MIIBijCCAS+gAwIBAgIUGJef+YKViN9sfpW47+PuoE8jUfMwCgYIKoZIzj0EAwIwHTEMMAoGA1UECgwDT3Jn \
+         MQ0wCwYDVQQDDARyb290MB4XDTI2MTEyODAwNTA0NVoXDTI2MTIyODAxNTA0NVowHTEMMAoGA1UECgwDT3Jn \
+         MQ0wCwYDVQQDDARsZWFmMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEzx+smxBFAowE7KjRZOqYoYOerW3Q \
+         y5cySGfnxbzyss4XkFwOmWgI/NME2oLaoDCCp9JQFGz5ATvSxtoj9S97eaNNMEswDAYDVR0TAQH/BAIwADAO \
+         BgNVHQ8BAf8EBAMCB4AwKwYDVR0RBCQwIoYgc3BpZmZlOi8vZXhhbXBsZS5vcmcvd29ybGQvYWRtaW4wCgYI \
+         KoZIzj0EAwIDSQAwRgIhAOAkBdSAj53zaB4l6SPf5rf8mmqozags4dpUelFnrpYSAiEA/YRT+XTUn20/O1hG \
+         zT4/ZBgC/EQHjSls9UZqAmFD/gI=";
+    const CRITICAL_KEY_ID: &str = "MIIBqjCCAVGgAwIBAgIUMpcDyMEa0cENa6TWMB2Yt6sBcrowCgYIKoZIzj0EAwIwHTEMMAoGA1UECgwDT3Jn \
+         MQ0wCwYDVQQDDARyb290MB4XDTI2MTEyODAwNTA0NVoXDTI2MTIyODAxNTA0NVowHTEMMAoGA1UECgwDT3Jn \
+         MQ0wCwYDVQQDDARsZWFmMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEzx+smxBFAowE7KjRZOqYoYOerW3Q \
+         y5cySGfnxbzyss4XkFwOmWgI/NME2oLaoDCCp9JQFGz5ATvSxtoj9S97eaNvMG0wDAYDVR0TAQH/BAIwADAO \
+         BgNVHQ8BAf8EBAMCB4AwKwYDVR0RBCQwIoYgc3BpZmZlOi8vZXhhbXBsZS5vcmcvd29ybGQvYWRtaW4wIAYD \
+         VR0OAQH/BBYEFHh4eHh4eHh4eHh4eHh4eHh4eHh4MAoGCCqGSM49BAMCA0cAMEQCIHeQjLXYezZ72iQRnPSj \
+         +ezaJNC4DLIGNNFZ2kNbxLrDAiBzF9ucqTyzOemlkCEN+L0Fl0gn2Uh8s3KN0zBHCoO7xA==";
+    const POLICY_REQUIRED: &str = "MIIBmTCCAUCgAwIBAgIUb84zP2PThnjzrujgq3StQ3r4e0MwCgYIKoZIzj0EAwIwHTEMMAoGA1UECgwDT3Jn \
+         MQ0wCwYDVQQDDARyb290MB4XDTI2MTEyODAwNTA0NVoXDTI2MTIyODAxNTA0NVowHTEMMAoGA1UECgwDT3Jn \
+         MQ0wCwYDVQQDDARsZWFmMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEzx+smxBFAowE7KjRZOqYoYOerW3Q \
+         y5cySGfnxbzyss4XkFwOmWgI/NME2oLaoDCCp9JQFGz5ATvSxtoj9S97eaNeMFwwDAYDVR0TAQH/BAIwADAO \
+         BgNVHQ8BAf8EBAMCB4AwKwYDVR0RBCQwIoYgc3BpZmZlOi8vZXhhbXBsZS5vcmcvd29ybGQvYWRtaW4wDwYD \
+         VR0kAQH/BAUwA4ABADAKBggqhkjOPQQDAgNHADBEAiBBWxogfGuh4YXWNY90LaiWn3WYItotKgInpau9Jevn \
+         EQIgHRRE3K9AHYYkwLxSzn3nGsWqN8tXa88FG/OZSz9o618=";
+
+    fn der(base64: &str) -> Vec<u8> {
+        STANDARD.decode(base64.replace(' ', "")).unwrap()
+    }
+
+    #[test]
+    fn a_key_identifier_is_never_critical() {
+        assert!(Certificate::parse(&der(GOOD)).is_ok());
+        assert!(matches!(Certificate::parse(&der(CRITICAL_KEY_ID)), Err(CertificateError::Malformed(_))));
+    }
+
+    #[test]
+    fn a_required_policy_is_not_understood() {
+        assert!(!Certificate::parse(&der(GOOD)).unwrap().has_unknown_critical());
+        assert!(Certificate::parse(&der(POLICY_REQUIRED)).unwrap().has_unknown_critical());
+    }
+
+    #[test]
+    fn a_uri_that_cannot_be_read_makes_no_certificate() {
+        let mut changed = der(GOOD);
+        let at = changed.windows(8).position(|window| window == b"example.").unwrap();
+
+        changed[at] = b' ';
+
+        assert!(matches!(Certificate::parse(&changed), Err(CertificateError::Malformed(_))));
+    }
 }

@@ -32,7 +32,8 @@ fn is_id(text: &str) -> bool {
 
 fn ids() -> impl Strategy<Value = String> {
     let segment = "[A-Za-z0-9._-]{1,6}".prop_filter("dots", |text| text != "." && text != "..");
-    ("[a-z0-9._-]{1,10}", vec(segment, 0..4)).prop_map(|(name, path)| {
+    // Names with empty labels are ids, but cannot stand in certificates.
+    ("[a-z0-9_-]{1,5}(\\.[a-z0-9_-]{1,4}){0,2}", vec(segment, 0..4)).prop_map(|(name, path)| {
         std::iter::once(format!("spiffe://{name}")).chain(path).collect::<Vec<_>>().join("/")
     })
 }

@@ -1,15 +1,18 @@
-//! URLs of bundle endpoints, taken apart and written again as SPIRE's library (Go's `net/url`) does:
-//! clients get back what that makes of what they sent.
+//! URLs taken apart and written again as SPIRE's library (Go's `net/url`) does: clients get back what
+//! that makes of what they sent, and certificates whose URIs it cannot read are no certificates.
 
 use std::fmt::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::quote::quoted;
 
 /// A URL in parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Url {
+pub struct Url {
     /// In lower case; empty for none.
-    pub(crate) scheme: String,
+    pub scheme: String,
     /// Whether it names a user.
-    pub(crate) has_user: bool,
+    pub has_user: bool,
     /// Host and port, unescaped.
     host: Vec<u8>,
     /// What comes behind the host, as it is written again.
@@ -18,7 +21,10 @@ pub(crate) struct Url {
 
 impl Url {
     /// Takes a URL apart.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// In the library's words.
+    pub fn parse(text: &str) -> Result<Self, String> {
         if text.bytes().any(|byte| byte.is_ascii_control()) {
             return Err("net/url: invalid control character in URL".to_owned());
         }
@@ -44,17 +50,18 @@ impl Url {
             && (!scheme.is_empty() || !rest.starts_with("///"))
         {
             let (authority, after) = authority.split_at(authority.find('/').unwrap_or(authority.len()));
-            let host = match authority.rsplit_once('@') {
-                Some((user, host)) => {
-                    if !user.bytes().all(is_userinfo) {
-                        return Err("net/url: invalid userinfo".to_owned());
-                    }
-                    url.has_user = true;
-                    host
-                }
-                None => authority,
+            let (user, host) = match authority.rsplit_once('@') {
+                Some((user, host)) => (Some(user), host),
+                None => (None, authority),
             };
-            url.host = parsed_host(host)?;
+            url.host = parsed_host(&url.scheme, host)?;
+            if let Some(user) = user {
+                if !user.bytes().all(is_userinfo) {
+                    return Err("net/url: invalid userinfo".to_owned());
+                }
+                unescaped(user, Part::User)?;
+                url.has_user = true;
+            }
             path = after;
         }
         url.rest = written(path, Part::Path)?;
@@ -71,12 +78,21 @@ impl Url {
     }
 
     /// Whether it names a host.
-    pub(crate) const fn has_host(&self) -> bool {
+    #[must_use]
+    pub const fn has_host(&self) -> bool {
         !self.host.is_empty()
     }
 
+    /// Whether the host can stand in the URI of a certificate: no blanks, no empty labels.
+    #[must_use]
+    pub fn has_plain_host(&self) -> bool {
+        let is_plain = |label: &[u8]| !label.is_empty() && label.iter().all(u8::is_ascii_graphic);
+        self.host.is_empty() || self.host.split(|byte| *byte == b'.').all(is_plain)
+    }
+
     /// The port, as far as it is one.
-    pub(crate) fn has_possible_port(&self) -> bool {
+    #[must_use]
+    pub fn has_possible_port(&self) -> bool {
         let host = String::from_utf8_lossy(&self.host);
         let after = host.rsplit_once(']').map_or(&*host, |(_, port)| port);
         match after.rsplit_once(':') {
@@ -86,7 +102,8 @@ impl Url {
     }
 
     /// The whole, as it is written again. Not for opaque ones or ones with a user.
-    pub(crate) fn text(&self) -> String {
+    #[must_use]
+    pub fn text(&self) -> String {
         format!("{}://{}{}", self.scheme, escaped(&self.host, Part::Host), self.rest)
     }
 }
@@ -94,6 +111,7 @@ impl Url {
 /// The parts of a URL differ in what stands in them as it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
+    User,
     Host,
     Path,
     Fragment,
@@ -116,23 +134,52 @@ fn split_scheme(text: &str) -> Result<(&str, &str), String> {
     Ok(("", text))
 }
 
-fn parsed_host(host: &str) -> Result<Vec<u8>, String> {
-    let port = if host.starts_with('[') {
-        let end = host.rfind(']').ok_or("missing ']' in host")?;
-        host.get(end + 1..).unwrap_or_default()
-    } else {
-        host.rfind(':').and_then(|at| host.get(at..)).unwrap_or_default()
+fn parsed_host(scheme: &str, host: &str) -> Result<Vec<u8>, String> {
+    let port = match host.rfind('[') {
+        Some(0) => {
+            let end = host.rfind(']').ok_or("missing ']' in host")?;
+            host.get(end + 1..).unwrap_or_default()
+        }
+        Some(_) => return Err("invalid IP-literal".to_owned()),
+        // More than one colon is let pass where that was never a host on the web.
+        None if scheme == "http" || scheme == "https" => from(host, host.find(':')),
+        None => from(host, host.rfind(':')),
     };
     let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
-        return Err(format!("invalid port {port:?} after host"));
+        return Err(format!("invalid port {} after host", quoted(port)));
     }
+    let literal = host.strip_prefix('[').and_then(|host| host.rsplit_once(']'));
+    let (address, zone) = match literal {
+        Some((address, _)) => address.split_at(address.find("%25").unwrap_or(address.len())),
+        None => (host, ""),
+    };
     if let Some(bad) =
-        host.bytes().find(|byte| byte.is_ascii() && *byte != b'%' && is_escaped(*byte, Part::Host))
+        address.bytes().find(|byte| byte.is_ascii() && *byte != b'%' && is_escaped(*byte, Part::Host))
     {
-        return Err(format!("invalid character {:?} in host name", char::from(bad).to_string()));
+        return Err(format!("invalid character {} in host name", quoted(&char::from(bad).to_string())));
     }
-    unescaped(host, Part::Host)
+    let mut bytes = unescaped(address, Part::Host)?;
+    if literal.is_none() {
+        return Ok(bytes);
+    }
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    if text.parse::<Ipv4Addr>().is_ok() {
+        return Err("invalid IP-literal".to_owned());
+    }
+    if text.parse::<Ipv6Addr>().is_err() || zone == "%25" {
+        return Err(format!("invalid host: ParseAddr({}): unable to parse IP", quoted(&text)));
+    }
+    bytes.insert(0, b'[');
+    bytes.extend(unescaped(zone, Part::Path)?);
+    bytes.push(b']');
+    bytes.extend(port.bytes());
+    Ok(bytes)
+}
+
+/// The text from there on; nothing without a place.
+fn from(text: &str, at: Option<usize>) -> &str {
+    at.and_then(|at| text.get(at..)).unwrap_or_default()
 }
 
 /// A part as it is written again: as it came if it is well-formed, else with the right escapes.
@@ -275,6 +322,11 @@ mod tests {
         bad("https://[::1/", "missing ']' in host");
         bad("https://a b/", "invalid character \" \" in host name");
         bad("https://%41/", "invalid URL escape \"%41\"");
+        bad("https://a:1:2/", "invalid port \":1:2\" after host");
+        bad("https://a[b]/", "invalid IP-literal");
+        bad("https://[1.2.3.4]/", "invalid IP-literal");
+        bad("https://[x]/", "invalid host: ParseAddr(\"x\"): unable to parse IP");
+        bad("https://u%zz@x/", "invalid URL escape \"%zz\"");
     }
 
     #[test]
@@ -287,5 +339,22 @@ mod tests {
         }
         assert!(!Url::parse("https://x:65536").unwrap().has_possible_port());
         assert!(Url::parse("https://[::1]").unwrap().has_possible_port());
+        assert!(Url::parse("spiffe://a:1:2/").is_ok());
+        assert_eq!(again("https://[fe80::1%25en0]:8443/"), "https://[fe80::1%25en0]:8443/");
+    }
+
+    #[test]
+    fn hosts_of_certificates_have_no_empty_labels() {
+        for (text, is_plain) in [
+            ("spiffe://a.test/x", true),
+            ("spiffe:///x", true),
+            ("urn:x", true),
+            ("spiffe://a.test./x", false),
+            ("spiffe://.a.test/x", false),
+            ("spiffe://a..test/x", false),
+            ("spiffe://%c3%a9.test/x", false),
+        ] {
+            assert_eq!(Url::parse(text).unwrap().has_plain_host(), is_plain, "{text}");
+        }
     }
 }
