@@ -125,10 +125,13 @@ impl Profile {
 }
 
 /// The subject of an X.509-SVID: what was asked for, if anything, else `C=US,O=SPIRE`; the first DNS
-/// name becomes the common name in any case.
+/// name becomes the common name in any case. Attributes that are not kept were asked for too: the
+/// subject may end up empty.
 pub(crate) fn svid_name(wanted: Option<&Name>, dns_names: &[String]) -> Name {
-    let mut values = wanted.map(Values::of).filter(|values| !values.0.is_empty()).unwrap_or_default();
-    if values.0.is_empty() {
+    let is_kept = |oid: &str| ORDER.iter().any(|(_, kept, _)| *kept == oid);
+    let mut values = wanted.map(Values::of).unwrap_or_default();
+    let has_others = wanted.is_some_and(|name| name.attributes().iter().any(|(oid, _)| !is_kept(oid)));
+    if values.0.is_empty() && !has_others {
         values.set(Attribute::Country, "US");
         values.set(Attribute::Organization, "SPIRE");
     }
@@ -180,6 +183,7 @@ impl Values {
                 attributes.iter().filter(|(of, _)| of == oid).map(|(_, value)| value.clone()).collect();
             if kept == Kept::Last {
                 values.drain(..values.len().saturating_sub(1));
+                values.retain(|value| !value.is_empty());
             }
             values.into_iter().map(move |value| (attribute, value))
         });
@@ -209,12 +213,12 @@ enum Kept {
 
 const ORDER: [(Attribute, &str, Kept); 9] = [
     (Attribute::Country, "2.5.4.6", Kept::All),
-    (Attribute::Organization, "2.5.4.10", Kept::All),
-    (Attribute::OrganizationalUnit, "2.5.4.11", Kept::All),
-    (Attribute::Locality, "2.5.4.7", Kept::All),
     (Attribute::Province, "2.5.4.8", Kept::All),
+    (Attribute::Locality, "2.5.4.7", Kept::All),
     (Attribute::StreetAddress, "2.5.4.9", Kept::All),
     (Attribute::PostalCode, "2.5.4.17", Kept::All),
+    (Attribute::Organization, "2.5.4.10", Kept::All),
+    (Attribute::OrganizationalUnit, "2.5.4.11", Kept::All),
     (Attribute::CommonName, "2.5.4.3", Kept::Last),
     (Attribute::SerialNumber, "2.5.4.5", Kept::Last),
 ];
@@ -250,7 +254,20 @@ mod tests {
             "CN=cn,O=org,C=DE",
         );
         check_svid_name(&[(Attribute::CommonName, "cn")], &["d.test"], "CN=d.test");
-        check_svid_name(&[(Attribute::UniqueIdentifier, "x")], &[], "O=SPIRE,C=US");
+        check_svid_name(&[(Attribute::UniqueIdentifier, "x")], &[], "");
+        check_svid_name(&[(Attribute::UniqueIdentifier, "x")], &["d.test"], "CN=d.test");
+        check_svid_name(&[(Attribute::CommonName, "")], &[], "O=SPIRE,C=US");
+        check_svid_name(
+            &[
+                (Attribute::Organization, "o"),
+                (Attribute::Locality, "l"),
+                (Attribute::PostalCode, "1"),
+                (Attribute::Province, "st"),
+                (Attribute::StreetAddress, "street"),
+            ],
+            &[],
+            "O=o,POSTALCODE=1,STREET=street,L=l,ST=st",
+        );
     }
 
     #[test]

@@ -224,7 +224,10 @@ impl X509Template {
             let value = der::tlv(der::SEQUENCE, &der::implicit(0, key_id));
             out.extend(extension(AUTHORITY_KEY_ID, false, &value));
         }
-        out.extend(extension(SUBJECT_ALT_NAME, false, &alt_names(&self.dns_names, Some(&self.id))));
+        // RFC 5280 4.2.1.6: critical where the subject is empty.
+        let is_critical = self.subject.attributes().is_empty();
+        let names = alt_names(&self.dns_names, Some(&self.id));
+        out.extend(extension(SUBJECT_ALT_NAME, is_critical, &names));
         out
     }
 }
