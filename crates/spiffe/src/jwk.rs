@@ -3,11 +3,13 @@
 //! Keys are read strictly: coordinates of exactly the curve's width, points on the curve, RSA keys that
 //! can sign an SVID. A key with private members is refused: somebody published what should be secret.
 
+use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
 
 use crate::key::{PublicKey, PublicKeyKind};
+use crate::url::Url;
 use crate::x509::Certificate;
 
 /// The longest modulus, in bytes, that is looked at.
@@ -40,9 +42,14 @@ impl Jwk {
             Some(Value::String(text)) => Ok(text.as_str()),
             Some(_) => Err(format!("{name} must be a string")),
         };
-        for name in ["alg", "x5u", "x5t", "x5t#S256"] {
+        // Members of other key types must be well-formed too.
+        for name in ["alg", "crv"] {
             text(name)?;
         }
+        for name in ["x", "y", "n", "e", "dp", "dq", "qi"] {
+            decode(name, text(name)?)?;
+        }
+        Url::parse(text("x5u")?).map_err(|why| format!("x5u is no URL: {why}"))?;
         if text("kid")?.len() > MAX_KEY_ID {
             return Err("kid is too long".to_owned());
         }
@@ -63,6 +70,9 @@ impl Jwk {
         };
         if certificates.first().is_some_and(|first: &Certificate| *first.public_key() != key) {
             return Err("public keys in key and x5c do not match".to_owned());
+        }
+        for (name, algorithm) in [("x5t", &digest::SHA1_FOR_LEGACY_USE_ONLY), ("x5t#S256", &digest::SHA256)] {
+            check_thumbprint(name, text(name)?, algorithm, certificates.first())?;
         }
         Ok(Self { usage: text("use")?.to_owned(), key_id: text("kid")?.to_owned(), key, certificates })
     }
@@ -138,6 +148,31 @@ fn rsa_spki(modulus: &str, exponent: &str) -> Result<Vec<u8>, String> {
     Ok(crate::x509::spki_der(&algorithm, &crate::x509::rsa_public_key_der(&modulus, &exponent)))
 }
 
+/// A digest of the certificate, in bytes or their hexadecimal digits.
+fn check_thumbprint(
+    name: &str,
+    text: &str,
+    algorithm: &'static digest::Algorithm,
+    certificate: Option<&Certificate>,
+) -> Result<(), String> {
+    let given = decode(name, text)?;
+    if given.is_empty() {
+        return Ok(());
+    }
+    let hexadecimal = |digest: &[u8]| -> String { digest.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let is_of = |digest: &[u8]| given == digest || given.eq_ignore_ascii_case(hexadecimal(digest).as_bytes());
+    let length = algorithm.output_len();
+    if given.len() != length && (given.len() != 2 * length || !given.iter().all(u8::is_ascii_hexdigit)) {
+        return Err(format!("{name} is of the wrong length"));
+    }
+    match certificate {
+        Some(certificate) if !is_of(digest::digest(algorithm, certificate.der()).as_ref()) => {
+            Err(format!("{name} is not the digest of the certificate in x5c"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Modulus and exponent of an `RSAPublicKey`, without leading zeros.
 fn rsa_parts(der: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     use x509_parser::prelude::FromDer;
@@ -154,4 +189,44 @@ fn certificate(value: &Value) -> Result<Certificate, String> {
     let text = value.as_str().ok_or("x5c must hold strings")?;
     let der = STANDARD.decode(text).map_err(|_| "x5c is not base64")?;
     Certificate::parse(&der).map_err(|why| why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::{KeyKind, PrivateKey};
+
+    #[test]
+    fn members_that_are_not_used_must_be_well_formed() {
+        let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+        let members = Jwk::write("jwt-svid", "one", key.public(), None).unwrap();
+        let read = |name: &str, value: Value| {
+            let mut members = members.clone();
+            members.insert(name.to_owned(), value);
+            Jwk::read(&Value::Object(members)).map(|_| ())
+        };
+
+        for (name, value) in [("n", ""), ("e", "AQAB"), ("qi", "AA"), ("x5u", "https://x/"), ("x5t", "")] {
+            assert_eq!(read(name, value.into()), Ok(()), "{name}");
+        }
+        assert_eq!(read("n", Value::Null), Ok(()));
+        for name in ["n", "e", "dp", "dq", "qi", "x5u", "x5t", "x5t#S256"] {
+            assert!(read(name, 1.into()).is_err(), "{name}");
+            assert!(read(name, ":".into()).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn thumbprints_have_the_length_of_their_digest_and_are_of_the_certificate() {
+        let check = |name, text: &str, algorithm| check_thumbprint(name, text, algorithm, None);
+        let sha1 = &digest::SHA1_FOR_LEGACY_USE_ONLY;
+        let digits = URL_SAFE_NO_PAD.encode("0f".repeat(20));
+
+        assert_eq!(check("x5t", &"A".repeat(27), sha1), Ok(()));
+        assert_eq!(check("x5t", &digits, sha1), Ok(()));
+        assert!(check("x5t", &URL_SAFE_NO_PAD.encode("0g".repeat(20)), sha1).is_err());
+        assert!(check("x5t", "AAAA", sha1).is_err());
+        assert_eq!(check("x5t#S256", &"A".repeat(43), &digest::SHA256), Ok(()));
+        assert!(check("x5t#S256", &digits, &digest::SHA256).is_err());
+    }
 }
