@@ -93,13 +93,9 @@ fn instant(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, JwtEr
             return Err(JwtError::BadClaims(format!("{name} is not a number")));
         }
     };
-    if let Some(whole) = value.as_i64() {
-        return Ok(Some(whole));
-    }
     let seconds = value.as_f64().unwrap_or(f64::NAN).trunc();
-    // 2^53: above it a float has no whole seconds any more.
-    if seconds.abs() <= 9_007_199_254_740_992.0 {
-        #[expect(clippy::cast_possible_truncation, reason = "a whole number of at most 53 bits")]
+    if seconds.abs() <= LAST_DATE {
+        #[expect(clippy::cast_possible_truncation, reason = "a whole number that 64 bits hold")]
         return Ok(Some(seconds as i64));
     }
     match name {
@@ -107,6 +103,9 @@ fn instant(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, JwtEr
         _ => Err(JwtError::BadClaims(format!("{name} is no date"))),
     }
 }
+
+/// The last second that SPIRE's library makes a date of: it counts from the year 1, in 64 bits.
+const LAST_DATE: f64 = 9.223_371_974e18;
 
 #[cfg(test)]
 mod tests {
@@ -125,6 +124,18 @@ mod tests {
         assert_eq!(checked(r#"{"sub":"s","aud":"a","exp":2000,"nbf":1060,"iat":1060.9}"#), Ok(()));
         assert_eq!(checked(r#"{"sub":"s","aud":"a","exp":2000,"nbf":1061}"#), Err(JwtError::NotYetValid));
         assert_eq!(checked(r#"{"sub":"s","aud":"a","exp":2000,"iat":1061}"#), Err(JwtError::IssuedInFuture));
+    }
+
+    #[test]
+    fn a_time_that_no_date_can_hold_is_none() {
+        let exp = |text: &str| Claims::read(format!(r#"{{"sub":"s","aud":"a","exp":{text}}}"#).as_bytes());
+
+        for text in ["9223372036854775807", "9223372036854775808", "9.3e18", "1e300"] {
+            assert_eq!(exp(text).err(), Some(JwtError::Expired), "{text}");
+        }
+        for text in ["4000000000.9", "1000000000000000000", "1e18"] {
+            assert!(exp(text).is_ok(), "{text}");
+        }
     }
 
     #[test]

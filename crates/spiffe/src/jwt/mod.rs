@@ -129,12 +129,9 @@ pub fn verify<'a>(
         return Err(JwtError::NoToken);
     }
     let parts = Parts::split(token)?;
-    let Header { algorithm, key_id } = Header::read(&parts.header)?;
+    let Header { algorithm, key_id, excess } = Header::read(&parts.header)?;
     let claims = Claims::read(&parts.payload)?;
     let id = SpiffeId::parse(&claims.subject).map_err(JwtError::BadSubject)?;
-    if id.path().is_empty() {
-        return Err(JwtError::SubjectWithoutPath);
-    }
 
     let trust_domain = id.trust_domain();
     let Some(keys) = authorities(&trust_domain) else {
@@ -148,6 +145,13 @@ pub fn verify<'a>(
     algorithm.verify(&key, parts.signed, &parts.signature)?;
 
     claims.check(audience, now)?;
+    // What SPIRE lets pass comes last: its own reasons are told as it tells them.
+    if id.path().is_empty() {
+        return Err(JwtError::SubjectWithoutPath);
+    }
+    if let Some(excess) = excess {
+        return Err(JwtError::Malformed(excess));
+    }
     Ok(VerifiedJwt {
         id,
         audience: claims.audience,
@@ -202,6 +206,8 @@ fn decoded(text: &str) -> Result<Vec<u8>, JwtError> {
 struct Header {
     algorithm: Algorithm,
     key_id: String,
+    /// What the standard forbids in it.
+    excess: Option<String>,
 }
 
 impl Header {
@@ -225,17 +231,17 @@ impl Header {
             let expected = quoted_all(Algorithm::NAMES);
             malformed(format!("unexpected signature algorithm {}; expected [{expected}]", quoted(name)))
         })?;
-        // JWT-SVID section 2.3: this also keeps WIT-SVIDs and access tokens out.
-        if !matches!(header.get("typ").map(Value::as_str), None | Some(Some("JWT" | "JOSE"))) {
-            return Err(malformed("typ is neither \"JWT\" nor \"JOSE\"".to_owned()));
-        }
-        // Section 2: no other parameters; a key or a URL in the header would ask to be trusted.
-        if let Some(other) = header.keys().find(|name| !matches!(name.as_str(), "alg" | "kid" | "typ")) {
-            return Err(malformed(format!("unexpected header parameter {}", quoted(other))));
-        }
         if key_id.is_empty() {
             return Err(JwtError::NoKeyId);
         }
-        Ok(Self { algorithm, key_id: key_id.to_owned() })
+        let other = header.keys().find(|name| !matches!(name.as_str(), "alg" | "kid" | "typ"));
+        let excess = if matches!(header.get("typ").map(Value::as_str), None | Some(Some("JWT" | "JOSE"))) {
+            // Section 2: no other parameters; a key or a URL in the header would ask to be trusted.
+            other.map(|name| format!("unexpected header parameter {}", quoted(name)))
+        } else {
+            // JWT-SVID section 2.3: this also keeps WIT-SVIDs and access tokens out.
+            Some("typ is neither \"JWT\" nor \"JOSE\"".to_owned())
+        };
+        Ok(Self { algorithm, key_id: key_id.to_owned(), excess })
     }
 }

@@ -166,6 +166,23 @@ fn what_the_standard_forbids_is_refused() {
 }
 
 #[test]
+fn what_spire_refuses_too_is_told_first() {
+    let world = World::read();
+    let claims = json!({"sub": "spiffe://example.org/w", "aud": ["aud"], "exp": NOW.0 + 60});
+    let refused = |header: Value, claims: &Value| {
+        world.verify(&world.sign(&header, claims), "aud").unwrap_err().to_string()
+    };
+
+    let without_key = json!({"alg": "ES256", "typ": "x", "jku": "https://x/"});
+    assert_eq!(refused(without_key, &claims), "token header missing key id");
+    let odd = json!({"alg": "ES256", "kid": "ec", "jku": "https://x/"});
+    let expired = json!({"sub": "spiffe://example.org/w", "aud": ["aud"], "exp": 1});
+    assert_eq!(refused(odd, &expired), "token has expired");
+    let bare = json!({"sub": "spiffe://unknown.test", "aud": ["aud"], "exp": NOW.0 + 60});
+    assert!(refused(json!({"alg": "ES256", "kid": "ec"}), &bare).starts_with("no keys found"));
+}
+
+#[test]
 fn no_byte_of_a_token_can_be_changed() {
     let world = World::read();
     let header = json!({"alg": "ES256", "kid": "ec", "typ": "JWT"});
