@@ -132,27 +132,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Span::parse(text).map(Span::to_duration)
 }
 
-/// A text in double quotes, what cannot be printed escaped.
-pub(crate) fn quote(text: &str) -> String {
-    let mut out = String::from("\"");
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => out.extend(['\\', character]),
-            '\x07' => out.push_str("\\a"),
-            '\x08' => out.push_str("\\b"),
-            '\x0c' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\x0b' => out.push_str("\\v"),
-            '\0'..='\x1f' | '\x7f' => escape(&mut out, 'x', u32::from(character), 2),
-            _ if character.is_control() => escape(&mut out, 'u', u32::from(character), 4),
-            _ => out.push(character),
-        }
-    }
-    out.push('"');
-    out
-}
+pub(crate) use spiffe::quote::quoted as quote;
 
 /// A text in double quotes, every byte beyond ASCII escaped, as error texts about durations have it.
 fn quote_bytes(text: &str) -> String {
@@ -228,6 +208,6 @@ mod tests {
 
     #[test]
     fn quotes_escape_what_cannot_be_printed() {
-        assert_eq!(quote("a\"b\\c\n\u{1}é"), r#""a\"b\\c\n\x01é""#);
+        assert_eq!(quote("a\"b\\c\n\u{1}é\u{feff}"), r#""a\"b\\c\n\x01é\ufeff""#);
     }
 }
