@@ -110,6 +110,7 @@ where
 pub(crate) struct Dialed {
     channel: Channel,
     shown: String,
+    has_address: bool,
 }
 
 /// Prepares a channel to `socket`; `prefix` stands before the path in errors, as SPIRE shows it.
@@ -120,7 +121,13 @@ pub(crate) fn dial(socket: &Path, prefix: &str) -> Dialed {
         async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
     });
     let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
-    Dialed { channel, shown: format!("{prefix}{}", socket.display()) }
+    let has_address = !socket.as_os_str().is_empty();
+    let shown = if has_address {
+        format!("dial unix {prefix}{}", socket.display())
+    } else {
+        "dial unix: missing address".to_owned()
+    };
+    Dialed { channel, shown, has_address }
 }
 
 /// Makes a tonic client of `$client` on a [`Dialed`] socket.
@@ -145,10 +152,11 @@ impl Dialed {
     /// A failed call as SPIRE's commands show it.
     pub(crate) fn failed(&self, status: &Status) -> String {
         if let Some(cause) = io_cause(status) {
+            let why =
+                if self.has_address { format!(": connect: {}", system_text(&cause)) } else { String::new() };
             return format!(
-                "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: dial unix {}: connect: {}\"",
-                self.shown,
-                system_text(&cause)
+                "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: {}{why}\"",
+                self.shown
             );
         }
         rpc_error(status)

@@ -159,7 +159,7 @@ fn list(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
             let reply =
                 client!(TrustDomainClient<_>, dialed).list_federation_relationships(request.clone()).await;
             let reply = reply
-                .map_err(|status| dialed.error("error listing federation relationships: ", &status))?
+                .map_err(|status| dialed.error("error listing federation relationship: ", &status))?
                 .into_inner();
             found.extend(reply.federation_relationships);
             if reply.next_page_token.is_empty() {
