@@ -261,12 +261,27 @@ fn parse_int(text: &str) -> Result<i64, &'static str> {
         [b'0', _, ..] => (8, lower.get(1..)),
         _ => (10, lower.get(0..)),
     };
-    let digits = digits.unwrap_or_default();
+    if !are_separators(&lower) {
+        return Err("parse error");
+    }
+    let digits = digits.unwrap_or_default().replace('_', "");
     if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
         return Err("parse error");
     }
-    let magnitude = i128::from_str_radix(digits, radix).map_err(|_| "value out of range")?;
+    let magnitude = i128::from_str_radix(&digits, radix).map_err(|_| "value out of range")?;
     i64::try_from(if negative { -magnitude } else { magnitude }).map_err(|_| "value out of range")
+}
+
+/// Whether every underscore stands between digits, or between the base and a digit, as in Go.
+fn are_separators(number: &str) -> bool {
+    let bytes = number.as_bytes();
+    let is_digit =
+        |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(|byte| byte.is_ascii_alphanumeric());
+    bytes
+        .iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == b'_')
+        .all(|(at, _)| is_digit(at.checked_sub(1)) && is_digit(at.checked_add(1)))
 }
 
 #[cfg(test)]
@@ -319,6 +334,8 @@ mod tests {
         refused("-x", "flag provided but not defined: -x");
         refused("-path", "flag needs an argument: -path");
         refused("-verbose=x", "invalid boolean value \"x\" for -verbose: parse error");
+        refused("-ttl 1__0", "invalid value \"1__0\" for flag -ttl: parse error");
+        refused("-ttl _1", "invalid value \"_1\" for flag -ttl: parse error");
         refused("-ttl abc", "invalid value \"abc\" for flag -ttl: parse error");
         refused(
             "-ttl 99999999999999999999",

@@ -6,6 +6,7 @@
 mod agent;
 mod bench;
 mod check;
+mod data;
 mod duration;
 mod explain;
 pub(crate) mod flags;

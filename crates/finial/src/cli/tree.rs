@@ -125,8 +125,11 @@ impl Program {
         if version {
             return Request::Version;
         }
+        if name.is_empty() && help {
+            return Request::Help(name);
+        }
         if name.is_empty() || !self.is_known(&name) {
-            return if help { Request::Help(String::new()) } else { Request::Unknown };
+            return Request::Unknown;
         }
         if misplaced {
             return Request::Misplaced(name);

@@ -10,6 +10,7 @@ use proto::spire::types::{self, federates_with_match, selector_match};
 use serde::Deserialize;
 use spiffe::SpiffeId;
 
+use crate::cli::data::{self, Shape};
 use crate::cli::flags::{Flag, Flags, Kind, Output, flag, flag_or};
 use crate::cli::rpc::{self, Dialed, client, server_flags_with_output, with_server};
 use crate::cli::{Command, Failure, FlagError, Printer, json, print};
@@ -314,7 +315,8 @@ fn delete_entries(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
     let ids = match (flags.text("entryID"), flags.text("file")) {
         (_, path) if !path.is_empty() => {
             let bytes = rpc::read_input(path)?;
-            serde_json::from_slice::<Ids>(&bytes).map_err(|error| error.to_string())?.ids
+            let shape = Shape { names: &["ids"], lists: &[], objects: &[] };
+            data::read::<Ids>(&bytes, &shape)?.ids
         }
         ("", _) => return Err("an entry ID is required".into()),
         (id, _) => vec![id.to_owned()],
@@ -513,6 +515,32 @@ struct AttributeData {
     jwt_svid_include_jti: bool,
 }
 
+const ENTRIES: Shape = Shape {
+    names: &[
+        "entries",
+        "selectors",
+        "type",
+        "value",
+        "parent_id",
+        "spiffe_id",
+        "x509_svid_ttl",
+        "jwt_svid_ttl",
+        "federates_with",
+        "entry_id",
+        "admin",
+        "downstream",
+        "entryExpiry",
+        "dns_names",
+        "store_svid",
+        "hint",
+        "additional_attributes",
+        "disable_x509_svid_prefetch",
+        "jwt_svid_include_jti",
+    ],
+    lists: &[("entries", "missing registration entry"), ("selectors", "missing selector")],
+    objects: &["additional_attributes"],
+};
+
 fn entries_from_data(path: &str) -> Result<Vec<types::Entry>, String> {
     #[derive(Deserialize)]
     struct Data {
@@ -520,7 +548,7 @@ fn entries_from_data(path: &str) -> Result<Vec<types::Entry>, String> {
         entries: Vec<EntryData>,
     }
     let bytes = rpc::read_input(path)?;
-    let data: Data = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    let data: Data = data::read(&bytes, &ENTRIES)?;
     data.entries.into_iter().map(entry_from_data).collect()
 }
 

@@ -11,11 +11,13 @@ use proto::spire::server::trustdomain::{
 use proto::spire::types;
 use proto::spire::types::federation_relationship::BundleEndpointProfile;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use spiffe::SpiffeId;
 use tonic::Code;
 
 use super::bundle::{Format, requested};
+use crate::cli::data::{self, Shape};
 use crate::cli::flags::{Flag, Flags, Kind, Output, flag, flag_or};
 use crate::cli::rpc::{self, client, server_flags_with_output, with_server};
 use crate::cli::{Command, Failure, FlagError, Printer, json, print};
@@ -286,6 +288,8 @@ fn from_data(path: &str) -> Result<Vec<types::FederationRelationship>, String> {
         items: Vec<Item>,
     }
     let bytes = rpc::read_input(path)?;
+    let shape = Shape { names: &[], lists: &[("federationRelationships", "missing item")], objects: &[] };
+    data::read::<IgnoredAny>(&bytes, &shape)?;
     let data: Data = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     let items = data.items.iter().enumerate();
     items
