@@ -7,6 +7,7 @@ use proto::spire::server::agent::{
     ListAgentsResponse, count_agents_request,
 };
 use proto::spire::types::{self, selector_match};
+use spiffe::quote::quoted;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -269,8 +270,12 @@ fn filter(flags: &Flags) -> Result<Filter, String> {
         return Err(format!("date is not valid: {}", filter.by_expires_before));
     }
     if !flags.texts("selector").is_empty() {
-        let selectors = parse_selectors(flags.texts("selector"))
-            .map_err(|why| format!("error parsing selector: {why}"))?;
+        let mut selectors = Vec::new();
+        for text in flags.texts("selector") {
+            let parsed = parse_selectors(std::slice::from_ref(text));
+            selectors
+                .extend(parsed.map_err(|why| format!("error parsing selector {}: {why}", quoted(text)))?);
+        }
         let how = match flags.text("matchSelectorsOn") {
             "exact" => selector_match::MatchBehavior::MatchExact,
             "any" => selector_match::MatchBehavior::MatchAny,

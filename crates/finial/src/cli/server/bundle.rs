@@ -114,12 +114,11 @@ fn list(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
                 json::line(&json::tree("spire.api.server.bundle.v1.ListFederatedBundlesResponse", &reply)?)
             }
             Output::Pretty => {
-                let format = Format::of(flags)?;
                 let stars = "*".repeat(40);
                 let blocks: Result<Vec<String>, String> = bundles
                     .iter()
                     .map(|bundle| {
-                        let text = written(bundle, format)?;
+                        let text = written(bundle, Format::of(flags)?)?;
                         Ok(format!("{stars}\n* {}\n{stars}\n{text}", bundle.trust_domain))
                     })
                     .collect();

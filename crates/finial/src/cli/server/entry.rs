@@ -351,8 +351,10 @@ fn delete_entries(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
                 );
             }
         }
-        if deleted > 0 || failed > 0 {
-            printer.out.push_str("\n\n");
+        for count in [deleted, failed] {
+            if count > 0 {
+                printer.out.push_str("\n\n");
+            }
         }
         // None of these lines ends with a newline; scripts see it so.
         printer.out.push_str(&match (deleted, failed) {

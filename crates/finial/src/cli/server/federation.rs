@@ -1,6 +1,6 @@
 //! `federation create`, `update`, `delete`, `list`, `show`, `refresh`.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 use proto::spire::server::trustdomain::trust_domain_client::TrustDomainClient;
 use proto::spire::server::trustdomain::{
@@ -289,8 +289,12 @@ fn from_data(path: &str) -> Result<Vec<types::FederationRelationship>, String> {
     }
     let bytes = rpc::read_input(path)?;
     let shape = Shape { names: &[], lists: &[("federationRelationships", "missing item")], objects: &[] };
-    data::read::<IgnoredAny>(&bytes, &shape)?;
-    let data: Data = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    if bytes.trim_ascii() == b"null" {
+        return Ok(Vec::new());
+    }
+    let failed = |why: &dyn Display| format!("failed to parse JSON: {why}");
+    data::read::<IgnoredAny>(&bytes, &shape).map_err(|why| failed(&why))?;
+    let data: Data = serde_json::from_slice(&bytes).map_err(|why| failed(&why))?;
     let items = data.items.iter().enumerate();
     items
         .map(|(index, item)| item.checked().map_err(|why| format!("could not parse item {index}: {why}")))
