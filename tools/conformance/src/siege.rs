@@ -258,7 +258,7 @@ fn spoken(port: &str, count: usize, bytes: &[u8], keep: Duration) {
         let port: u16 = port.parse().expect("a port");
         let mut held = Vec::new();
         for _ in 0..count {
-            let Ok(stream) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { continue };
+            let Ok(stream) = attacker(port).await else { continue };
             let name = rustls::pki_types::ServerName::try_from("localhost").expect("a name");
             let Ok(mut stream) = connector.connect(name, stream).await else { continue };
             let told = stream.write_all(bytes);
@@ -268,6 +268,13 @@ fn spoken(port: &str, count: usize, bytes: &[u8], keep: Duration) {
         }
         tokio::time::sleep(keep).await;
     });
+}
+
+/// A connection from an address that is no honest caller's: what one address may have is its own matter.
+async fn attacker(port: u16) -> std::io::Result<tokio::net::TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind(([127, 9, 9, 9], 0).into())?;
+    socket.connect(([127, 0, 0, 1], port).into()).await
 }
 
 /// Calls of a method with an answer, over a connection that lets none of it through.

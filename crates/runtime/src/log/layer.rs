@@ -15,11 +15,11 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::Options;
 use super::flood::Flood;
 use super::format::{Format, Line, Value};
 use super::level::{Level, LogLevel};
 use super::output::Sink;
+use super::{ASKED_FOR, Options};
 use crate::clock::{Clock, SystemClock};
 
 pub(super) struct Logrus {
@@ -88,7 +88,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Logrus {
         let (metadata, now) = (event.metadata(), SystemClock.instant());
         let level = Level::from(*metadata.level());
         tell_left_out(&self.flood, now, self.format, &self.sink);
-        if !self.flood.admits(&metadata.callsite(), level, &fields.message, now) {
+        let is_asked_for = metadata.target() == ASKED_FOR;
+        if !is_asked_for && !self.flood.admits(&metadata.callsite(), level, &fields.message, now) {
             return;
         }
         let line = Line { time: SystemClock.now(), level, message: &fields.message, fields: &fields.values };

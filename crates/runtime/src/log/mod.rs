@@ -168,6 +168,9 @@ impl Log {
     }
 }
 
+/// The target of lines that somebody asked for by a signal: all of them are written.
+pub(crate) const ASKED_FOR: &str = "finial_runtime::asked_for";
+
 /// How long what was left out may wait to be told.
 const BREATH: Duration = Duration::from_secs(5);
 
@@ -263,7 +266,8 @@ mod tests {
         let (lines, _) = logged(Format::Default, Level::Trace, |log| {
             for number in 0..1000 {
                 refuse(number);
-                debug!(target: "finial", "asked for");
+                debug!(target: "finial", "wanted by its level");
+                info!(target: ASKED_FOR, "asked for");
             }
             error!(target: "finial", "of another kind");
             log.record(Level::Info, "audited", [("a", Value::Bare("1".into()))]);
@@ -282,7 +286,8 @@ mod tests {
         assert!((10..500).contains(&written), "{written}");
         assert_eq!(count("kind=Refused"), count("left_out="));
         assert!(lines.iter().all(|line| !line.contains("kind=") || line.contains("level=warning")));
-        assert_eq!((count("asked for"), count("of another kind"), count("audited")), (1000, 1, 1));
+        assert_eq!((count("wanted by its level"), count("asked for")), (1000, 1000));
+        assert_eq!((count("of another kind"), count("audited")), (1, 1));
     }
 
     #[test]

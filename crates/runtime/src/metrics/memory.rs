@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Kind, Named};
 use crate::BoxError;
 use crate::clock::{Clock, SystemClock};
+use crate::log::ASKED_FOR;
 
 /// The memory.
 #[derive(Debug, Default)]
@@ -72,7 +73,9 @@ impl Memory {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                _ = signals.recv() => self.told().lines().for_each(|line| tracing::info!("{line}")),
+                _ = signals.recv() => {
+                    self.told().lines().for_each(|line| tracing::info!(target: ASKED_FOR, "{line}"));
+                }
                 () = SystemClock.sleep(rest) => {
                     self.turn(now - Duration::from_nanos(into_second.into()));
                 }

@@ -87,6 +87,8 @@ impl Imposters {
         ] {
             self.endpoint.behave(behaviour);
             self.refused(reason)?;
+            // No more than ten lines of one kind are logged in a second.
+            std::thread::park_timeout(Duration::from_millis(110));
             let after = foreign(&self.plane, FAR)?;
             if after != before {
                 return Err(format!("{reason}: the bundle is {after:?}"));

@@ -140,6 +140,8 @@ fn ha_an_agent_goes_on_at_the_other_server_when_its_own_is_killed() {
             while !updates.recv_timeout(patience).expect("the stream goes on").contains(id) {}
         };
         await_id(&first);
+        // The other server tells agents of it after a second.
+        std::thread::park_timeout(Duration::from_millis(1500));
 
         // There, and back again.
         for name in ["second", "third", "fourth"] {
