@@ -174,13 +174,8 @@ impl http_body::Body for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        // Nothing follows the trailers, and nobody asks for it.
-        let is_last = match &frame {
-            Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || self.body.is_end_stream(),
-            Poll::Ready(Some(Err(_)) | None) => true,
-            Poll::Pending => false,
-        };
-        if is_last {
+        // Who has been answered may leave: of streams, many want but the first message.
+        if frame.is_ready() {
             self.begun.end();
         }
         frame

@@ -3,7 +3,8 @@
 //! A call costs the server something before its client is heard again, and a client that takes it back at
 //! once is free to begin the next: the limit on calls at once does not hold it (CVE-2023-44487). The
 //! HTTP/2 library bounds those that were taken back before they were looked at; here the others are
-//! counted, and a connection that takes back too many in a second is given up.
+//! counted, as far as they were taken back before an answer began, and a connection that takes back too many
+//! in a second is given up.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,7 +29,7 @@ struct Counted {
     resets: u32,
 }
 
-/// A call that counts as taken back if it is dropped before it has ended.
+/// A call that counts as taken back if it is dropped before its answer has begun.
 #[derive(Debug)]
 pub(super) struct Begun {
     resets: Resets,
@@ -64,7 +65,7 @@ impl Resets {
 }
 
 impl Begun {
-    /// It was answered to the end.
+    /// Its answer has begun, or needs no more.
     pub(super) const fn end(&mut self) {
         self.has_ended = true;
     }

@@ -323,4 +323,9 @@ async fn r05_who_takes_back_too_many_calls_is_cut_off() {
     for _ in 0..50 {
         assert_eq!(soon(honest.who()).await, SERVER, "answers that are read to the end do not count");
     }
+    for _ in 0..50 {
+        soon(honest.sender.ready()).await.expect("nor those that have begun");
+        let request = http::Request::post("http://localhost/endless").body(Empty::new()).unwrap();
+        drop(soon(honest.sender.send_request(request)).await.unwrap());
+    }
 }
