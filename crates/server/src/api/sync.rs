@@ -15,7 +15,7 @@ use bytes::Bytes;
 use proto::finial::sync::watch_request::What;
 use proto::finial::sync::{WatchRequest, watch_request};
 use proto::raw::{Encoded, Replies};
-use runtime::listen;
+use runtime::{clock, listen};
 use spiffe::SpiffeId;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -28,6 +28,8 @@ use crate::sync::{Next, Now, Place, Push, Told, heartbeat};
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How long an agent may leave a push unanswered.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long an agent waits for the database at most.
+const READING: Duration = Duration::from_secs(1);
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
@@ -134,7 +136,12 @@ impl Watch {
                 }
             }
             match self.event().await {
-                Event::Asked(Ok(Some(request))) => self.heed(request)?,
+                Event::Asked(Ok(Some(request))) => {
+                    if matches!(request.what, Some(What::Hello(_) | What::Check(_))) {
+                        self.catch_up().await;
+                    }
+                    self.heed(request)?;
+                }
                 Event::Woken => self.is_woken = true,
                 Event::Silent => {
                     self.check_patience()?;
@@ -158,6 +165,16 @@ impl Watch {
             asked = self.asked.message() => Event::Asked(asked),
             () = self.place.woken() => Event::Woken,
             () = &mut self.timer => Event::Silent,
+        }
+    }
+
+    /// Reads what other servers committed meanwhile: an agent that comes from one of them, or misses an
+    /// entry that was made there, is not told that there is none. Without the database it is told what
+    /// is in memory.
+    async fn catch_up(&mut self) {
+        let read = clock::within(&*self.context.clock, READING, self.context.fresh.wait()).await;
+        if let Some(Err(why)) = read {
+            tracing::debug!(subsystem_name = "api", error = %why, "Agent is told what is in memory");
         }
     }
 
