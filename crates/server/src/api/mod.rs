@@ -46,7 +46,10 @@ pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send
 
 /// Every service, ready to answer. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Services {
+pub(crate) struct Services(Arc<All>);
+
+/// The services. One that answers is cloned first: the generated ones want themselves alone.
+struct All {
     agent: AgentServer<agent::Agents>,
     bundles: bundle::Bundles,
     entries: entry::Entries,
@@ -68,7 +71,7 @@ impl Services {
         let context = || Arc::clone(context);
         let bundles = bundle::Bundles::new(context());
         let entries = entry::Entries::new(context());
-        Self {
+        Self(Arc::new(All {
             agent: AgentServer::new(agent::Agents::new(context())),
             bundle: BundleServer::new(bundles.clone()),
             bundles,
@@ -82,11 +85,12 @@ impl Services {
             logger: LoggerServer::new(logger::Logger::new(context())),
             svid: SvidServer::new(svid::Svids::new(context())),
             trust_domain: TrustDomainServer::new(trustdomain::Relationships::new(context())),
-        }
+        }))
     }
 
     /// Answers a call whose path is that of a method.
-    pub(crate) async fn answer(mut self, request: http::Request<Body>) -> http::Response<Body> {
+    pub(crate) async fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
+        let Self(all) = self;
         let (service, method) =
             match request.uri().path().strip_prefix('/').unwrap_or_default().split_once('/') {
                 Some((service, method)) => (service, method),
@@ -95,31 +99,33 @@ impl Services {
         // What agents ask for all the time is answered with bytes that were encoded before.
         match (service, method) {
             (BUNDLE, "GetBundle") => {
-                return raw::unary(request, async |request| self.bundles.own(request)).await;
+                return raw::unary(request, async |request| all.bundles.own(request)).await;
             }
             (BUNDLE, "GetFederatedBundle") => {
-                return raw::unary(request, async |request| self.bundles.federated(request)).await;
+                return raw::unary(request, async |request| all.bundles.federated(request)).await;
             }
             (ENTRY, "GetAuthorizedEntries") => {
-                return raw::unary(request, |request| self.entries.authorised(request)).await;
+                return raw::unary(request, |request| all.entries.authorised(request)).await;
             }
             (ENTRY, "SyncAuthorizedEntries") => {
-                return raw::streaming(request, |request| self.entries.sync(request)).await;
+                return raw::streaming(request, |request| all.entries.sync(request)).await;
             }
-            (SYNC, _) => return raw::streaming(request, |request| self.sync.watch(request)).await,
+            (SYNC, _) => return raw::streaming(request, |request| all.sync.watch(request)).await,
             _ => {}
         }
         let answer = match service {
-            "spire.api.server.agent.v1.Agent" => self.agent.call(request).await,
-            BUNDLE => self.bundle.call(request).await,
-            "spire.api.server.debug.v1.Debug" => self.debug.call(request).await,
-            ENTRY => self.entry.call(request).await,
-            "finial.explain.v1.Server" => self.explain.call(request).await,
-            "grpc.health.v1.Health" => self.health.call(request).await,
-            "spire.api.server.localauthority.v1.LocalAuthority" => self.local_authority.call(request).await,
-            "spire.api.server.logger.v1.Logger" => self.logger.call(request).await,
-            "spire.api.server.svid.v1.SVID" => self.svid.call(request).await,
-            "spire.api.server.trustdomain.v1.TrustDomain" => self.trust_domain.call(request).await,
+            "spire.api.server.agent.v1.Agent" => all.agent.clone().call(request).await,
+            BUNDLE => all.bundle.clone().call(request).await,
+            "spire.api.server.debug.v1.Debug" => all.debug.clone().call(request).await,
+            ENTRY => all.entry.clone().call(request).await,
+            "finial.explain.v1.Server" => all.explain.clone().call(request).await,
+            "grpc.health.v1.Health" => all.health.clone().call(request).await,
+            "spire.api.server.localauthority.v1.LocalAuthority" => {
+                all.local_authority.clone().call(request).await
+            }
+            "spire.api.server.logger.v1.Logger" => all.logger.clone().call(request).await,
+            "spire.api.server.svid.v1.SVID" => all.svid.clone().call(request).await,
+            "spire.api.server.trustdomain.v1.TrustDomain" => all.trust_domain.clone().call(request).await,
             _ => Ok(not_built().into_http()),
         };
         answer.unwrap_or_else(|never: Infallible| match never {})
