@@ -1,26 +1,42 @@
 //! Connections that are not open yet: shaking hands, or silent since.
 //!
-//! There is room for so many. When it is full the oldest has to go, and the new one is let in: an
-//! honest client is done within milliseconds, so the oldest is the one that holds its place for
-//! nothing. Were the new ones refused instead, whoever opens connections and is silent would lock
-//! everybody out.
+//! There is room for so many. When it is full somebody has to go, or a new one to wait. Were new ones
+//! refused instead, whoever opens connections and is silent would lock everybody out; and if the oldest
+//! always went, a crowd that comes back all at once, as after a restart, would push itself out: then
+//! the oldest is not silent, it is that far back in the line. So an address that holds many places loses
+//! its oldest at once. Where none does, a new one waits until a place is given back, or until the
+//! oldest has had its time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 /// The places of one listener. Cheap to clone; clones are the same.
 #[derive(Clone, Debug)]
 pub(super) struct HalfOpen {
     places: Arc<Mutex<Places>>,
+    /// A place was given back.
+    freed: Arc<Notify>,
     limit: usize,
 }
 
 #[derive(Debug, Default)]
 struct Places {
     next: u64,
-    taken: BTreeMap<u64, CancellationToken>,
+    taken: BTreeMap<u64, Taken>,
+    by_owner: HashMap<IpAddr, BTreeSet<u64>>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    owner: Option<IpAddr>,
+    since: Instant,
+    lost: CancellationToken,
 }
 
 /// One place, given back when dropped.
@@ -33,27 +49,92 @@ pub(super) struct Place {
 
 impl HalfOpen {
     pub(super) fn new(limit: usize) -> Self {
-        Self { places: Arc::default(), limit: limit.max(1) }
+        Self { places: Arc::default(), freed: Arc::default(), limit: limit.max(1) }
     }
 
-    /// A place for a new connection.
-    pub(super) fn enter(&self) -> Place {
-        let lost = CancellationToken::new();
-        let number = self.locked(|places| {
-            if places.taken.len() >= self.limit
-                && let Some((_, oldest)) = places.taken.pop_first()
-            {
-                oldest.cancel();
+    /// A place for a new connection of this address; of none where that speaks for many. Cancel-safe.
+    pub(super) async fn enter(&self, owner: Option<IpAddr>) -> Place {
+        loop {
+            let freed = self.freed.notified();
+            match self.try_enter(owner) {
+                Ok(place) => return place,
+                // Whichever it was, it is looked again.
+                Err(until) => timeout_at(until, freed).await.unwrap_or_default(),
             }
-            places.next += 1;
-            places.taken.insert(places.next, lost.clone());
-            places.next
-        });
+        }
+    }
+
+    /// A place for a new connection, for which the oldest makes room.
+    pub(super) fn enter_at_once(&self) -> Place {
+        self.locked(|places| {
+            if places.taken.len() >= self.limit
+                && let Some(oldest) = places.oldest()
+            {
+                places.take_from(oldest);
+            }
+            self.place(places, None)
+        })
+    }
+
+    /// A place, or when to ask again at the latest.
+    fn try_enter(&self, owner: Option<IpAddr>) -> Result<Place, Instant> {
+        self.locked(|places| {
+            if places.taken.len() >= self.limit {
+                let loser = places.loser((self.limit / OWNERS_AT_LEAST).max(1), Instant::now())?;
+                places.take_from(loser);
+            }
+            Ok(self.place(places, owner))
+        })
+    }
+
+    fn place(&self, places: &mut Places, owner: Option<IpAddr>) -> Place {
+        let (number, lost) = (places.next, CancellationToken::new());
+        places.next += 1;
+        places.taken.insert(number, Taken { owner, since: Instant::now(), lost: lost.clone() });
+        if let Some(owner) = owner {
+            places.by_owner.entry(owner).or_default().insert(number);
+        }
         Place { number, lost, of: self.clone() }
     }
 
     fn locked<T>(&self, act: impl FnOnce(&mut Places) -> T) -> T {
         act(&mut self.places.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Places {
+    fn oldest(&self) -> Option<u64> {
+        self.taken.first_key_value().map(|(number, _)| *number)
+    }
+
+    /// Whose place a new connection gets, or when somebody's time is over.
+    fn loser(&self, fair: usize, now: Instant) -> Result<u64, Instant> {
+        let greedy = self.by_owner.values().filter(|places| places.len() > fair);
+        if let Some(number) = greedy.max_by_key(|places| places.len()).and_then(BTreeSet::first) {
+            return Ok(*number);
+        }
+        let Some((number, oldest)) = self.taken.first_key_value() else { return Err(now) };
+        let until = oldest.since + PATIENCE;
+        if until <= now { Ok(*number) } else { Err(until) }
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Taken> {
+        let taken = self.taken.remove(&number)?;
+        if let Some(owner) = taken.owner
+            && let Some(places) = self.by_owner.get_mut(&owner)
+        {
+            places.remove(&number);
+            if places.is_empty() {
+                self.by_owner.remove(&owner);
+            }
+        }
+        Some(taken)
+    }
+
+    fn take_from(&mut self, number: u64) {
+        if let Some(taken) = self.remove(number) {
+            taken.lost.cancel();
+        }
     }
 }
 
@@ -66,35 +147,82 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.of.locked(|places| places.taken.remove(&self.number));
+        self.of.locked(|places| drop(places.remove(self.number)));
+        self.of.freed.notify_one();
     }
 }
 
+/// As many addresses, or more, share the places: one that holds more than its part of them is greedy.
+const OWNERS_AT_LEAST: usize = 128;
+
+/// How long anybody may hold a place that others wait for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    #[test]
-    fn the_oldest_makes_room() {
-        let half_open = HalfOpen::new(2);
-        let first = half_open.enter();
-        let second = half_open.enter();
-        assert!(!first.lost.is_cancelled());
+    fn address(number: u32) -> Option<IpAddr> {
+        Some(Ipv4Addr::from_bits(0x7f00_0000 + number).into())
+    }
 
-        let third = half_open.enter();
+    #[tokio::test(start_paused = true)]
+    async fn who_holds_most_makes_room_at_once() {
+        let half_open = HalfOpen::new(3);
+        let honest = half_open.enter(address(1)).await;
+        let first = half_open.enter(address(2)).await;
+        let second = half_open.enter(address(2)).await;
+        let began = Instant::now();
+
+        let third = half_open.enter(address(3)).await;
 
         assert!(first.lost.is_cancelled());
-        assert!(!second.lost.is_cancelled() && !third.lost.is_cancelled());
+        assert!([honest, second, third].iter().all(|place| !place.lost.is_cancelled()));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_nobody_holds_many_a_new_one_waits_for_a_place_that_is_given_back() {
+        let half_open = HalfOpen::new(2);
+        let first = half_open.enter(address(1)).await;
+        let second = half_open.enter(address(2)).await;
+        let mut third = std::pin::pin!(half_open.enter(address(3)));
+        assert!(futures::poll!(&mut third).is_pending());
+
+        drop(second);
+
+        let _third = third.await;
+        assert!(!first.lost.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_one_waits_no_longer_than_the_oldest_has_time() {
+        let half_open = HalfOpen::new(2);
+        let first = half_open.enter(None).await;
+        tokio::time::advance(PATIENCE / 2).await;
+        let second = half_open.enter(None).await;
+        let began = Instant::now();
+
+        let _third = half_open.enter(None).await;
+
+        assert!(first.lost.is_cancelled() && !second.lost.is_cancelled());
+        assert_eq!(began.elapsed(), PATIENCE / 2);
     }
 
     #[test]
-    fn a_place_given_back_is_free() {
+    fn where_none_waits_the_oldest_makes_room() {
         let half_open = HalfOpen::new(2);
-        let first = half_open.enter();
-        drop(half_open.enter());
-
-        let _second = half_open.enter();
-
+        let (first, second) = (half_open.enter_at_once(), half_open.enter_at_once());
         assert!(!first.lost.is_cancelled());
+
+        let third = half_open.enter_at_once();
+
+        assert!(first.lost.is_cancelled());
+        assert!(!second.lost.is_cancelled() && !third.lost.is_cancelled());
+        drop(second);
+        let _fourth = half_open.enter_at_once();
+        assert!(!third.lost.is_cancelled());
     }
 }

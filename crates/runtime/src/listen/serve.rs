@@ -44,7 +44,9 @@ pub struct Limits {
     /// yet among them; more are closed. Of IPv6, a network of 64 bits counts as one address. Proxies
     /// that say whom they speak for are not counted, their clients are.
     pub per_address: usize,
-    /// Connections that are not open yet at once; the oldest is closed for a new one.
+    /// Connections that are not open yet at once. For a new one the oldest of the address that has
+    /// most is closed, if it has more than its share; on a Unix socket, the oldest. Else a new one
+    /// waits, two seconds at most, and the system holds those that come after it.
     pub half_open: usize,
     /// From connecting to HTTP/2's preface, the TLS handshake included.
     pub opening: Duration,
@@ -126,7 +128,11 @@ pub async fn serve<S, B>(
         match accepted {
             Ok(arrival) => {
                 refusals.over();
-                let place = floor.half_open.enter();
+                let place = tokio::select! {
+                    biased;
+                    () = floor.stop.cancelled() => break,
+                    place = floor.place(&arrival) => place,
+                };
                 let (floor, service) = (floor.clone(), service.clone());
                 floor.group.clone().spawn("connection", async move {
                     let opened = floor.open(arrival, place).await;
@@ -198,6 +204,18 @@ impl Floor {
             biased;
             () = self.stop.cancelled() => None,
             room = Arc::clone(&self.rooms).acquire_owned() => room.ok(),
+        }
+    }
+
+    /// A place for a connection that is not open yet.
+    async fn place(&self, arrival: &Arrival) -> Place {
+        match arrival {
+            Arrival::Tls(arrival) => {
+                let owner = (!arrival.is_proxied()).then(|| network_of(arrival.remote().ip()));
+                self.half_open.enter(owner).await
+            }
+            // Who connects here greets at once: nobody waits for a line to move.
+            Arrival::Unix(_) => self.half_open.enter_at_once(),
         }
     }
 

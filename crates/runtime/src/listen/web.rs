@@ -140,7 +140,7 @@ impl WebListener {
             match accepted {
                 Ok((socket, remote)) => {
                     refusals.over();
-                    let (place, stop) = (places.enter(), stop.clone());
+                    let (place, stop) = (places.enter_at_once(), stop.clone());
                     let (config, answer) = (Arc::clone(&self.config), Arc::clone(&answer));
                     let (limits, spawner) = (self.limits, Spawner(group.clone()));
                     group.spawn("web connection", async move {

@@ -165,6 +165,25 @@ async fn a_full_house_of_half_open_connections_lets_honest_clients_in() {
 }
 
 #[tokio::test]
+async fn r03_a_crowd_that_comes_back_all_at_once_does_not_push_itself_out() {
+    let domain = Domain::new();
+    let listener = domain.listener();
+    let address = listener.address();
+    let _served = served(listener, Limits { half_open: 4, ..Limits::tcp() });
+
+    let id = "spiffe://example.org/agent";
+    let crowd = (1..=64).map(async |host| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 2, host], 0).into()).unwrap();
+        let socket = socket.connect(address).await.unwrap();
+        let stream = wrap(socket, domain.client_config(domain.own(id))).await.unwrap();
+        Client::on(stream).await.who().await
+    });
+
+    assert!(soon(join_all(crowd)).await.iter().all(|who| who == id));
+}
+
+#[tokio::test]
 async fn t06_r04_a_connection_ends_at_its_age_and_its_calls_do_not() {
     let domain = Domain::new();
     let listener = domain.listener();
