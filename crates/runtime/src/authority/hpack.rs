@@ -1,12 +1,12 @@
 //! Header blocks (RFC 7541): read with the client's dynamic table, written without one.
 //!
-//! The static table and the Huffman code come from a library. Its decoder is not used as a whole: it
-//! has no limit on what a small block may unfold to, and builds its Huffman table for every string.
+//! The static table comes from a library. Its decoder is not used as a whole: it has no limit on what a
+//! small block may unfold to, and makes 257 entries of a map for every string.
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
 
-use loona_hpack::huffman::HuffmanDecoder;
+use super::huffman;
 
 /// A header field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,13 +27,11 @@ pub(super) struct Decoder {
     size: usize,
     /// What the client set, up to [`TABLE_LIMIT`].
     limit: usize,
-    /// Made when first needed.
-    huffman: Option<HuffmanDecoder>,
 }
 
 impl Decoder {
     pub(super) const fn new() -> Self {
-        Self { table: VecDeque::new(), size: 0, limit: TABLE_LIMIT, huffman: None }
+        Self { table: VecDeque::new(), size: 0, limit: TABLE_LIMIT }
     }
 
     /// The fields of a block. After an error the decoder is of no use.
@@ -71,23 +69,12 @@ impl Decoder {
         Ok(fields)
     }
 
-    fn literal(&mut self, rest: &mut &[u8], prefix: u8, is_secret: bool) -> Result<Field, Malformed> {
+    fn literal(&self, rest: &mut &[u8], prefix: u8, is_secret: bool) -> Result<Field, Malformed> {
         let name = match integer(rest, prefix)? {
-            0 => self.string(rest)?,
+            0 => string(rest)?,
             index => self.lookup(index)?.0,
         };
-        Ok(Field { name, value: self.string(rest)?, is_secret })
-    }
-
-    fn string(&mut self, rest: &mut &[u8]) -> Result<Vec<u8>, Malformed> {
-        let is_huffman = rest.first().is_some_and(|first| first & 0x80 != 0);
-        let length = integer(rest, 7)?;
-        let (string, after) = rest.split_at_checked(length).ok_or(Malformed)?;
-        *rest = after;
-        if !is_huffman {
-            return Ok(string.to_vec());
-        }
-        self.huffman.get_or_insert_with(HuffmanDecoder::new).decode(string).map_err(|_| Malformed)
+        Ok(Field { name, value: string(rest)?, is_secret })
     }
 
     /// From both tables; indices begin with 1.
@@ -135,6 +122,15 @@ pub(super) fn write(fields: &[Field]) -> Vec<u8> {
 /// What a field counts for (section 4.1).
 const fn size(name: &[u8], value: &[u8]) -> usize {
     name.len() + value.len() + 32
+}
+
+/// Reads a string (section 5.2).
+fn string(rest: &mut &[u8]) -> Result<Vec<u8>, Malformed> {
+    let is_huffman = rest.first().is_some_and(|first| first & 0x80 != 0);
+    let length = integer(rest, 7)?;
+    let (string, after) = rest.split_at_checked(length).ok_or(Malformed)?;
+    *rest = after;
+    if is_huffman { huffman::read(string) } else { Ok(string.to_vec()) }
 }
 
 /// Reads an integer (section 5.1) of which the first byte holds `prefix` bits.

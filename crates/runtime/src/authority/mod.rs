@@ -13,6 +13,7 @@
 mod block;
 mod filter;
 mod hpack;
+mod huffman;
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
