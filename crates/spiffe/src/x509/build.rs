@@ -225,7 +225,7 @@ impl X509Template {
             out.extend(extension(AUTHORITY_KEY_ID, false, &value));
         }
         // RFC 5280 4.2.1.6: critical where the subject is empty.
-        let is_critical = self.subject.attributes().is_empty();
+        let is_critical = self.subject.is_empty();
         let names = alt_names(&self.dns_names, Some(&self.id));
         out.extend(extension(SUBJECT_ALT_NAME, is_critical, &names));
         out

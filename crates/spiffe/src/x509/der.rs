@@ -115,11 +115,17 @@ pub(crate) fn instant(at: UnixSecs) -> Vec<u8> {
 pub(crate) fn instant_forms(at: UnixSecs) -> [Option<Vec<u8>>; 2] {
     let (year, month, day) = civil(at.0.div_euclid(86_400));
     let second = at.0.rem_euclid(86_400);
-    let rest = format!("{month:02}{day:02}{:02}{:02}{:02}Z", second / 3600, second / 60 % 60, second % 60);
-    let utc =
-        (1950..2050).contains(&year).then(|| tlv(UTC_TIME, format!("{:02}{rest}", year % 100).as_bytes()));
-    let generalized =
-        (0..10_000).contains(&year).then(|| tlv(GENERALIZED_TIME, format!("{year:04}{rest}").as_bytes()));
+    let (century, year_of_century) = (year.div_euclid(100), year.rem_euclid(100));
+    let mut text = [b'Z'; 15];
+    let parts = [century, year_of_century, month, day, second / 3600, second / 60 % 60, second % 60];
+    for (place, part) in text.chunks_exact_mut(2).zip(parts) {
+        // Each is below a hundred where it is looked at.
+        let part = u8::try_from(part).unwrap_or(0);
+        place.copy_from_slice(&[b'0' + part / 10 % 10, b'0' + part % 10]);
+    }
+    let short = text.get(2..).unwrap_or_default();
+    let utc = (1950..2050).contains(&year).then(|| tlv(UTC_TIME, short));
+    let generalized = (0..10_000).contains(&year).then(|| tlv(GENERALIZED_TIME, &text));
     [utc, generalized]
 }
 

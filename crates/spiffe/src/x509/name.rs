@@ -111,6 +111,13 @@ impl Name {
         &self.0
     }
 
+    /// Whether it has no attributes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        // A sequence of nothing.
+        self.0.as_ref() == [0x30, 0]
+    }
+
     /// The values of one attribute, given by its dotted object identifier.
     #[must_use]
     pub fn values(&self, oid: &str) -> Vec<String> {

@@ -300,26 +300,29 @@ fn may_have_issued(issuer: &Certificate, child: &Certificate) -> bool {
 impl SignatureAlgorithm {
     /// Reads the identifier; parameters that the standards do not allow make it `Other`.
     pub(super) fn read(identifier: &AlgorithmIdentifier<'_>) -> Self {
-        let oid = identifier.algorithm.to_id_string();
-        match oid.as_str() {
-            "1.2.840.10045.4.3.2" => return Self::Ecdsa(Hash::Sha256),
-            "1.2.840.10045.4.3.3" => return Self::Ecdsa(Hash::Sha384),
-            "1.2.840.10045.4.3.4" => return Self::Ecdsa(Hash::Sha512),
-            "1.2.840.113549.1.1.11" => return Self::Pkcs1(Hash::Sha256),
-            "1.2.840.113549.1.1.12" => return Self::Pkcs1(Hash::Sha384),
-            "1.2.840.113549.1.1.13" => return Self::Pkcs1(Hash::Sha512),
-            "1.3.101.112" => return Self::Ed25519,
+        match identifier.algorithm.as_bytes() {
+            // 1.2.840.10045.4.3
+            [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2] => return Self::Ecdsa(Hash::Sha256),
+            [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 3] => return Self::Ecdsa(Hash::Sha384),
+            [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 4] => return Self::Ecdsa(Hash::Sha512),
+            // 1.2.840.113549.1.1
+            [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 11] => return Self::Pkcs1(Hash::Sha256),
+            [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 12] => return Self::Pkcs1(Hash::Sha384),
+            [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 13] => return Self::Pkcs1(Hash::Sha512),
+            // 1.3.101.112
+            [0x2b, 0x65, 0x70] => return Self::Ed25519,
             // RSASSA-PSS: its parameters say which.
-            "1.2.840.113549.1.1.10" => {}
+            [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 10] => {}
             _ => return Self::Other,
         }
         let Ok(ParsedAlgorithm::RSASSA_PSS(parameters)) = ParsedAlgorithm::try_from(identifier) else {
             return Self::Other;
         };
-        match parameters.hash_algorithm_oid().to_id_string().as_str() {
-            "2.16.840.1.101.3.4.2.1" => Self::Pss(Hash::Sha256),
-            "2.16.840.1.101.3.4.2.2" => Self::Pss(Hash::Sha384),
-            "2.16.840.1.101.3.4.2.3" => Self::Pss(Hash::Sha512),
+        match parameters.hash_algorithm_oid().as_bytes() {
+            // 2.16.840.1.101.3.4.2
+            [0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1] => Self::Pss(Hash::Sha256),
+            [0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 2] => Self::Pss(Hash::Sha384),
+            [0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 3] => Self::Pss(Hash::Sha512),
             _ => Self::Other,
         }
     }
