@@ -10,7 +10,7 @@ use spiffe::x509::{
     Attribute, CertDer, Certificate, CsrTemplate, Issuer, Name, Role, Serial, Validity, X509Template,
     assemble, verify_svid,
 };
-use tonic::Code;
+use tonic::{Code, Response, Status};
 
 use client::ServerClients;
 
@@ -42,6 +42,16 @@ async fn downstream(server: &Running) -> ServerClients {
     server.remote(own)
 }
 
+/// Asks for a CA of this key.
+async fn ask_for_ca(
+    below: &ServerClients,
+    key: &PrivateKey,
+    preferred_ttl: i32,
+) -> Result<wire::NewDownstreamX509caResponse, Status> {
+    let request = wire::NewDownstreamX509caRequest { csr: csr(key).into(), preferred_ttl };
+    below.svid().new_downstream_x509ca(request).await.map(Response::into_inner)
+}
+
 fn jwt_key(key_id: &str, expires_at: i64) -> types::JwtKey {
     let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
     types::JwtKey {
@@ -59,8 +69,7 @@ async fn d01_d02_a_server_below_gets_a_ca_of_the_trust_domain_and_nothing_else()
     let below = downstream(&server).await;
     let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
 
-    let request = wire::NewDownstreamX509caRequest { csr: csr(&key).into(), preferred_ttl: 600 };
-    let reply = below.svid().new_downstream_x509ca(request).await.unwrap().into_inner();
+    let reply = ask_for_ca(&below, &key, 600).await.unwrap();
 
     let ca = Certificate::parse(&reply.ca_cert_chain[0]).unwrap();
     assert!(ca.is_ca());
@@ -69,8 +78,7 @@ async fn d01_d02_a_server_below_gets_a_ca_of_the_trust_domain_and_nothing_else()
     assert_eq!(ca.not_after().since(ca.not_before()), 610);
     let own = below.bundle().get_bundle(GetBundleRequest::default()).await.unwrap().into_inner();
     assert_eq!(reply.x509_authorities, [own.x509_authorities[0].asn1.clone()]);
-    let longer = wire::NewDownstreamX509caRequest { csr: csr(&key).into(), preferred_ttl: -1 };
-    let refused = below.svid().new_downstream_x509ca(longer).await;
+    let refused = ask_for_ca(&below, &key, -1).await;
     expect_status(refused, Code::InvalidArgument, "invalid TTL: -1 is negative");
     server.stop().await;
 }
@@ -112,8 +120,7 @@ async fn d04_a_server_below_can_speak_for_every_identity_and_the_guide_says_so()
     let server = place.start().await;
     let below = downstream(&server).await;
     let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
-    let request = wire::NewDownstreamX509caRequest { csr: csr(&key).into(), preferred_ttl: 600 };
-    let reply = below.svid().new_downstream_x509ca(request).await.unwrap().into_inner();
+    let reply = ask_for_ca(&below, &key, 600).await.unwrap();
     let ca = Certificate::parse(&reply.ca_cert_chain[0]).unwrap();
     let root = Certificate::parse(&reply.x509_authorities[0]).unwrap();
 
