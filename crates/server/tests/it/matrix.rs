@@ -10,6 +10,7 @@ use http::uri::PathAndQuery;
 use proto::convert::status::detail;
 use proto::spire::server::{agent, entry, svid};
 use proto::spire::types;
+use proto::spire::types::permission_denied_details::Reason;
 use runtime::clock::{Clock, ManualClock, SystemClock};
 use spiffe::SpiffeId;
 use spiffe::key::{KeyKind, PrivateKey};
@@ -49,7 +50,7 @@ async fn m01_a11_e03_every_method_lets_in_whom_the_table_names_and_nobody_else()
     let mut callers = callers(&server).await;
     let denied = expired.agent().post_status(agent::PostStatusRequest::default()).await.unwrap_err();
     let details = detail::<types::PermissionDeniedDetails>(&denied).unwrap();
-    assert_eq!(details.reason(), types::permission_denied_details::Reason::AgentExpired);
+    assert_eq!(details.reason(), Reason::AgentExpired);
     callers.insert("expired", expired);
     let mut cells = 0;
 
@@ -66,6 +67,87 @@ async fn m01_a11_e03_every_method_lets_in_whom_the_table_names_and_nobody_else()
     }
 
     assert_eq!(cells, 67 * CALLERS.len());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn m02_a_method_that_the_table_does_not_name_is_nobodys() {
+    let place = Place::new();
+    let server = place.start().await;
+    let callers = callers(&server).await;
+    let (entry, svid) = ("/spire.api.server.entry.v1.Entry", "/spire.api.server.svid.v1.SVID");
+    // No such service, no such method, and those that are there, spelt otherwise.
+    let paths = [
+        "/spire.api.server.keys.v1.Keys/ExportKey".to_owned(),
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo".to_owned(),
+        format!("{svid}/ExportX509Authority"),
+        format!("{entry}/"),
+        format!("{entry}/listEntries"),
+        format!("{entry}/ListEntries/"),
+        format!("{entry}/ListEntries%20"),
+        format!("{entry}/../Entry/ListEntries"),
+        format!("/{entry}/ListEntries"),
+    ];
+
+    for path in &paths {
+        for (name, clients) in &callers {
+            let status = call(clients, path).await.unwrap_err();
+            let told = (status.code(), status.message());
+            assert!(
+                told.0 == Code::Unimplemented && told.1.starts_with("unknown "),
+                "{name} {path}: {told:?}"
+            );
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn m03_a_refusal_names_the_method_and_tells_agents_why() {
+    const METHOD: &str = "/spire.api.server.agent.v1.Agent/PostStatus";
+    let mut place = Place::new();
+    place.config.agent_ttl = Duration::from_secs(600);
+    let clock = Arc::new(ManualClock::new(SystemClock.now()));
+    let server = place.start_at(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    let refused = async |clients: &ServerClients| {
+        let status = call(clients, METHOD).await.unwrap_err();
+        let told = (status.code(), status.message());
+        assert_eq!(
+            told,
+            (Code::PermissionDenied, format!("authorization denied for method {METHOD}").as_str())
+        );
+        detail::<types::PermissionDeniedDetails>(&status).map(|details| details.reason())
+    };
+
+    // To whom the method is closed whatever they are is told no more.
+    assert_eq!(refused(&server.anonymous()).await, None);
+    assert_eq!(refused(&server.local()).await, None);
+    // Agents are told what they are.
+    let [mut renewed, banned, evicted, expired] = [
+        server.agent("renewed").await,
+        server.agent("banned").await,
+        server.agent("evicted").await,
+        server.agent("expired").await,
+    ];
+    let before = server.remote(renewed.as_it_is());
+    renewed.renew(&before).await.unwrap();
+    server
+        .remote(Arc::clone(&renewed.own))
+        .agent()
+        .post_status(agent::PostStatusRequest::default())
+        .await
+        .unwrap();
+    assert_eq!(refused(&before).await, Some(Reason::AgentNotActive));
+    let ban = agent::BanAgentRequest { id: Some(banned.id.clone()) };
+    server.local().agent().ban_agent(ban).await.unwrap();
+    assert_eq!(refused(&server.remote(banned.own)).await, Some(Reason::AgentBanned));
+    let evict = agent::DeleteAgentRequest { id: Some(evicted.id.clone()) };
+    server.local().agent().delete_agent(evict).await.unwrap();
+    assert_eq!(refused(&server.remote(evicted.own)).await, Some(Reason::AgentNotAttested));
+    let expired = server.remote(expired.own);
+    expired.agent().post_status(agent::PostStatusRequest::default()).await.unwrap();
+    clock.advance(Duration::from_secs(700));
+    assert_eq!(refused(&expired).await, Some(Reason::AgentExpired));
     server.stop().await;
 }
 
