@@ -1,6 +1,6 @@
 //! What server and agent measure of themselves, at every sink that there is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -95,9 +95,14 @@ fn g06_labels_name_no_workload_process_or_address() {
             );
         }
     }
-    // As many of them for thirty entries, audiences and processes as for five.
-    let new: Vec<_> = after.difference(&before).collect();
-    assert!(new.len() < 20, "{new:#?}");
+    // As many of them for thirty entries, audiences and processes as for five. What is measured for the
+    // first time meanwhile, such as a renewal, is once.
+    let mut new: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for line in after.difference(&before) {
+        new.entry(line.split('{').next().unwrap_or_default()).or_default().push(line);
+    }
+    new.retain(|_, lines| lines.len() >= 20);
+    assert!(new.is_empty(), "{new:#?}");
 }
 
 fn is_of(component: &str, program: &str) -> bool {
