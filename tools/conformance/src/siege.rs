@@ -15,7 +15,6 @@ use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
 
 use crate::frames::{PREFACE, attacks, half_open};
-use crate::pki::Key;
 use crate::plane::{Plane, PlaneConfig, Product};
 use crate::storm::storm;
 use crate::wire::{Caller, Messages, Shown, client_config};
@@ -87,16 +86,9 @@ impl Siege {
         let plane = Plane::start(product, &config, &BTreeMap::new());
         let messages = Messages::load(&recorded.join("api/api.fds"));
         let runtime = Runtime::new().expect("a runtime");
-        let key = Key::generate();
-        let request = json!({"csr": BASE64_STANDARD.encode(key.request(ADMIN)), "ttl": 86_000});
-        let minted = runtime.block_on(async {
-            let local = Caller::local(&messages, plane.word("sock"));
-            local.ask("/spire.api.server.svid.v1.SVID/MintX509SVID", request).await
-        });
-        let minted = minted.expect("an SVID");
-        let chain = minted["svid"]["cert_chain"].as_array().into_iter().flatten();
-        let chain = chain.filter_map(|der| BASE64_STANDARD.decode(der.as_str()?).ok()).collect();
-        let admin = Arc::new(Shown { chain, key: key.pkcs8() });
+        let admin =
+            runtime.block_on(async { Caller::local(&messages, plane.word("sock")).mint(ADMIN).await });
+        let admin = Arc::new(admin.expect("an SVID"));
         Self { plane, messages, admin, runtime }
     }
 

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::{Buf as _, BufMut as _, Bytes};
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
@@ -23,6 +25,8 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::AsciiMetadataKey;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status, Streaming};
+
+use crate::pki::Key;
 
 /// How long a call may take before it counts as failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -191,6 +195,16 @@ impl Caller {
             Some(answer) if reply.code == "OK" => Ok(answer),
             _ => Err(format!("{method}: {} {}", reply.code, reply.message)),
         }
+    }
+
+    /// An SVID of `id` that an operator has the server mint.
+    pub(crate) async fn mint(&self, id: &str) -> Result<Shown, String> {
+        let key = Key::generate();
+        let request = json!({"csr": BASE64_STANDARD.encode(key.request(id)), "ttl": 86_000});
+        let answer = self.ask("/spire.api.server.svid.v1.SVID/MintX509SVID", request).await?;
+        let chain = answer["svid"]["cert_chain"].as_array().into_iter().flatten();
+        let chain = chain.filter_map(|der| BASE64_STANDARD.decode(der.as_str()?).ok()).collect();
+        Ok(Shown { chain, key: key.pkcs8() })
     }
 }
 

@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
@@ -274,14 +272,7 @@ impl Measured {
 
     async fn mint(&self, path: &str) -> Shown {
         let local = Caller::local(&self.messages, self.plane.word("sock"));
-        let key = Key::generate();
-        let csr = key.request(&format!("spiffe://{}{path}", self.plane.word("td")));
-        let request = json!({"csr": BASE64_STANDARD.encode(csr)});
-        let answer = local.ask("/spire.api.server.svid.v1.SVID/MintX509SVID", request).await;
-        let answer = answer.expect("an SVID");
-        let chain = answer["svid"]["cert_chain"].as_array().expect("a chain").iter();
-        let chain = chain.map(|der| BASE64_STANDARD.decode(der.as_str().unwrap_or_default()).expect("DER"));
-        Shown { chain: chain.collect(), key: key.pkcs8() }
+        local.mint(&format!("spiffe://{}{path}", self.plane.word("td"))).await.expect("an SVID")
     }
 
     /// Waits until all these stand in the log of `program`.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use finial_conformance::{DatabaseSecrets, Kills, Plane, PlaneConfig, Ports, Product, Takeover, get, pause};
+use finial_conformance::{
+    DatabaseSecrets, Kills, Minted, Plane, PlaneConfig, Ports, Product, Takeover, get, pause,
+};
 use testkit::database::{Database, Make, Secrets, Server};
 
 fn recorded() -> PathBuf {
@@ -102,6 +104,53 @@ fn a_postgres_that_is_away_is_told_and_found_again() {
 #[test]
 fn a_mysql_that_is_away_is_told_and_found_again() {
     check_away(Make::MariaDb);
+}
+
+/// Who may call cannot be found out: nobody is let in, and nobody is told that they may not.
+fn check_judged_without(make: Make) {
+    const STATUS: &str = "/spire.api.server.agent.v1.Agent/PostStatus";
+    const COUNT: &str = "/spire.api.server.entry.v1.Entry/CountEntries";
+    let Some(server) = Server::start(make) else { return };
+    let database = server.database().unwrap();
+    let plane = Plane::start(&Product::under_test(), &config(make, &database), &BTreeMap::new());
+    let admin = ["-parentID", "spiffe://{td}/node", "-spiffeID", "spiffe://{td}/admin", "-selector", "a:b"];
+    let _said =
+        plane.ok("server", &[&["entry", "create", "-socketPath", "{sock}", "-admin"][..], &admin].concat());
+    let stranger = Minted::of(&plane, &recorded(), "spiffe://example.org/stranger");
+    let admin = Minted::of(&plane, &recorded(), "spiffe://example.org/admin");
+    let refused = |code: &str, reasons: &[&str]| {
+        let (found, message, details) = stranger.call(STATUS);
+        assert_eq!((found.as_str(), details.as_slice()), (code, &*strings(reasons)), "{message}");
+        message
+    };
+    let denied = format!("authorization denied for method {STATUS}");
+    assert_eq!(refused("PERMISSION_DENIED", &["AGENT_NOT_ATTESTED"]), denied);
+    assert_eq!(admin.call(COUNT).0, "OK");
+
+    server.down().unwrap();
+    let told = refused("INTERNAL", &[]);
+    let (code, message, details) = admin.call(COUNT);
+
+    assert!(told.starts_with("unable to look up agent information: "), "{told}");
+    // By what is known of it an administrator might be none any more.
+    assert!(code != "OK" && code != "PERMISSION_DENIED" && details.is_empty(), "{code} {message}");
+    server.up().unwrap();
+    until("an answer from a database that is back", || admin.call(COUNT).0 == "OK");
+    assert_eq!(refused("PERMISSION_DENIED", &["AGENT_NOT_ATTESTED"]), denied);
+}
+
+fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn m04_without_postgres_nobody_is_let_in_and_nobody_denied() {
+    check_judged_without(Make::Postgres);
+}
+
+#[test]
+fn m04_without_mysql_nobody_is_let_in_and_nobody_denied() {
+    check_judged_without(Make::MariaDb);
 }
 
 fn check_start_without(make: Make) {
