@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use finial_conformance::{Outage, PlaneConfig, Product, pause, skip};
+use finial_conformance::{Outage, Plane, PlaneConfig, Product, pause, skip};
 
 const WEB: &str = "spiffe://example.org/web";
 const OWN: &str = "unix:uid:{uid}";
@@ -114,17 +114,24 @@ fn recovery_a_node_that_may_not_says_what_to_do_and_takes_a_new_token() {
     outage.await_ids(&[WEB, "spiffe://example.org/late"]);
 }
 
-#[test]
-fn recovery_a_server_of_other_authorities_is_not_believed_and_workloads_go_on() {
-    let mut outage = start(&PlaneConfig::default());
+/// The server comes back with authorities, entries and agents of another trust domain's making.
+fn replace_server(outage: &mut Outage) {
+    outage.stop_server();
+    let data = outage.data().with_file_name("server-data");
+    fs::remove_dir_all(&data).unwrap();
+    fs::create_dir(&data).unwrap();
+    clear_log(outage);
+    outage.plane().start_server_again();
+}
+
+/// The agent goes on with what it has, also after a restart, and says what an operator can do.
+fn check_disbelief(config: &PlaneConfig) {
+    let mut outage = start(config);
     let before = outage.await_ids(&[WEB]);
     outage.await_vault();
-    outage.stop_server();
-    fs::remove_dir_all(outage.data().with_file_name("server-data")).unwrap();
-    fs::create_dir(outage.data().with_file_name("server-data")).unwrap();
-    clear_log(&outage);
+    let trusted = fs::read(outage.data().join("agent-data.json")).unwrap();
 
-    outage.plane().start_server_again();
+    replace_server(&mut outage);
 
     until_logged(&outage, "leads to no authority of the trust bundle; serving what still holds");
     assert!(outage.log().contains("remove agent-data.json"), "{}", outage.log());
@@ -134,19 +141,61 @@ fn recovery_a_server_of_other_authorities_is_not_believed_and_workloads_go_on() 
     assert_eq!(again, before);
     std::thread::park_timeout(Duration::from_secs(2));
     assert!(outage.plane().agent().unwrap().is_running());
+    assert!(!outage.log().contains("rebootstrapping"), "{}", outage.log());
+    let stored = fs::read(outage.data().join("agent-data.json")).unwrap();
+    assert_eq!(stored, trusted, "the bundle and what else it knows of its server stay");
 }
 
 #[test]
-fn recovery_a_node_that_may_bootstraps_anew_with_a_server_of_other_authorities() {
-    let extra = "rebootstrap_mode = \"auto\"\n  rebootstrap_delay = \"3s\"";
+fn recovery_a15_a_server_of_other_authorities_is_not_believed_and_workloads_go_on() {
+    check_disbelief(&PlaneConfig::default());
+}
+
+/// Nor where the delay is over and the node could attest anew: only `never` counts.
+#[test]
+fn recovery_a15_a_node_that_is_never_to_bootstrap_anew_does_not() {
+    let extra = "rebootstrap_mode = \"never\"\n  rebootstrap_delay = \"1s\"";
     let config = PlaneConfig { agent_extra: extra.to_owned(), ..PlaneConfig::default() };
+    check_disbelief(&config);
+    check_disbelief(&with_certificates(config));
+}
+
+/// A node whose attestation holds once can never do what `always` asks for, and is told at the start;
+/// with `auto` it goes on without.
+#[test]
+fn recovery_a15_a_node_that_attests_once_bootstraps_anew_in_no_mode() {
+    let config = |mode: &str| PlaneConfig {
+        agent_extra: format!("rebootstrap_mode = \"{mode}\"\n  rebootstrap_delay = \"1s\""),
+        ..PlaneConfig::default()
+    };
+    let mut plane = Plane::start(&Product::under_test(), &PlaneConfig::default(), &Default::default());
+    let args = ["token", "generate", "-spiffeID", "spiffe://{td}/node", "-socketPath", "{sock}"];
+    let said = plane.ok("server", &args);
+    let token = said.lines().find_map(|line| line.strip_prefix("Token: ")).unwrap().to_owned();
+    plane.write("{dir}/bootstrap.pem", &plane.ok("server", &["bundle", "show", "-socketPath", "{sock}"]));
+    plane.configure_agent(&config("always"), &token);
+    plane.spawn_agent();
+    assert_eq!(plane.agent().unwrap().wait(Duration::from_secs(60)), 1);
+    let log = fs::read_to_string(plane.dir().join("agent.log")).unwrap();
+    assert!(log.contains("you have requested rebootstrap support but"), "{log}");
+
+    check_disbelief(&config("auto"));
+}
+
+#[test]
+fn recovery_a15_a_node_that_may_bootstraps_anew_with_a_server_of_other_authorities() {
+    for mode in ["auto", "always"] {
+        check_belief(mode);
+    }
+}
+
+fn check_belief(mode: &str) {
+    let extra = format!("rebootstrap_mode = \"{mode}\"\n  rebootstrap_delay = \"3s\"");
+    let config = PlaneConfig { agent_extra: extra, ..PlaneConfig::default() };
     let mut outage = start(&with_certificates(config));
     let before = outage.await_ids(&[WEB]);
     outage.await_vault();
-    outage.stop_server();
-    fs::remove_dir_all(outage.data().with_file_name("server-data")).unwrap();
-    fs::create_dir(outage.data().with_file_name("server-data")).unwrap();
-    outage.plane().start_server_again();
+    replace_server(&mut outage);
     outage.create_node("x509pop:subject:cn:node-1");
     let _id = outage.create_entry("/web", OWN);
     let bundle = outage.plane().ok("server", &["bundle", "show", "-socketPath", "{sock}"]);
