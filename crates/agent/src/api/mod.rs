@@ -29,12 +29,12 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use runtime::BoxError;
-use runtime::listen::{self, Callers, Limits, ListenError, UnixListener, UnixOptions};
+use runtime::listen::{self, Callers, Limits, ListenError, UnixListener, UnixOptions, check_exposure};
 use runtime::metrics::observed;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::service_fn;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::attestors::Attestors;
 use crate::context::Context;
@@ -255,6 +255,14 @@ fn has_security_header(headers: &HeaderMap) -> bool {
 }
 
 fn bind(path: &Path, options: UnixOptions) -> Result<UnixListener, ListenError> {
+    // As an agent of SPIRE's it serves there all the same: the folder may be a container's own.
+    if let Err(ListenError::Exposed { path, folder }) = check_exposure(path) {
+        warn!(
+            path = %path.display(),
+            folder = %folder.display(),
+            "Everybody may write to the folder of a socket and could put another one in its place"
+        );
+    }
     UnixListener::bind(path, options)
 }
 

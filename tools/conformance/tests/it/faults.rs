@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
@@ -146,6 +148,79 @@ fn a_configuration_that_cannot_be_read_is_told() {
             assert_eq!(said.trim().lines().count(), 1, "{program} {config}: {said}");
         }
     }
+}
+
+/// Removes whatever is at a path.
+fn clear(path: &Path) {
+    fs::remove_file(path).or_else(|_| fs::remove_dir(path)).ok();
+}
+
+#[test]
+fn w19_only_a_socket_that_nobody_answers_on_makes_way_for_the_agents() {
+    let mut plane = with_agent();
+    let agent = plane.agent().unwrap();
+    agent.signal("TERM");
+    agent.wait(Duration::from_secs(30));
+    let socket = Path::new(plane.word("asock")).to_owned();
+    let (file, other) = (plane.dir().join("precious"), plane.dir().join("other.sock"));
+    fs::write(&file, "data").unwrap();
+    let _listening = UnixListener::bind(&other).unwrap();
+    let plants: [(&str, &dyn Fn()); 5] = [
+        ("a file", &|| fs::write(&socket, "data").unwrap()),
+        ("a folder", &|| fs::create_dir(&socket).unwrap()),
+        ("a link to a file", &|| symlink(&file, &socket).unwrap()),
+        ("a link to a socket", &|| symlink(&other, &socket).unwrap()),
+        ("a link to nothing", &|| symlink("/nowhere/at/all", &socket).unwrap()),
+    ];
+
+    for (name, plant) in plants {
+        plant();
+        let before = fs::symlink_metadata(&socket).unwrap();
+        plane.spawn_agent();
+        assert_eq!(plane.agent().unwrap().wait(Duration::from_secs(30)), 1, "{name}");
+        let log = fs::read_to_string(plane.dir().join("agent.log")).unwrap();
+        let last = log.trim_end().lines().next_back().unwrap();
+        assert!(last.contains("it exists and is no socket"), "{name}: {last}");
+        let after = fs::symlink_metadata(&socket).unwrap();
+        assert_eq!((before.ino(), before.mode(), before.len()), (after.ino(), after.mode(), after.len()));
+        clear(&socket);
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "data");
+
+    // What an agent that was killed left behind; of a socket in use the agent keeps away.
+    drop(UnixListener::bind(&socket).unwrap());
+    plane.start_agent_again();
+    plane.await_identities(&[WORKLOAD]);
+    let mut second = plane.spawn("agent", &["run", "-config", "{dir}/agent.conf"]);
+    assert_eq!(second.wait(Duration::from_secs(30)), 1);
+    plane.await_identities(&[WORKLOAD]);
+}
+
+#[test]
+fn w19_anybody_may_connect_to_the_agent_and_nobody_take_its_place() {
+    let mut plane = with_agent();
+    let socket = Path::new(plane.word("asock")).to_owned();
+    let folder = socket.parent().unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!((mode(&socket), mode(folder)), (0o777, 0o755));
+    let warned = |plane: &Plane| {
+        let log = fs::read_to_string(plane.dir().join("agent.log")).unwrap();
+        log.matches("Everybody may write to the folder of a socket").count()
+    };
+    let restart = |plane: &mut Plane, mode: u32| {
+        fs::set_permissions(folder, fs::Permissions::from_mode(mode)).unwrap();
+        let agent = plane.agent().unwrap();
+        agent.signal("TERM");
+        agent.wait(Duration::from_secs(30));
+        plane.start_agent_again();
+    };
+    assert_eq!(warned(&plane), 0);
+
+    // A folder that was there stays as it is; that others could put a socket there is told.
+    restart(&mut plane, 0o1777);
+    assert_eq!(warned(&plane), 0);
+    restart(&mut plane, 0o777);
+    assert_eq!((warned(&plane), mode(folder)), (1, 0o777));
 }
 
 #[test]
