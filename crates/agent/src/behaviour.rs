@@ -2,6 +2,7 @@
 
 mod identity;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::fixtures::server::{StandIn, start_time};
+use crate::fixtures::server::{Behaviour, Lie, StandIn, start_time};
 use crate::fixtures::{self, agent_id, entry};
 use crate::state::Held;
 use crate::stored::AgentData;
@@ -445,6 +446,59 @@ async fn a16_what_is_signed_for_somebody_else_reaches_nobody() {
     assert_eq!(state.entries.svid_count(), 0);
     let error = running.context.jwt_svids.fetch(&held(&state, "a").entry, &["x".to_owned()]).await;
     assert!(error.err().unwrap().to_string().contains("spiffe://example.org/b"));
+}
+
+/// How many of two SVIDs an agent takes from a server that lies so; then the server tells the truth.
+async fn taken_from(lie: impl Fn(&mut Behaviour)) -> usize {
+    let server = StandIn::start().await;
+    server.behaviour().entries = vec![wire("a", &["uid:1"]), wire("b", &["uid:1"])];
+    lie(&mut server.behaviour());
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(SystemClock)).await;
+    let mut subscription = running.context.subscriptions.join(set(&["uid:1"]));
+
+    // What is wrong is asked for again.
+    called(&running.server, "BatchNewX509SVID", 2).await;
+    let served = paths(&subscription.current()).len();
+
+    let mut behaviour = running.server.behaviour();
+    (behaviour.lie, behaviour.impostor, behaviour.svid_life) = (None, None, 3600);
+    drop(behaviour);
+    running.until_signed(2).await;
+    served
+}
+
+#[tokio::test]
+async fn a16_what_was_not_asked_for_is_neither_taken_nor_held_against_the_rest() {
+    use Lie::{NoCertificate, NoChain, OtherAuthority, OtherKey, TooFew};
+
+    for lie in [OtherKey, OtherAuthority, NoChain, NoCertificate] {
+        assert_eq!(taken_from(|behaviour| behaviour.lie = Some(lie)).await, 0, "{lie:?}");
+    }
+    assert_eq!(taken_from(|behaviour| behaviour.lie = Some(TooFew)).await, 1);
+    let other = "spiffe://other.org/a".parse().ok();
+    assert_eq!(taken_from(|behaviour| behaviour.impostor.clone_from(&other)).await, 0);
+    // It has ended already.
+    assert_eq!(taken_from(|behaviour| behaviour.svid_life = -5).await, 0);
+    let server = StandIn::start().await;
+    server.behaviour().entries = vec![wire("a", &["uid:1"]), wire("b", &["uid:1"])];
+    server.behaviour().lie = Some(Lie::TooMany);
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(SystemClock)).await;
+    running.until_signed(2).await;
+}
+
+#[tokio::test]
+async fn a16_a_huge_list_that_names_each_entry_twice_is_one_of_each() {
+    const COUNT: usize = 3000;
+    let server = StandIn::start().await;
+    let entries = (0..2 * COUNT).map(|number| wire(&format!("e{:05}", number % COUNT), &["uid:1"]));
+    server.behaviour().entries = entries.collect();
+    let running = Running::start(server, tempfile::tempdir().unwrap(), Arc::new(SystemClock)).await;
+
+    let state = running.until(|state| state.entries.len() == COUNT).await;
+    running.server.behaviour().entries.truncate(1);
+    running.until(|state| state.entries.len() == 1 && state.entries.svid_count() == 1).await;
+
+    assert_eq!(state.entries.iter().map(|held| &held.entry.id).collect::<HashSet<_>>().len(), COUNT);
 }
 
 #[tokio::test]
