@@ -4,6 +4,7 @@
 //! The callers are this very program, told by its environment to be one.
 #![expect(clippy::disallowed_methods, reason = "deadlines for foreign processes")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::os::fd::OwnedFd;
@@ -96,6 +97,25 @@ async fn caller_that_tells_who_it_is() {
             Ok(ids) => tell(&ids.join(" ")),
             Err((code, message)) => tell(&format!("{code} {}", message.lines().next().unwrap_or_default())),
         }
+    }
+}
+
+/// Asked by a number, it makes so many calls at once, each on a connection of its own, and tells how many of
+/// them are answered by each set of identities.
+#[tokio::test]
+async fn caller_that_asks_many_times_at_once() {
+    let Some(socket) = std::env::var_os(SOCKET) else { return };
+    for line in std::io::stdin().lines() {
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..line.unwrap().parse().unwrap() {
+            let workload = Workload::at(socket.to_str().unwrap());
+            calls.spawn(async move { workload.ids().await });
+        }
+        let mut told = BTreeMap::new();
+        for answer in calls.join_all().await {
+            *told.entry(answer.map_or_else(|(code, _)| code, |ids| ids.join(" "))).or_insert(0) += 1;
+        }
+        tell(&format!("{told:?}"));
     }
 }
 
@@ -256,6 +276,71 @@ fn w12_what_cannot_be_hashed_has_no_selectors_of_that_attestor() {
         fs::OpenOptions::new().write(true).open(&program).unwrap().set_len(SIZE).unwrap();
         add(&plane, BY_UID, "unix:uid:{uid}", &[]);
         Caller::start(&[], &program, "caller_that_tells_who_it_is", &plane).await_is(expected);
+    }
+}
+
+/// How many bytes a process has read, and for how long it has run, in hundredths of a second.
+fn read_and_run(pid: u32) -> (u64, u64) {
+    let counters = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    let read = counters.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    (read, fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap())
+}
+
+/// A program of a gigabyte, most of it a hole, that 200 callers run: hashed once, and anew when it may have
+/// become another.
+#[test]
+fn w13_a_large_program_is_hashed_once_however_many_call_and_again_when_it_changed() {
+    const SIZE: u64 = 1 << 30;
+    let mut plane = plane("discover_workload_path = true");
+    let program = readable(&plane);
+    fs::OpenOptions::new().write(true).open(&program).unwrap().set_len(SIZE).unwrap();
+    let sum = Command::new("sha256sum").arg(&program).output().unwrap().stdout;
+    let sum = String::from_utf8(sum).unwrap().split(' ').next().unwrap().to_owned();
+    add(&plane, BY_UID, "unix:uid:{uid}", &[]);
+    add(&plane, "spiffe://example.org/by-digest", &format!("unix:sha256:{sum}"), &[]);
+    plane.await_identities(&[BY_UID]);
+    // A file that was changed a moment ago may be changed again without a trace.
+    std::thread::sleep(Duration::from_secs(3));
+    let pid = plane.agent().unwrap().pid();
+    let mut caller = Caller::start(&[], &program, "caller_that_asks_many_times_at_once", &plane);
+    let mut ask = |count: usize, expected: &str| {
+        let before = read_and_run(pid);
+        writeln!(caller.questions, "{count}").unwrap();
+        assert_eq!(caller.says().unwrap(), format!("{{{expected:?}: {count}}}"));
+        let after = read_and_run(pid);
+        (after.0 - before.0, after.1 - before.1)
+    };
+    let both = "spiffe://example.org/by-digest spiffe://example.org/by-uid";
+
+    let (read, run) = ask(200, both);
+    println!("200 callers: {read} bytes read, {run} hundredths of a second");
+    assert!((SIZE..SIZE + SIZE / 2).contains(&read), "{read} bytes read for one program of {SIZE}");
+    assert!(ask(50, both).0 < SIZE / 2, "it is remembered");
+
+    // The same bytes with another date: they may be others.
+    fs::File::options().read(true).open(&program).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    let (read, alone) = ask(1, both);
+    assert!(read >= SIZE, "{read} bytes read");
+    // By processor time too: 200 callers cost no more than two.
+    assert!(run <= 2 * alone + 100, "{run} hundredths of a second for 200, {alone} for one");
+}
+
+#[test]
+fn w13_no_limit_is_none_and_one_below_none_hashes_nothing() {
+    let by_digest = "spiffe://example.org/by-digest";
+    for (limit, expected) in [("0", format!("{by_digest} {BY_UID}")), ("-1", BY_UID.to_owned())] {
+        let plane = plane(&format!("discover_workload_path = true workload_size_limit = {limit}"));
+        let program = readable(&plane);
+        let sum = Command::new("sha256sum").arg(&program).output().unwrap().stdout;
+        let sum = String::from_utf8(sum).unwrap();
+        add(&plane, by_digest, &format!("unix:sha256:{}", sum.split(' ').next().unwrap()), &[]);
+        add(&plane, BY_UID, "unix:uid:{uid}", &[]);
+        plane.await_identities(&[BY_UID]);
+
+        Caller::start(&[], &program, "caller_that_tells_who_it_is", &plane).await_is(&expected);
     }
 }
 
