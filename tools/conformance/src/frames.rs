@@ -172,9 +172,25 @@ pub async fn oversized(socket: &str, size: usize) -> (String, String) {
 /// What an HTTP/2 client begins with.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+/// A frame of HTTP/2.
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let [.., l0, l1, l2] = payload.len().to_be_bytes();
     [&[l0, l1, l2, kind, flags], &stream.to_be_bytes()[..], payload].concat()
+}
+
+/// A call with these headers and an empty message.
+pub(crate) fn call(stream: u32, path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
+    let text = |text: &str| {
+        let length = u8::try_from(text.len()).expect("a short text");
+        [&[length], text.as_bytes()].concat()
+    };
+    // POST, https, and a path.
+    let mut headers = [&[0x83, 0x87, 0x04][..], &text(path)].concat();
+    for (name, value) in fields {
+        headers.push(0);
+        headers.extend([text(name), text(value)].concat());
+    }
+    [frame(1, 4, stream, &headers), frame(0, 1, stream, &[0; 5])].concat()
 }
 
 /// The kind of record that a handshake is made of.

@@ -55,6 +55,7 @@ mod takeover;
 mod template;
 mod tokens;
 mod typed;
+mod unrest;
 mod wire;
 mod workload;
 
@@ -94,4 +95,5 @@ pub use storm::storm;
 pub use takeover::Takeover;
 pub use template::Binding;
 pub use tokens::{Spent, kill_attestations};
+pub use unrest::{Riot, Unrest, attack_agent, streams_allowed};
 pub use workload::{Svids, Workload};

@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
 
-use crate::frames::{PREFACE, attacks, half_open};
+use crate::frames::{PREFACE, attacks, call, frame, half_open};
 use crate::plane::{Plane, PlaneConfig, Product};
 use crate::storm::storm;
 use crate::wire::{Caller, Messages, Shown, client_config};
@@ -271,31 +271,17 @@ async fn attacker(port: u16) -> std::io::Result<tokio::net::TcpStream> {
 
 /// Calls of a method with an answer, over a connection that lets none of it through.
 fn unread_calls() -> Vec<u8> {
-    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
-        let [.., l0, l1, l2] = payload.len().to_be_bytes();
-        [&[l0, l1, l2, kind, flags], &stream.to_be_bytes()[..], payload].concat()
-    };
     // The window of each call is 0.
     let mut bytes = [PREFACE, &frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
-    let path = "/spire.api.server.bundle.v1.Bundle/GetBundle";
-    let mut headers = vec![0x83, 0x87, 0x04];
-    headers.push(u8::try_from(path.len()).expect("a short path"));
-    headers.extend(path.as_bytes());
-    for (name, value) in [("content-type", "application/grpc"), ("te", "trailers")] {
-        headers.push(0);
-        for text in [name, value] {
-            headers.push(u8::try_from(text.len()).expect("a short text"));
-            headers.extend(text.as_bytes());
-        }
-    }
+    let fields = [("content-type", "application/grpc"), ("te", "trailers")];
     for number in 0..100 {
-        bytes.extend(frame(1, 4, 2 * number + 1, &headers));
-        bytes.extend(frame(0, 1, 2 * number + 1, &[0; 5]));
+        bytes.extend(call(2 * number + 1, "/spire.api.server.bundle.v1.Bundle/GetBundle", &fields));
     }
     bytes
 }
 
-fn ninety_nine(mut times: Vec<Duration>) -> Duration {
+/// Of a hundred of these times, ninety-nine are no longer.
+pub(crate) fn ninety_nine(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     let at = (times.len() * 99).div_ceil(100).saturating_sub(1);
     times.get(at).copied().unwrap_or_default()

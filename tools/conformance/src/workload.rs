@@ -263,6 +263,16 @@ impl Workload {
         Ok(ids)
     }
 
+    /// A stream of its X.509-SVIDs whose first answer has come.
+    ///
+    /// # Errors
+    /// A refusal is its code and message.
+    pub async fn held(&self) -> Result<Svids, (String, String)> {
+        let mut stream = self.svids().await?;
+        stream.next().await?;
+        Ok(stream)
+    }
+
     /// Has a token validated; a refusal is its code and message.
     pub(crate) async fn validate(&self, audience: &str, token: &str) -> Result<Validated, (String, String)> {
         let request = ValidateRequest { audience: audience.to_owned(), svid: token.to_owned() };

@@ -66,3 +66,5 @@ mod service;
 mod takeover;
 #[cfg(test)]
 mod tls;
+#[cfg(test)]
+mod unrest;
