@@ -63,27 +63,40 @@ impl Served {
 
     /// Which of them stand in the memory of this process; `None` where nobody may look.
     fn found_in(&self, pid: u32) -> Option<Vec<String>> {
-        let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
         let mut found = Vec::new();
-        let number = |text: &str| u64::from_str_radix(text, 16).ok();
-        for line in maps.lines().filter(|line| line.contains(" rw")) {
-            let range = line.split(' ').next()?.split_once('-')?;
-            let (from, to) = (number(range.0)?, number(range.1)?);
-            let mut bytes = vec![0; usize::try_from(to - from).ok()?];
-            // What cannot be read is nobody's.
-            if memory.read_exact_at(&mut bytes, from).is_err() {
-                continue;
-            }
+        for_each_region(pid, |place, bytes| {
             for ((id, _), key) in &self.0 {
-                let scalar = private_number(key);
-                let count = bytes.windows(scalar.len()).filter(|window| *window == scalar).count();
+                let count = count_of(private_number(key), bytes);
                 if count > 0 {
-                    found.push(format!("{id}: {count} in {line}"));
+                    found.push(format!("{id}: {count} in {place}"));
                 }
             }
-        }
+        })?;
         Some(found)
+    }
+
+    /// Those that are not among `others`.
+    #[must_use]
+    pub fn but(&self, others: &Self) -> Self {
+        let is_other = |name: &(String, String)| others.0.contains_key(name);
+        Self(
+            self.0
+                .iter()
+                .filter(|(name, _)| !is_other(name))
+                .map(|(name, key)| (name.clone(), key.clone()))
+                .collect(),
+        )
+    }
+
+    /// These too.
+    pub fn add(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// The SPIFFE IDs.
@@ -91,6 +104,28 @@ impl Served {
     pub fn ids(&self) -> Vec<&str> {
         self.0.keys().map(|(id, _)| id.as_str()).collect()
     }
+}
+
+fn count_of(secret: &[u8], bytes: &[u8]) -> usize {
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| Some(*byte) == secret.first());
+    starts.filter(|(at, _)| bytes[*at..].starts_with(secret)).count()
+}
+
+/// The memory that a process may write, region by region; `None` where nobody may look.
+fn for_each_region(pid: u32, mut look: impl FnMut(&str, &[u8])) -> Option<()> {
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let number = |text: &str| u64::from_str_radix(text, 16).ok();
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let range = line.split(' ').next()?.split_once('-')?;
+        let (from, to) = (number(range.0)?, number(range.1)?);
+        let mut bytes = vec![0; usize::try_from(to - from).ok()?];
+        // What cannot be read is nobody's.
+        if memory.read_exact_at(&mut bytes, from).is_ok() {
+            look(line, &bytes);
+        }
+    }
+    Some(())
 }
 
 impl Outage {

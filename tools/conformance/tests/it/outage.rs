@@ -414,6 +414,34 @@ fn k07_the_key_of_a_deleted_entry_leaves_the_agents_memory() {
     assert_ne!(outage.found_in_memory(&served.only(WEB)), Some(Vec::new()));
 }
 
+#[test]
+fn k07_keys_that_were_rotated_leave_the_agents_memory() {
+    const ROUNDS: usize = 20;
+    let mut outage = Outage::start(&Product::under_test(), &PlaneConfig::default());
+    // Dated back by ten seconds, it has half of its life behind it after one, and is renewed.
+    let args = ["entry", "create", "-socketPath", "{sock}", "-parentID", "spiffe://{td}/node"];
+    let more = ["-spiffeID", WEB, "-selector", OWN, "-x509SVIDTTL", "12"];
+    let _said = outage.plane().ok("server", &[&args[..], &more].concat());
+    let mut before = outage.await_ids(&[WEB]);
+    if outage.found_in_memory(&before).is_none() {
+        return skip("keys in memory", "this process may not read another's memory");
+    }
+    while before.count() < ROUNDS {
+        before.add(outage.serve(Duration::from_secs(5)).unwrap());
+        pause();
+    }
+    let mut now = outage.serve(Duration::from_secs(5)).unwrap();
+    while now.but(&before).count() == 0 {
+        now = outage.serve(Duration::from_secs(5)).unwrap();
+        pause();
+    }
+
+    // The last of them was replaced just now.
+    std::thread::park_timeout(Duration::from_secs(5));
+
+    assert_eq!(outage.found_in_memory(&before), Some(Vec::new()));
+}
+
 /// A vault that was carried to another machine, with its key and everything else of the agent: what tells
 /// the machines apart is `/etc/machine-id`, which the agent sees in a mount namespace of its own.
 #[test]
