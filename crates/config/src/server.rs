@@ -193,6 +193,8 @@ pub struct ServerFinial {
     pub allow_agent_ids_anywhere: bool,
     /// `allow_exposed_socket`: the socket may be below a folder that everybody may write to.
     pub allow_exposed_socket: bool,
+    /// `audit_log_chain`: each audit line bears a number, its hash, and that of the one before it.
+    pub audit_log_chain: bool,
 }
 
 /// `auth_opa_policy_engine.local`

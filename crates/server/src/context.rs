@@ -16,6 +16,7 @@ use spiffe::{TrustDomain, UnixSecs};
 use store::{Committed, StoreError};
 use tonic::Status;
 
+use crate::audit::Chain;
 use crate::authz::{self, Policy};
 use crate::ca_driver::Commands;
 use crate::caller::Caller;
@@ -51,6 +52,8 @@ pub(crate) struct Context {
     pub(crate) meters: Arc<Meters>,
     /// The operator's policy, if there is one, in place of the rules.
     pub(crate) policy: Option<Policy>,
+    /// What audit lines are chained to, if they are.
+    pub(crate) audit_chain: Option<Chain>,
     /// How often addresses may call.
     pub(crate) limits: Limits,
     /// How far the snapshots are with what this server writes.

@@ -47,6 +47,7 @@ use runtime::shutdown::Shutdown;
 use runtime::tasks::{TaskFailed, Tasks};
 use tokio_util::sync::CancellationToken;
 
+pub use crate::audit::{AuditChain, AuditFault, verify_audit};
 pub use crate::authz::PolicyError;
 pub use crate::datastore::DatastoreError;
 pub use crate::start::StartError;

@@ -29,6 +29,7 @@ use store::{AgentFilter, EntryFilter, Page, StoreError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Chain;
 use crate::authz::{Policy, PolicyError};
 use crate::ca_driver::{Commands, Driver, DriverError, Kinds, Parts};
 use crate::context::Context;
@@ -94,6 +95,9 @@ pub enum StartError {
     /// The operator's policy cannot be used.
     #[error("unable to obtain authpolicy engine")]
     Policy(#[from] PolicyError),
+    /// It is not known, and cannot be kept, where the chain of audit lines is.
+    #[error("cannot open audit-chain in the data directory")]
+    AuditChain(#[source] io::Error),
     /// TLS cannot be set up.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
@@ -222,7 +226,10 @@ pub(crate) async fn build(
     let endpoint = bundle_endpoint(&config, keeper.bundles(), renewal.presented())?;
     let (federation, refreshes) = Federation::new();
     let (authorities, commands) = Commands::new();
+    let is_chained = config.audit_log && config.finial.audit_log_chain;
+    let audit_chain = is_chained.then(|| Chain::open(&config.data_dir)).transpose();
     let context = Context {
+        audit_chain: audit_chain.map_err(StartError::AuditChain)?,
         authorities,
         federation,
         policy,

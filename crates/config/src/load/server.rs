@@ -517,6 +517,7 @@ fn finial(server: &Server) -> ServerFinial {
     ServerFinial {
         allow_agent_ids_anywhere: raw.allow_agent_ids_anywhere,
         allow_exposed_socket: raw.allow_exposed_socket,
+        audit_log_chain: raw.audit_log_chain,
     }
 }
 

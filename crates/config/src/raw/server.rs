@@ -110,6 +110,7 @@ pub(crate) struct Experimental {
 pub(crate) struct Finial {
     pub(crate) allow_agent_ids_anywhere: bool,
     pub(crate) allow_exposed_socket: bool,
+    pub(crate) audit_log_chain: bool,
     #[serde(rename = "$unused")]
     pub(crate) unused: UnusedKeys,
 }

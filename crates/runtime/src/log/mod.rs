@@ -123,12 +123,26 @@ impl Log {
         message: &str,
         fields: impl IntoIterator<Item = (impl Into<Cow<'static, str>>, Value)>,
     ) {
+        self.record_sealed(level, message, fields, |_| ());
+    }
+
+    /// The same for a line that says something of itself: `seal` has the last word on it before it is
+    /// written, and is not asked for one that is not.
+    pub fn record_sealed(
+        &self,
+        level: Level,
+        message: &str,
+        fields: impl IntoIterator<Item = (impl Into<Cow<'static, str>>, Value)>,
+        seal: impl FnOnce(&mut String),
+    ) {
         if level > self.level.current() {
             return;
         }
         let fields = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
         let line = format::Line { time: SystemClock.now(), level, message, fields: &fields };
-        self.sink.write(self.format.render(&line).as_bytes());
+        let mut line = self.format.render(&line);
+        seal(&mut line);
+        self.sink.write(line.as_bytes());
     }
 
     /// The level, which may be changed.

@@ -5,6 +5,7 @@
 //! server's own log tells of them. A request longer than the receive limit is refused before it is
 //! whole, so what is held per call is bounded.
 
+mod chain;
 mod fields;
 mod tee;
 
@@ -18,6 +19,8 @@ use runtime::log::{Level, Value};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+pub(crate) use self::chain::Chain;
+pub use self::chain::{AuditChain, AuditFault, verify_audit};
 use crate::caller::{Caller, Peer, Role};
 use crate::context::Context;
 
@@ -26,6 +29,9 @@ use self::tee::{Seen, observed, watched};
 
 /// The fields of a line.
 type Fields = Vec<(String, Value)>;
+
+/// What all lines say.
+const MESSAGE: &str = "API accessed";
 
 /// A call that is watched.
 pub(crate) struct Watch {
@@ -104,7 +110,10 @@ impl Watch {
             _ => line.push(text("status", "success")),
         }
         line.extend(fields);
-        self.context.log.record(Level::Info, "API accessed", line);
+        match &self.context.audit_chain {
+            Some(chain) => chain.record(&self.context.log, MESSAGE, line),
+            None => self.context.log.record(Level::Info, MESSAGE, line),
+        }
     }
 }
 

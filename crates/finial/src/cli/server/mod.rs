@@ -1,6 +1,7 @@
 //! The commands of `spire-server`.
 
 mod agent;
+mod audit;
 mod authority;
 mod bundle;
 mod debug;
@@ -38,5 +39,5 @@ pub(crate) fn commands() -> Vec<Command> {
 
 /// Those that SPIRE does not have: under the own name only, so that the program is what it is called.
 pub(crate) fn own_commands() -> Vec<Command> {
-    explain::commands()
+    [audit::commands(), explain::commands()].concat()
 }
