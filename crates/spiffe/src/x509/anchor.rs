@@ -83,7 +83,10 @@ impl Certificate {
             && algorithm != SignatureAlgorithm::Other
             && check_signature(algorithm, key, signed, signature).is_err()
         {
-            return Err(AnchorError::NotSelfSigned);
+            return Err(match key.kind() {
+                PublicKeyKind::Rsa(bits) if !(2048..=8192).contains(&bits) => UnusableKey::RsaSize.into(),
+                _ => AnchorError::NotSelfSigned,
+            });
         }
         Ok(certificate)
     }

@@ -107,6 +107,20 @@ fn authorities_are_judged_as_recorded() {
 }
 
 #[test]
+fn a_refused_certificate_is_refused_for_what_is_wrong_with_it() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/documents/bundle.jsonl");
+    let cases = fs::read_to_string(path).unwrap();
+    let small = cases.lines().find(|line| line.contains("\"bundle.x509.key-rsa1024\"")).unwrap();
+    let small: Value = serde_json::from_str(small).unwrap();
+    let small = STANDARD.decode(small["doc"]["x509_authorities"][0]["asn1"].as_str().unwrap()).unwrap();
+    let refusal = |der: &[u8]| X509Authority::parse(der).unwrap_err().to_string();
+
+    assert_eq!(refusal(&small), "RSA key must have 2048 to 8192 bits");
+    assert_eq!(refusal(&small[..small.len() - 1]), "malformed certificate: cannot be read");
+    assert_eq!(refusal(b"zz"), "malformed certificate: cannot be read");
+}
+
+#[test]
 fn a_bundle_survives_its_own_format() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/documents/bundle.jsonl");
     let cases = fs::read_to_string(path).unwrap();
