@@ -5,11 +5,12 @@ use proto::spire::server::agent as wire;
 use proto::spire::types;
 use proto::spire::types::selector_match::MatchBehavior;
 use spiffe::UnixSecs;
+use spiffe::quote::quoted_number;
 use store::{AgentFilter, Match, SelectorFilter};
 use time::{Date, Month, PrimitiveDateTime, Time, UtcOffset};
 use tonic::Status;
 
-use crate::api::status::invalid;
+use crate::api::status::{failed, invalid};
 
 /// A filter as either request has it.
 #[derive(Default)]
@@ -71,25 +72,31 @@ fn parse_selectors(filter: &types::SelectorMatch, what: &str) -> Result<Selector
         Ok(MatchBehavior::MatchSubset) => Match::Subset,
         Ok(MatchBehavior::MatchSuperset) => Match::Superset,
         Ok(MatchBehavior::MatchAny) => Match::Any,
+        // An empty set is refused for being empty, however it would be compared.
+        Err(_) if selectors.is_empty() => Match::Any,
         Err(_) => {
-            return Err(Status::internal(format!("{what}: unhandled match behavior {}", filter.r#match)));
+            let behaviour = quoted_number(filter.r#match);
+            return Err(failed(what, format_args!("datastore-sql: unhandled match behavior {behaviour}")));
         }
     };
     Ok(SelectorFilter { selectors, matching })
 }
 
 /// Reads `2006-01-02 15:04:05 -0700 -07`, the form in which SPIRE's command line sends it. A fraction
-/// of a second may follow the seconds; the second offset repeats the hours of the first.
+/// of a second may follow the seconds; the second offset repeats the hours of the first. Since agents
+/// expire at whole seconds, what expires before a fraction expires before the next of them.
 fn parse_instant(text: &str) -> Option<UnixSecs> {
     let mut words = text.split(' ');
     let (date, time, offset, hours) = (words.next()?, words.next()?, words.next()?, words.next()?);
     if words.next().is_some() {
         return None;
     }
-    let time = match time.split_once('.') {
-        Some((time, fraction)) if !fraction.is_empty() && is_digits(fraction) => time,
+    let (time, rounding) = match time.split_once(['.', ',']) {
+        Some((time, fraction)) if !fraction.is_empty() && is_digits(fraction) => {
+            (time, i64::from(fraction.bytes().any(|digit| digit != b'0')))
+        }
         Some(_) => return None,
-        None => time,
+        None => (time, 0),
     };
     let [year, month, day] = numbers(date, '-', [4, 2, 2])?;
     let [hour, minute, second] = numbers(time, ':', [2, 2, 2])?;
@@ -99,7 +106,7 @@ fn parse_instant(text: &str) -> Option<UnixSecs> {
     let time = Time::from_hms(narrow(hour)?, narrow(minute)?, narrow(second)?).ok()?;
     parse_offset(hours, 2)?;
     let local = PrimitiveDateTime::new(date, time).assume_offset(parse_offset(offset, 4)?);
-    Some(UnixSecs(local.unix_timestamp()))
+    Some(UnixSecs(local.unix_timestamp() + rounding))
 }
 
 fn parse_offset(text: &str, digits: usize) -> Option<UtcOffset> {
@@ -136,12 +143,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_unknown_match_behaviour_is_refused_unless_the_set_is_refused_first() {
+        let one = types::Selector { r#type: "a".to_owned(), value: "1".to_owned() };
+        let unknown = types::SelectorMatch { selectors: vec![one], r#match: 4 };
+        let empty = types::SelectorMatch { selectors: Vec::new(), r#match: 4 };
+
+        let refusal = parse_selectors(&unknown, "failed to list agents").unwrap_err();
+
+        let text = r"failed to list agents: datastore-sql: unhandled match behavior '\x04'";
+        assert_eq!((refusal.code(), refusal.message()), (tonic::Code::Internal, text));
+        assert!(parse_selectors(&empty, "failed to list agents").unwrap().selectors.is_empty());
+    }
+
+    #[test]
     fn instants_are_read_as_the_command_line_writes_them() {
-        let read = |text| parse_instant(text).map(|at| at.0);
+        let read = |text: &str| parse_instant(text).map(|at| at.0);
 
         assert_eq!(read("2026-11-23 08:05:55 +0000 +00"), Some(1_795_421_155));
         assert_eq!(read("2026-11-23 10:05:55 +0200 +02"), Some(1_795_421_155));
-        assert_eq!(read("2026-11-23 04:35:55.25 -0330 -03"), Some(1_795_421_155));
+        for fraction in [".25", ",25", ".9999999999"] {
+            assert_eq!(read(&format!("2026-11-23 04:35:55{fraction} -0330 -03")), Some(1_795_421_156));
+        }
+        assert_eq!(read("2026-11-23 04:35:55.00 -0330 -03"), Some(1_795_421_155));
         for bad in [
             "",
             "2026-11-23T08:05:55Z",
@@ -151,6 +174,7 @@ mod tests {
             "2026-11-23 8:05:55 +0000 +00",
             "2026-11-23 08:05:55 0000 00",
             "2026-11-23 08:05:55. +0000 +00",
+            "2026-11-23 08:05:55,x +0000 +00",
             "2026-11-23 08:05:55 +0000 +00 ",
         ] {
             assert_eq!(read(bad), None, "{bad:?}");

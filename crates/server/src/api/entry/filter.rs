@@ -4,6 +4,7 @@ use proto::convert::{id, selector};
 use proto::spire::server::entry::{count_entries_request, list_entries_request};
 use proto::spire::types;
 use spiffe::TrustDomain;
+use spiffe::quote::quoted_number;
 use store::{EntryFilter, FederatesWithFilter, Match, SelectorFilter};
 use tonic::Status;
 
@@ -71,20 +72,8 @@ const fn matching(number: i32) -> Option<Match> {
     }
 }
 
-/// SPIRE prints the number as a character.
 fn unhandled(what: &str, number: i32) -> String {
-    let character =
-        u32::try_from(number).ok().and_then(char::from_u32).unwrap_or(char::REPLACEMENT_CHARACTER);
-    let quoted = match character {
-        '\u{7}' => "\\a".to_owned(),
-        '\u{8}' => "\\b".to_owned(),
-        '\u{b}' => "\\v".to_owned(),
-        '\u{c}' => "\\f".to_owned(),
-        '\t' | '\n' | '\r' | '\'' | '\\' => character.escape_default().to_string(),
-        control if control.is_ascii_control() => format!("\\x{:02x}", u32::from(control)),
-        other => other.to_string(),
-    };
-    format!("unhandled {what} match behavior '{quoted}'")
+    format!("datastore-sql: unhandled {what} match behavior {}", quoted_number(number))
 }
 
 impl From<list_entries_request::Filter> for Asked {
@@ -143,10 +132,8 @@ mod tests {
                 let trust_domains = vec!["a.test".to_owned()];
                 asked.by_federates_with = Some(types::FederatesWithMatch { trust_domains, r#match: 9 });
             }),
-            "failed to list entries: unhandled federates with match behavior '\\t'"
+            "failed to list entries: datastore-sql: unhandled federates with match behavior '\\t'"
         );
-        assert_eq!(unhandled("selectors", 4), "unhandled selectors match behavior '\\x04'");
-        assert_eq!(unhandled("selectors", -1), "unhandled selectors match behavior '\u{fffd}'");
     }
 
     #[test]
