@@ -257,6 +257,10 @@ async fn n07_what_is_no_join_token_attests_nobody() {
         );
     }
 
+    let refused = attest_with(&server, "a\"\0", b"Token-1").await;
+    let text = r#"error getting node attestor: could not find node attestor type "a\"\x00""#;
+    assert_eq!(refused.message(), text);
+
     // None of this has used it up.
     let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
     attest(&server.anonymous(), "Token-1", &csr(&key)).await.unwrap();

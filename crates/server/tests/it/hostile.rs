@@ -111,6 +111,24 @@ async fn x07_damaged_messages_end_no_more_than_their_call() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn what_is_no_message_is_an_internal_error_on_streams_too() {
+    let place = Place::new();
+    let server = place.start().await;
+    let caller = server.agent("damaged").await;
+    let agent = server.remote(caller.own);
+
+    for (clients, method) in [
+        (&server.local(), "/spire.api.server.agent.v1.Agent/GetAgent"),
+        (&server.anonymous(), "/spire.api.server.agent.v1.Agent/AttestAgent"),
+        (&agent, "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries"),
+    ] {
+        let refused = send(clients, method, b"\xff").await.unwrap_err();
+        assert_eq!(refused.code(), Code::Internal, "{method}: {refused:?}");
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r11_a_page_is_as_long_as_its_rows_however_long_it_may_be() {
     let place = Place::new();

@@ -13,6 +13,7 @@ use plugin::{Attested, Challenger, PluginError};
 use proto::spire::server::agent::attest_agent_request::{Params, Step};
 use proto::spire::server::agent::attest_agent_response;
 use proto::spire::server::agent::{AttestAgentRequest, AttestAgentResponse};
+use spiffe::quote::quoted;
 use spiffe::{Selector, SpiffeId, UnixSecs};
 use store::{Agent, Attestation, Attested as Outcome, Reattest};
 use tokio::sync::mpsc;
@@ -20,7 +21,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::{Signed, joined_id, sign};
 use crate::api::Answers;
-use crate::api::status::{failed, invalid, limited};
+use crate::api::status::{failed, limited};
 use crate::caller::Caller;
 use crate::context::Context;
 
@@ -149,11 +150,13 @@ struct Request {
 
 impl Request {
     fn parse(received: Result<Option<AttestAgentRequest>, Status>) -> Result<Self, Status> {
-        const NOT_RECEIVED: &str = "failed to receive request from stream";
         let request = match received {
             Ok(Some(request)) => request,
-            Ok(None) => return Err(Status::invalid_argument(format!("{NOT_RECEIVED}: EOF"))),
-            Err(error) => return Err(invalid(NOT_RECEIVED, error.message())),
+            Ok(None) => {
+                return Err(Status::invalid_argument("failed to receive request from stream: EOF"));
+            }
+            // What is wrong with the stream itself goes back as it is.
+            Err(error) => return Err(error),
         };
         let malformed = |what: &str| Err(Status::invalid_argument(format!("malformed param: {what}")));
         let Some(Step::Params(Params { data, params })) = request.step else {
@@ -200,7 +203,8 @@ async fn ask_plugin(
     agent: &mut AgentAtOtherEnd,
 ) -> Result<Attested, Status> {
     let Some(plugin) = context.node_attestors.get(attestor) else {
-        let text = format!("error getting node attestor: could not find node attestor type {attestor:?}");
+        let attestor = quoted(attestor);
+        let text = format!("error getting node attestor: could not find node attestor type {attestor}");
         return Err(Status::failed_precondition(text));
     };
     let verdict = plugin.attest(payload, agent).await;
