@@ -528,8 +528,20 @@ impl Running {
     /// # Panics
     /// If it has not within 60 s.
     pub fn await_said(&self, text: &str) {
+        self.await_text(text, |(_, stderr)| stderr);
+    }
+
+    /// Waits until it has printed `text` to stdout.
+    ///
+    /// # Panics
+    /// If it has not within 60 s.
+    pub fn await_printed(&self, text: &str) {
+        self.await_text(text, |(stdout, _)| stdout);
+    }
+
+    fn await_text(&self, text: &str, of: impl Fn((String, String)) -> String) {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !self.printed().1.contains(text) {
+        while !of(self.printed()).contains(text) {
             assert!(Instant::now() < deadline, "it does not say {text:?}: {:?}", self.printed());
             pause();
         }

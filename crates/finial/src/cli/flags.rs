@@ -174,16 +174,17 @@ impl Flags {
             }
             Kind::Output => {
                 let refused = |why: String| format!("invalid value {value:?} for flag -{name}: {why}");
+                let outputs = self.specs.iter().filter(|spec| spec.kind == Kind::Output);
+                let before = outputs.filter_map(|spec| self.given.get(spec.name)?.last()).next();
+                let before =
+                    before.map(|text| if text.eq_ignore_ascii_case("json") { "json" } else { "pretty" });
+                // The same format again must be spelt as its own name.
+                if let Some(before) = before.filter(|before| *before != value) {
+                    return Err(refused(format!("the output format has already been set to {before:?}")));
+                }
                 let known = ["pretty", "prettyprint", "json"];
                 if !known.iter().any(|known| value.eq_ignore_ascii_case(known)) {
                     return Err(refused(format!("bad formatter flag: unknown format option: {value:?}")));
-                }
-                let is_json = |text: &str| text.eq_ignore_ascii_case("json");
-                let outputs = self.specs.iter().filter(|spec| spec.kind == Kind::Output);
-                let before = outputs.filter_map(|spec| self.given.get(spec.name)?.last()).next();
-                if let Some(before) = before.filter(|before| is_json(before) != is_json(&value)) {
-                    let before = if is_json(before) { "json" } else { "pretty" };
-                    return Err(refused(format!("the output format has already been set to {before:?}")));
                 }
             }
             Kind::Bool | Kind::Text | Kind::Texts | Kind::Duration | Kind::Timeout => {}
@@ -346,6 +347,14 @@ mod tests {
         refused(
             "-output json -output PRETTY",
             "invalid value \"PRETTY\" for flag -output: the output format has already been set to \"json\"",
+        );
+        refused(
+            "-output PRETTY -output prettyprint",
+            "invalid value \"prettyprint\" for flag -output: the output format has already been set to \"pretty\"",
+        );
+        refused(
+            "-output json -output xml",
+            "invalid value \"xml\" for flag -output: the output format has already been set to \"json\"",
         );
     }
 

@@ -1,7 +1,7 @@
 //! Calls over a local socket, and their errors in the words that scripts look for.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -17,6 +17,9 @@ pub(crate) const SERVER_SOCKET: &str = "/tmp/spire-server/private/api.sock";
 pub(crate) const AGENT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 /// Where the agent serves administrators unless told otherwise.
 pub(crate) const ADMIN_SOCKET: &str = "/tmp/spire-agent/private/admin.sock";
+
+/// What the system says of an address it does not take.
+const EINVAL: i32 = 22;
 
 /// The largest reply taken: lists come in one message.
 const MAX_REPLY: usize = 1 << 30;
@@ -102,7 +105,7 @@ where
     F: Future<Output = Result<(), Failure>>,
 {
     let socket = server_socket(flags)?;
-    block_on(async move { work(dial(&socket, "//")).await })
+    block_on(async move { work(dial(&socket)).await })
 }
 
 /// A channel to a local socket that connects at the first call.
@@ -110,24 +113,44 @@ where
 pub(crate) struct Dialed {
     channel: Channel,
     shown: String,
-    has_address: bool,
 }
 
-/// Prepares a channel to `socket`; `prefix` stands before the path in errors, as SPIRE shows it.
-pub(crate) fn dial(socket: &Path, prefix: &str) -> Dialed {
+/// Prepares a channel to a socket of administrators. As in SPIRE's commands, an absolute path is shown with
+/// two slashes before it.
+pub(crate) fn dial(socket: &Path) -> Dialed {
+    let prefix = if socket.is_absolute() { "//" } else { "" };
+    connect(socket, format!("dial unix {prefix}{}", socket.display()))
+}
+
+/// Prepares a channel to a socket of workloads: as SPIRE's commands do, the path is made absolute first.
+pub(crate) fn dial_public(socket: &Path) -> Dialed {
+    let directory = std::env::current_dir().unwrap_or_default();
+    let shown = format!("dial unix {}", cleaned(&directory.join(socket)).display());
+    connect(if socket.as_os_str().is_empty() { &directory } else { socket }, shown)
+}
+
+/// An absolute path without `.`, `..` and doubled slashes, which is all that is looked at.
+fn cleaned(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut cleaned, component| {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                cleaned.pop();
+            }
+            Component::Prefix(_) | Component::RootDir | Component::Normal(_) => cleaned.push(component),
+        }
+        cleaned
+    })
+}
+
+fn connect(socket: &Path, shown: String) -> Dialed {
     let path = socket.to_path_buf();
     let connector = tower::service_fn(move |_| {
         let path = path.clone();
         async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
     });
     let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
-    let has_address = !socket.as_os_str().is_empty();
-    let shown = if has_address {
-        format!("dial unix {prefix}{}", socket.display())
-    } else {
-        "dial unix: missing address".to_owned()
-    };
-    Dialed { channel, shown, has_address }
+    Dialed { channel, shown }
 }
 
 /// Makes a tonic client of `$client` on a [`Dialed`] socket.
@@ -152,11 +175,12 @@ impl Dialed {
     /// A failed call as SPIRE's commands show it.
     pub(crate) fn failed(&self, status: &Status) -> String {
         if let Some(cause) = io_cause(status) {
-            let why =
-                if self.has_address { format!(": connect: {}", system_text(&cause)) } else { String::new() };
+            let what = match self.shown.as_str() {
+                "dial unix " => "dial unix: missing address".to_owned(),
+                shown => format!("{shown}: connect: {}", system_text(&cause)),
+            };
             return format!(
-                "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: {}{why}\"",
-                self.shown
+                "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: {what}\""
             );
         }
         rpc_error(status)
@@ -211,7 +235,9 @@ fn io_cause(status: &Status) -> Option<io::Error> {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         if let Some(io) = error.downcast_ref::<io::Error>() {
-            return io.raw_os_error().map(io::Error::from_raw_os_error);
+            // A path longer than an address holds is refused before the system is asked.
+            let refused = (io.kind() == io::ErrorKind::InvalidInput).then_some(EINVAL);
+            return io.raw_os_error().or(refused).map(io::Error::from_raw_os_error);
         }
         source = error.source();
     }
@@ -260,6 +286,12 @@ mod tests {
         let error = io::Error::from_raw_os_error(libc_enoent());
 
         assert_eq!(system_text(&error), "no such file or directory");
+    }
+
+    #[test]
+    fn a_path_is_cleaned_as_it_reads() {
+        assert_eq!(cleaned(Path::new("/run/./a//../b/api.sock")), Path::new("/run/b/api.sock"));
+        assert_eq!(cleaned(Path::new("/../api.sock")), Path::new("/api.sock"));
     }
 
     const fn libc_enoent() -> i32 {

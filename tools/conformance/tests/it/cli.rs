@@ -5,8 +5,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use finial_conformance::{Product, Scenario};
+use finial_conformance::{Plane, PlaneConfig, Product, Scenario};
 
 fn home() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/cli")
@@ -251,4 +252,27 @@ fn cli_agent_debug() {
 #[test]
 fn cli_agent_logger() {
     check("agent/logger");
+}
+
+#[test]
+fn cli_a_watch_outlives_refusals_and_the_agent() {
+    let config = PlaneConfig { agent: true, ..PlaneConfig::default() };
+    let mut plane = Plane::start(&Product::under_test(), &config, &Default::default());
+
+    let mut watch = plane.spawn("agent", &["api", "watch", "-socketPath", "{asock}"]);
+    watch.await_said("no identity issued\n");
+    let agent = plane.agent().unwrap();
+    agent.signal("TERM");
+    assert_eq!(agent.wait(Duration::from_secs(30)), 0);
+    watch.await_said(": connect: ");
+    plane.start_agent_again();
+    let selector = plane.fill("unix:uid:{uid}");
+    let entry =
+        ["-parentID", "spiffe://{td}/node", "-spiffeID", "spiffe://{td}/late", "-socketPath", "{sock}"];
+    plane.ok("server", &[&["entry", "create", "-selector", &selector], entry.as_slice()].concat());
+    plane.await_identities(&["spiffe://{td}/late"]);
+
+    watch.await_printed("spiffe://example.org/late\n");
+    watch.signal("INT");
+    assert_eq!(watch.wait(Duration::from_secs(30)), 1);
 }

@@ -58,7 +58,7 @@ pub(super) fn commands() -> Vec<Command> {
 /// A channel to the Workload API.
 fn dial(flags: &Flags) -> Result<Dialed, Failure> {
     let socket = rpc::agent_socket(flags).map_err(Failure::Bare)?;
-    Ok(rpc::dial(&socket, ""))
+    Ok(rpc::dial_public(&socket))
 }
 
 /// A request with the header that the Workload API demands, and the command's time limit.

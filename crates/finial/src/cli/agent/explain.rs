@@ -36,7 +36,7 @@ fn run(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
     }
     let socket = rpc::agent_socket(flags)?;
     rpc::block_on(async {
-        let dialed = rpc::dial(&socket, "//");
+        let dialed = rpc::dial_public(&socket);
         let mut request = tonic::Request::new(ExplainWorkloadRequest { pid, selectors });
         request.metadata_mut().insert("workload.spiffe.io", MetadataValue::from_static("true"));
         let explained = client!(AgentClient<_>, dialed)

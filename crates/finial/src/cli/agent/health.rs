@@ -31,7 +31,7 @@ fn check(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
     let unhealthy = |why: &str| Failure::Bare(format!("Agent is unhealthy: {why}"));
     let socket = rpc::agent_socket(flags).map_err(|why| unhealthy(&why))?;
     rpc::block_on(async {
-        let dialed = rpc::dial(&socket, "//");
+        let dialed = rpc::dial_public(&socket);
         let request = HealthCheckRequest { service: String::new() };
         let reply = client!(HealthClient<_>, dialed).check(request).await.map_err(|status| {
             if verbose {

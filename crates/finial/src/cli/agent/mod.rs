@@ -48,7 +48,8 @@ fn admin_flags(own: &[Flag]) -> Vec<Flag> {
     [own, &socket].concat()
 }
 
-/// A channel to the admin socket.
+/// A channel to the admin socket; an empty path counts as not given.
 fn dial_admin(flags: &Flags) -> Dialed {
-    rpc::dial(flags.text("socketPath").as_ref(), "//")
+    let path = Some(flags.text("socketPath")).filter(|path| !path.is_empty());
+    rpc::dial(path.unwrap_or(ADMIN_SOCKET).as_ref())
 }

@@ -29,7 +29,7 @@ fn check(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
         printer.out.push_str("Checking server health...\n");
     }
     rpc::block_on(async {
-        let dialed = rpc::dial(&socket, "//");
+        let dialed = rpc::dial(&socket);
         let request = HealthCheckRequest { service: String::new() };
         let reply = client!(HealthClient<_>, dialed).check(request).await.map_err(|status| {
             if verbose {

@@ -2,20 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use proto::workload::{X509svidRequest, X509svidResponse};
 use spiffe::UnixSecs;
 use spiffe::x509::{Certificate, to_pem, verify_svid};
+use tonic::{Code, Status};
 
 use super::{dial, failed, is_json, now, request, within};
 use crate::cli::duration::{format_duration, format_time};
 use crate::cli::flags::Flags;
 use crate::cli::rpc::{self, client, system_text};
 use crate::cli::{Failure, Printer, json, print};
+
+/// Seconds until the API is asked again, at most; one more each time nothing came.
+const LONGEST_PAUSE: u64 = 30;
 
 /// One SVID with what belongs to it, parsed and verified.
 struct Svid {
@@ -61,33 +66,73 @@ pub(super) fn fetch(flags: &Flags, printer: &mut Printer) -> Result<(), Failure>
     })
 }
 
+/// Prints every update until it is interrupted. What goes wrong is printed too, and the API is asked
+/// again, unless its answer says that asking again is of no use.
 pub(super) fn watch(flags: &Flags, _printer: &mut Printer) -> Result<(), Failure> {
     let dialed = dial_later(flags)?;
     rpc::block_on(async {
         let dialed = dialed()?;
-        let mut started = now();
-        let mut stream = client!(SpiffeWorkloadApiClient<_>, dialed)
-            .fetch_x509svid(request(flags, X509svidRequest {}))
-            .await
-            .map_err(|status| failed(&dialed, &status))?
-            .into_inner();
-        loop {
-            let reply = tokio::select! {
-                reply = stream.message() => reply.map_err(|status| failed(&dialed, &status))?,
-                // Interrupting is the way this command ends; SPIRE's exit code for it is 1.
-                _interrupted = tokio::signal::ctrl_c() => return Err(Failure::Exit(1)),
-            };
-            let Some(reply) = reply else { return Ok(()) };
-            let took = i64::try_from(started.elapsed().as_nanos()).unwrap_or(i64::MAX);
-            let shown = Update::read(&reply)?.shown(took, Hints::Hidden);
-            let mut stdout = std::io::stdout();
-            stdout
-                .write_all(shown.as_bytes())
-                .and_then(|()| stdout.flush())
-                .map_err(|error| Failure::Bare(format!("cannot print: {}", system_text(&error))))?;
-            started = now();
+        let watching = async {
+            let mut since = now();
+            let mut pause = 0;
+            loop {
+                let ended = follow(flags, &dialed, &mut since, &mut pause).await?;
+                let text = ended.as_ref().map_or_else(|| "EOF".to_owned(), |status| dialed.failed(status));
+                print_now(std::io::stderr(), &format!("{text}\n"))?;
+                if ended
+                    .is_some_and(|status| matches!(status.code(), Code::Cancelled | Code::InvalidArgument))
+                {
+                    return Err(Failure::Bare(text));
+                }
+                pause = (pause + 1).min(LONGEST_PAUSE);
+                tokio::time::sleep(Duration::from_secs(pause)).await;
+            }
+        };
+        tokio::select! {
+            ended = watching => ended,
+            // Interrupting is the way this command ends; SPIRE's exit code for it is 1.
+            _interrupted = tokio::signal::ctrl_c() => Err(Failure::Exit(1)),
         }
     })
+}
+
+/// Prints the updates of one stream; hands back what ended it, nothing if the API closed it.
+async fn follow(
+    flags: &Flags,
+    dialed: &rpc::Dialed,
+    since: &mut Instant,
+    pause: &mut u64,
+) -> Result<Option<Status>, Failure> {
+    let mut client = client!(SpiffeWorkloadApiClient<_>, dialed);
+    let mut stream = match client.fetch_x509svid(request(flags, X509svidRequest {})).await {
+        Ok(stream) => stream.into_inner(),
+        Err(status) => return Ok(Some(status)),
+    };
+    loop {
+        let reply = match stream.message().await {
+            Ok(Some(reply)) => reply,
+            Ok(None) => return Ok(None),
+            Err(status) => return Ok(Some(status)),
+        };
+        *pause = 0;
+        match Update::read(&reply) {
+            Ok(update) => {
+                let took = i64::try_from(since.elapsed().as_nanos()).unwrap_or(i64::MAX);
+                print_now(std::io::stdout(), &update.shown(took, Hints::Hidden))?;
+                *since = now();
+            }
+            Err(Failure::Bare(why) | Failure::Error(why)) => {
+                print_now(std::io::stderr(), &format!("{why}\n"))?;
+            }
+            Err(exit @ Failure::Exit(_)) => return Err(exit),
+        }
+    }
+}
+
+fn print_now(mut to: impl Write, text: &str) -> Result<(), Failure> {
+    to.write_all(text.as_bytes())
+        .and_then(|()| to.flush())
+        .map_err(|error| Failure::Bare(format!("cannot print: {}", system_text(&error))))
 }
 
 fn dial_later(flags: &Flags) -> Result<impl FnOnce() -> Result<rpc::Dialed, Failure> + '_, Failure> {
