@@ -48,7 +48,8 @@ impl VerifiedJwt {
     }
 }
 
-/// Why a token is refused. The caller of the Workload API sees these words.
+/// Why a token is refused. The caller of the Workload API sees these words, which are SPIRE's and those of
+/// its library where scripts may look for them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JwtError {
     /// It is asked for nobody.
@@ -90,7 +91,7 @@ pub enum JwtError {
         trust_domain: TrustDomain,
     },
     /// The signature does not hold, or the key is of another kind than the algorithm.
-    #[error("token signature is invalid")]
+    #[error("go-jose/go-jose: error in cryptographic primitive")]
     BadSignature,
     /// It is meant for others.
     #[error("expected audience in [{}] (audience=[{}])", quoted(.expected), quoted_all(.found))]
@@ -101,13 +102,13 @@ pub enum JwtError {
         found: Vec<String>,
     },
     /// Its time has not come.
-    #[error("token is not valid yet")]
+    #[error("go-jose/go-jose/jwt: validation failed, token not valid yet (nbf)")]
     NotYetValid,
     /// Its time is over.
     #[error("token has expired")]
     Expired,
     /// It claims to come from the future.
-    #[error("token was issued in the future")]
+    #[error("go-jose/go-jose/jwt: validation field, token issued in the future (iat)")]
     IssuedInFuture,
 }
 
@@ -213,6 +214,8 @@ struct Header {
 impl Header {
     fn read(text: &[u8]) -> Result<Self, JwtError> {
         let malformed = JwtError::Malformed;
+        // An empty one is one without members, as in SPIRE.
+        let text = if text.is_empty() { b"{}" } else { text };
         let header = match json::read(text).map_err(|error| malformed(error.to_string()))? {
             Value::Object(members) => members,
             Value::Null => Map::new(),

@@ -183,6 +183,32 @@ fn what_spire_refuses_too_is_told_first() {
 }
 
 #[test]
+fn reasons_are_told_in_known_words() {
+    let world = World::read();
+    let header = json!({"alg": "ES256", "kid": "ec"});
+    let claims = json!({"sub": "spiffe://example.org/w", "aud": "a", "exp": NOW.0 + 300});
+    let with = |name: &str, value: Value| {
+        let mut claims = claims.clone();
+        claims[name] = value;
+        world.sign(&header, &claims)
+    };
+    let token = world.sign(&header, &claims);
+    let (signed, _) = token.rsplit_once('.').unwrap();
+    let told = |token: &str| world.verify(token, "a").unwrap_err().to_string();
+
+    assert_eq!(told(&format!("{signed}.AAAA")), "go-jose/go-jose: error in cryptographic primitive");
+    assert_eq!(
+        told(&with("nbf", json!(NOW.0 + 100))),
+        "go-jose/go-jose/jwt: validation failed, token not valid yet (nbf)"
+    );
+    assert_eq!(
+        told(&with("iat", json!(NOW.0 + 100))),
+        "go-jose/go-jose/jwt: validation field, token issued in the future (iat)"
+    );
+    assert!(told("..").starts_with("unable to parse JWT token: unexpected signature algorithm \"\"; "));
+}
+
+#[test]
 fn no_byte_of_a_token_can_be_changed() {
     let world = World::read();
     let header = json!({"alg": "ES256", "kid": "ec", "typ": "JWT"});
