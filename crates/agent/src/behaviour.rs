@@ -460,9 +460,7 @@ async fn taken_from(lie: impl Fn(&mut Behaviour)) -> usize {
     called(&running.server, "BatchNewX509SVID", 2).await;
     let served = paths(&subscription.current()).len();
 
-    let mut behaviour = running.server.behaviour();
-    (behaviour.lie, behaviour.impostor, behaviour.svid_life) = (None, None, 3600);
-    drop(behaviour);
+    running.server.behaviour().tell_the_truth();
     running.until_signed(2).await;
     served
 }

@@ -114,10 +114,11 @@ impl Unrest {
         part: impl Fn(&mut Command, Riot, &str),
     ) -> Result<Noticed, String> {
         let attackers = self.attackers(riot, part);
-        match riot {
+        if riot == Riot::SlowAttestations {
             // Half a minute until the first is over.
-            Riot::SlowAttestations => std::thread::park_timeout(Duration::from_millis(500)),
-            _ => attackers.iter().for_each(|attacker| attacker.await_said(BITTEN)),
+            std::thread::park_timeout(Duration::from_millis(500));
+        } else {
+            attackers.iter().for_each(|attacker| attacker.await_said(BITTEN));
         }
         let noticed = self.runtime.block_on(self.watch(time));
         drop(attackers);
