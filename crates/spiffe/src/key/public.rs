@@ -151,7 +151,8 @@ impl PublicKey {
             PublicKeyKind::EcP256 => on_curve(&signature::ECDSA_P256_SHA256_ASN1, "P256"),
             PublicKeyKind::EcP384 => on_curve(&signature::ECDSA_P384_SHA384_ASN1, "P384"),
             PublicKeyKind::EcP521 => on_curve(&signature::ECDSA_P521_SHA512_ASN1, "P521"),
-            PublicKeyKind::Rsa(_) if parses(&signature::RSA_PKCS1_2048_8192_SHA256) => Ok(()),
+            // The library looks at the size of a modulus only when it verifies with it.
+            PublicKeyKind::Rsa(2048..=8192) if parses(&signature::RSA_PKCS1_2048_8192_SHA256) => Ok(()),
             PublicKeyKind::Rsa(_) => Err(UnusableKey::RsaSize),
             PublicKeyKind::Ed25519 | PublicKeyKind::Other => Err(UnusableKey::Kind),
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use finial_spiffe::x509::Certificate;
 use finial_spiffe::{Bundle, JwtAuthority, TrustDomain, UnixSecs, X509Authority};
 use serde_json::{Value, json};
 
@@ -114,8 +115,11 @@ fn a_refused_certificate_is_refused_for_what_is_wrong_with_it() {
     let small: Value = serde_json::from_str(small).unwrap();
     let small = STANDARD.decode(small["doc"]["x509_authorities"][0]["asn1"].as_str().unwrap()).unwrap();
     let refusal = |der: &[u8]| X509Authority::parse(der).unwrap_err().to_string();
+    let key = Certificate::parse(&small).unwrap().public_key().spki().to_vec();
 
     assert_eq!(refusal(&small), "RSA key must have 2048 to 8192 bits");
+    let refused = JwtAuthority::parse("small", &key, UnixSecs(0)).unwrap_err();
+    assert_eq!(refused.to_string(), "RSA key must have 2048 to 8192 bits");
     assert_eq!(refusal(&small[..small.len() - 1]), "malformed certificate: cannot be read");
     assert_eq!(refusal(b"zz"), "malformed certificate: cannot be read");
 }
