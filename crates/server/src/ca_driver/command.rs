@@ -155,6 +155,9 @@ impl Driver {
 
     async fn carry_out(&mut self, family: Family, order: Order) -> Result<Answer, Refusal> {
         self.check_upstream(family, &order)?;
+        if family != Family::X509 {
+            self.tokens_or_refuse(family)?;
+        }
         if matches!(&order, Order::Activate(id) | Order::Taint(id) | Order::Revoke(id) if id.is_empty()) {
             return Err(Refusal::NoId);
         }

@@ -88,10 +88,12 @@ async fn a_family_that_is_turned_off_says_so() {
     let mut commands = server.local().local_authority();
 
     let prepared = commands.prepare_jwt_authority(wire::PrepareJwtAuthorityRequest {}).await;
+    let nameless = commands.activate_jwt_authority(wire::ActivateJwtAuthorityRequest::default()).await;
     let upstream =
         commands.taint_x509_upstream_authority(wire::TaintX509UpstreamAuthorityRequest::default()).await;
 
     expect_status(prepared, Code::Unimplemented, "JWT functionality is disabled");
+    expect_status(nameless, Code::Unimplemented, "JWT functionality is disabled");
     expect_status(upstream, Code::FailedPrecondition, "upstream authority is not configured");
     server.stop().await;
 }
