@@ -47,7 +47,6 @@ use plugin::{AgentNodeAttestor, Host};
 use runtime::BoxError;
 use runtime::clock::Clock;
 use runtime::health::{Health, HealthListener, HealthPaths};
-use runtime::listen::ListenError;
 use runtime::log::Log;
 use runtime::manager;
 use runtime::profile::{self, Profiling};
@@ -57,7 +56,7 @@ use runtime::tasks::{TaskFailed, Tasks, apart};
 use spiffe::tls::{Anchors, OwnCertificate, ServerTrust};
 use spiffe::{Bundle, UnixSecs};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info, info_span};
+use tracing::{Instrument, info, info_span, warn};
 use zeroize::Zeroizing;
 
 use api::{Door, Opener};
@@ -109,9 +108,6 @@ pub enum StartError {
     /// The port of the health checks is none.
     #[error("health_checks.bind_port is no port: {0:?}")]
     HealthPort(String),
-    /// The health checks cannot be served.
-    #[error("cannot serve health checks")]
-    Health(#[from] ListenError),
     /// The vault cannot be set up.
     #[error("cannot set up the vault")]
     Vault(#[source] std::io::Error),
@@ -243,6 +239,17 @@ impl Agent {
         let attested = attester.until_attested(shutdown).instrument(span).await;
         let attested = attested.map_err(|error| failed("node attestation", error))?;
         let Some(attested) = attested else { return tasks.join().await };
+        let keys_are_kept = !self
+            .config
+            .plugins
+            .iter()
+            .any(|block| block.enabled && block.kind == "KeyManager" && block.name == "memory");
+        if !attested.identity.reattestable && !keys_are_kept {
+            warn!(
+                "The node cannot attest anew, and the key manager 'memory' forgets its keys: once restarted, \
+                 this agent stays out until it is evicted"
+            );
+        }
         let started = self.start(attester, attested, &mut tasks);
         let context = started.map_err(|error| failed("agent", error))?;
         tasks.spawn("endpoints", serve(context, opener, shutdown.token().clone()));
@@ -438,7 +445,14 @@ async fn listener(config: &HealthConfig) -> Result<Option<HealthListener>, Start
     }
     let port = config.bind_port.parse().map_err(|_| StartError::HealthPort(config.bind_port.clone()))?;
     let paths = HealthPaths { live: config.live_path.clone(), ready: config.ready_path.clone() };
-    Ok(Some(HealthListener::bind(&config.bind_address, port, paths).await?))
+    match HealthListener::bind(&config.bind_address, port, paths).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) => {
+            // Whoever probes finds out; the workloads of the node do not pay for it.
+            warn!(error = %runtime::chain(&error), subsystem_name = "health", "Error serving health checks");
+            Ok(None)
+        }
+    }
 }
 
 /// The health check of everything but the APIs.

@@ -57,8 +57,16 @@ pub(crate) enum BootstrapUse {
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// Its directory cannot be made.
+    #[error("cannot make the directory {}", .path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// It cannot be read.
-    #[error("failed to open storage: failed to read data: cannot read {path}: {source}", path = .path.display())]
+    #[error("failed to open storage: failed to read data: cannot read {}", .path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -111,7 +119,8 @@ impl Store {
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
         let path = directory.join(FILE);
         let read = |source| StoreError::Read { path: path.clone(), source };
-        runtime::files::create_directory(directory, 0o755).map_err(read)?;
+        runtime::files::create_directory(directory, 0o755)
+            .map_err(|source| StoreError::Directory { path: directory.to_path_buf(), source })?;
         let data = match load(&path) {
             Ok(text) => AgentData::from_json(&text)
                 .map_err(|reason| StoreError::Damaged { path: path.clone(), reason })?,

@@ -48,6 +48,10 @@ impl Shutdown {
     /// What the system says.
     pub fn listen_to_signals(&self) -> io::Result<()> {
         let mut signals = Signals::new()?;
+        // Whoever listens to these does so later, or not at all; by themselves they would end the process.
+        for asking in [SignalKind::user_defined1(), SignalKind::user_defined2()] {
+            drop(signal(asking)?);
+        }
         let token = self.0.clone();
         #[expect(clippy::disallowed_methods, reason = "outlives all tasks: the second signal must be heard")]
         tokio::spawn(async move {
@@ -83,6 +87,17 @@ mod tests {
     use rustix::process::{Signal, getpid, kill_process};
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_signal_that_asks_for_something_does_not() {
+        let shutdown = Shutdown::new();
+        shutdown.listen_to_signals().unwrap();
+
+        kill_process(getpid(), Signal::USR1).unwrap();
+        kill_process(getpid(), Signal::USR2).unwrap();
+
+        assert!(!shutdown.is_triggered(), "and the process has not ended");
+    }
 
     #[tokio::test]
     async fn a_signal_triggers_it() {

@@ -332,7 +332,15 @@ async fn health_listener(config: &ServerConfig, health: &Health) -> Result<Optio
     }
     let port = settings.bind_port.parse().map_err(|_| StartError::HealthPort(settings.bind_port.clone()))?;
     let paths = HealthPaths { live: settings.live_path.clone(), ready: settings.ready_path.clone() };
-    let listener = HealthListener::bind(&settings.bind_address, port, paths).await?;
+    let listener = match HealthListener::bind(&settings.bind_address, port, paths).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            // Whoever probes finds out; the agents do not pay for it.
+            let error = runtime::chain(&error);
+            tracing::warn!(error, subsystem_name = "health", "Error serving health checks");
+            return Ok(None);
+        }
+    };
     tracing::info!(subsystem_name = "health", address = %listener.address(), "Serving health checks");
     let stop = CancellationToken::new();
     let serving = Box::pin(listener.serve(health.clone(), stop.clone()));

@@ -1,6 +1,7 @@
 //! Whether server and agent are well, over HTTP.
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use finial_conformance::{Plane, PlaneConfig, Product, await_ok, get};
@@ -46,5 +47,36 @@ fn health_is_told_over_http() {
             assert!(body.ends_with("}\n"));
         }
         assert_eq!(get(port, "/live"), Some((404, "404 page not found\n".to_owned())));
+    }
+}
+
+#[test]
+fn health_port_in_use_stops_nobody() {
+    let config = PlaneConfig { agent: true, ..PlaneConfig::default() };
+    let mut plane = Plane::start(&Product::under_test(), &config, &Default::default());
+    let port = plane.word("p1").to_owned();
+    let address: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
+    let _taken = TcpListener::bind(address).unwrap();
+
+    for program in ["server", "agent"] {
+        listening(&mut plane, program, &port);
+
+        let said = fs::read_to_string(plane.dir().join(format!("{program}.log"))).unwrap();
+        assert!(said.contains("Error serving health checks"), "{said}");
+    }
+}
+
+#[test]
+fn health_is_not_hurt_by_signals_that_ask_for_something() {
+    let config = PlaneConfig { agent: true, ..PlaneConfig::default() };
+    let mut plane = Plane::start(&Product::under_test(), &config, &Default::default());
+
+    for program in ["server", "agent"] {
+        let running = if program == "server" { plane.server() } else { plane.agent() }.unwrap();
+        running.signal("USR1");
+        running.signal("USR2");
+        plane.await_healthy(program);
+        let running = if program == "server" { plane.server() } else { plane.agent() }.unwrap();
+        assert!(running.is_running());
     }
 }
