@@ -130,7 +130,7 @@ mod tests {
             let code = (CODE.firsts[length] >> (32 - length)) + nth;
             bits.push_str(&format!("{code:0length$b}"));
         }
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push('1');
         }
         bits.as_bytes()
@@ -159,7 +159,7 @@ mod tests {
         #[test]
         fn every_string_is_read_as_another_decoder_reads_it(octets in prop::collection::vec(any::<u8>(), 0..100)) {
             let string = write(&octets);
-            prop_assert_eq!(HuffmanDecoder::new().decode(&string).unwrap(), octets.clone());
+            prop_assert_eq!(&HuffmanDecoder::new().decode(&string).unwrap(), &octets);
             prop_assert_eq!(read(&string), Ok(octets));
         }
 
