@@ -269,7 +269,7 @@ fn cli_a_watch_outlives_refusals_and_the_agent() {
     let selector = plane.fill("unix:uid:{uid}");
     let entry =
         ["-parentID", "spiffe://{td}/node", "-spiffeID", "spiffe://{td}/late", "-socketPath", "{sock}"];
-    let _created =
+    let _entry =
         plane.ok("server", &[&["entry", "create", "-selector", &selector], entry.as_slice()].concat());
     plane.await_identities(&["spiffe://{td}/late"]);
 
