@@ -219,6 +219,8 @@ impl Agent {
         }
         let (health, clock) = (self.health.clone(), Arc::clone(&self.clock));
         tasks.spawn("service manager", manager::tell(health, clock, shutdown.token().clone()));
+        let reconfigurables = std::mem::take(&mut self.plugins.reconfigurables);
+        tasks.spawn("plugin reconfiguration", reconfigurables.run(shutdown.token().clone()));
         tasks.spawn("log rotation", self.log.clone().reopen_on_signal(shutdown.token().clone()));
         let attester = Arc::new(Attester {
             config: Arc::clone(&self.config),

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use spiffe::TrustDomain;
 
+use crate::reconfigure::{self, Made, Reconfigurables, Slot};
 use crate::{
-    AgentNodeAttestor, BuiltIn, CredentialComposer, Host, KeyManager, PluginConfig, PluginError, PluginKind,
-    ServerNodeAttestor, UpstreamAuthority, WorkloadAttestor, composer, keymanager, nodeattestor, upstream,
-    workloadattestor,
+    AgentNodeAttestor, BuiltIn, CredentialComposer, Host, KeyManager, Plugin, PluginConfig, PluginError,
+    PluginKind, ServerNodeAttestor, UpstreamAuthority, WorkloadAttestor, composer, keymanager, nodeattestor,
+    upstream, workloadattestor,
 };
 
 /// One plugin block of a configuration.
@@ -75,6 +76,8 @@ pub struct ServerPlugins {
     pub upstream_authority: Option<Arc<dyn UpstreamAuthority>>,
     /// The credential composers in the order of the file.
     pub credential_composers: Vec<Arc<dyn CredentialComposer>>,
+    /// Those that are configured by files of their own.
+    pub reconfigurables: Reconfigurables,
 }
 
 /// The loaded plugins of an agent.
@@ -85,6 +88,8 @@ pub struct AgentPlugins {
     pub node_attestor: Arc<dyn AgentNodeAttestor>,
     /// The workload attestors in the order of the file.
     pub workload_attestors: Vec<Arc<dyn WorkloadAttestor>>,
+    /// Those that are configured by files of their own.
+    pub reconfigurables: Reconfigurables,
 }
 
 /// Why the plugins cannot be used.
@@ -165,7 +170,7 @@ pub async fn load_server(
     host: &Host,
 ) -> Result<ServerPlugins, CatalogError> {
     check_join_token(declarations)?;
-    let loader = Loader { trust_domain, host };
+    let mut loader = Loader { trust_domain, host, reconfigurables: Reconfigurables::default() };
     let mut key_managers = Vec::new();
     let mut node_attestors = BTreeMap::new();
     let mut upstream_authorities: Vec<Arc<dyn UpstreamAuthority>> = Vec::new();
@@ -218,6 +223,7 @@ pub async fn load_server(
         node_attestors,
         upstream_authority: upstream_authorities.pop(),
         credential_composers,
+        reconfigurables: loader.reconfigurables,
     })
 }
 
@@ -232,7 +238,7 @@ pub async fn load_agent(
     host: &Host,
 ) -> Result<AgentPlugins, CatalogError> {
     check_join_token(declarations)?;
-    let loader = Loader { trust_domain, host };
+    let mut loader = Loader { trust_domain, host, reconfigurables: Reconfigurables::default() };
     let mut key_managers = Vec::new();
     let mut node_attestors = Vec::new();
     let mut workload_attestors: Vec<Arc<dyn WorkloadAttestor>> = Vec::new();
@@ -275,22 +281,24 @@ pub async fn load_agent(
         key_manager: Arc::new(keymanager::Marked(key_manager)),
         node_attestor: Arc::new(nodeattestor::MarkedAgent(node_attestor)),
         workload_attestors,
+        reconfigurables: loader.reconfigurables,
     })
 }
 
 struct Loader<'a> {
     trust_domain: &'a TrustDomain,
     host: &'a Host,
+    reconfigurables: Reconfigurables,
 }
 
 impl Loader<'_> {
-    async fn load<T: ?Sized>(
-        &self,
+    async fn load<T: Plugin + ?Sized + 'static>(
+        &mut self,
         built_ins: &[BuiltIn<T>],
         kind: PluginKind,
         known: &[(PluginKind, &[&str])],
         declaration: &Declaration,
-    ) -> Result<Arc<T>, CatalogError> {
+    ) -> Result<Slot<T>, CatalogError> {
         if !declaration.command.is_empty() {
             return Err(CatalogError::External { name: declaration.name.clone(), kind });
         }
@@ -302,6 +310,7 @@ impl Loader<'_> {
             trust_domain: self.trust_domain.clone(),
             data: read(declaration)?,
         };
+        let data = config.data.clone();
         let plugin = (built_in.load)(config, self.host.clone())
             .await
             .map_err(|error| CatalogError::Refused { name: declaration.name.clone(), error })?;
@@ -312,7 +321,16 @@ impl Loader<'_> {
             subsystem_name = "catalog",
             "Plugin loaded"
         );
-        Ok(plugin)
+        let Data::File(path) = &declaration.data else { return Ok(Slot::fixed(plugin)) };
+        let made = Made {
+            kind,
+            name: declaration.name.clone(),
+            trust_domain: self.trust_domain.clone(),
+            host: self.host.clone(),
+            path: path.clone(),
+            load: built_in.load,
+        };
+        Ok(self.reconfigurables.watch(plugin, made, &data))
     }
 }
 
@@ -339,19 +357,9 @@ fn read(declaration: &Declaration) -> Result<String, CatalogError> {
     match &declaration.data {
         Data::Absent => Ok(String::new()),
         Data::Inline(text) => Ok(text.clone()),
-        Data::File(path) => std::fs::read_to_string(path).map_err(|error| CatalogError::DataFile {
-            name: declaration.name.clone(),
-            reason: format!("open {}: {}", path.display(), plain(&error)),
-        }),
+        Data::File(path) => reconfigure::read(path)
+            .map_err(|reason| CatalogError::DataFile { name: declaration.name.clone(), reason }),
     }
-}
-
-/// The system's words as other tools print them: without the number, in lower case.
-fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or(&text);
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
 fn exactly_one<T>(kind: PluginKind, mut plugins: Vec<T>) -> Result<T, CatalogError> {

@@ -4,14 +4,13 @@
 //! the issuer checks each credential against its profile after them, so none can change an identity, a
 //! key or a lifetime beyond what the profile allows.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 use spiffe::SpiffeId;
 use spiffe::key::PublicKey;
 use spiffe::x509::Name;
 
+use crate::reconfigure::Slot;
 use crate::{Plugin, PluginError, PluginInfo};
 
 /// Changes what credentials say. What a composer does not care about stays as it is.
@@ -82,7 +81,7 @@ pub struct SvidAttributes {
 }
 
 /// Marks a plugin's errors with its type and name.
-pub(crate) struct Marked(pub(crate) Arc<dyn CredentialComposer>);
+pub(crate) struct Marked(pub(crate) Slot<dyn CredentialComposer>);
 
 impl Plugin for Marked {
     fn info(&self) -> &PluginInfo {
@@ -93,11 +92,11 @@ impl Plugin for Marked {
 #[async_trait]
 impl CredentialComposer for Marked {
     async fn server_ca(&self, subject: Name) -> Result<Name, PluginError> {
-        self.0.server_ca(subject).await.map_err(|error| self.info().mark(error))
+        self.0.now().server_ca(subject).await.map_err(|error| self.info().mark(error))
     }
 
     async fn server_svid(&self, attributes: SvidAttributes) -> Result<SvidAttributes, PluginError> {
-        self.0.server_svid(attributes).await.map_err(|error| self.info().mark(error))
+        self.0.now().server_svid(attributes).await.map_err(|error| self.info().mark(error))
     }
 
     async fn agent_svid(
@@ -106,7 +105,7 @@ impl CredentialComposer for Marked {
         public_key: &PublicKey,
         attributes: SvidAttributes,
     ) -> Result<SvidAttributes, PluginError> {
-        self.0.agent_svid(id, public_key, attributes).await.map_err(|error| self.info().mark(error))
+        self.0.now().agent_svid(id, public_key, attributes).await.map_err(|error| self.info().mark(error))
     }
 
     async fn workload_svid(
@@ -115,7 +114,7 @@ impl CredentialComposer for Marked {
         public_key: &PublicKey,
         attributes: SvidAttributes,
     ) -> Result<SvidAttributes, PluginError> {
-        self.0.workload_svid(id, public_key, attributes).await.map_err(|error| self.info().mark(error))
+        self.0.now().workload_svid(id, public_key, attributes).await.map_err(|error| self.info().mark(error))
     }
 
     async fn workload_jwt(
@@ -123,6 +122,6 @@ impl CredentialComposer for Marked {
         id: &SpiffeId,
         claims: Map<String, Value>,
     ) -> Result<Map<String, Value>, PluginError> {
-        self.0.workload_jwt(id, claims).await.map_err(|error| self.info().mark(error))
+        self.0.now().workload_jwt(id, claims).await.map_err(|error| self.info().mark(error))
     }
 }

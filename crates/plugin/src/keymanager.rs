@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use spiffe::key::{KeyKind, PublicKey, SigAlg, Signature};
 
+use crate::reconfigure::Slot;
 use crate::{Plugin, PluginError, PluginInfo};
 
 /// Holds private keys under ids that the program chooses.
@@ -79,7 +80,7 @@ impl fmt::Debug for KeyId {
 }
 
 /// Marks a plugin's errors, and those of its keys, with its type and name.
-pub(crate) struct Marked(pub(crate) Arc<dyn KeyManager>);
+pub(crate) struct Marked(pub(crate) Slot<dyn KeyManager>);
 
 impl Plugin for Marked {
     fn info(&self) -> &PluginInfo {
@@ -90,17 +91,17 @@ impl Plugin for Marked {
 #[async_trait]
 impl KeyManager for Marked {
     async fn generate(&self, id: &KeyId, kind: KeyKind) -> Result<Arc<dyn Key>, PluginError> {
-        let key = self.0.generate(id, kind).await.map_err(|error| self.info().mark(error))?;
+        let key = self.0.now().generate(id, kind).await.map_err(|error| self.info().mark(error))?;
         Ok(self.wrap(key))
     }
 
     async fn key(&self, id: &KeyId) -> Result<Option<Arc<dyn Key>>, PluginError> {
-        let key = self.0.key(id).await.map_err(|error| self.info().mark(error))?;
+        let key = self.0.now().key(id).await.map_err(|error| self.info().mark(error))?;
         Ok(key.map(|key| self.wrap(key)))
     }
 
     async fn keys(&self) -> Result<Vec<Arc<dyn Key>>, PluginError> {
-        let keys = self.0.keys().await.map_err(|error| self.info().mark(error))?;
+        let keys = self.0.now().keys().await.map_err(|error| self.info().mark(error))?;
         Ok(keys.into_iter().map(|key| self.wrap(key)).collect())
     }
 }

@@ -17,6 +17,7 @@ pub mod info;
 pub mod keymanager;
 pub mod metered;
 pub mod nodeattestor;
+pub mod reconfigure;
 pub mod upstream;
 pub mod workloadattestor;
 
@@ -26,5 +27,6 @@ pub use error::{Code, PluginError};
 pub use info::{Plugin, PluginInfo, PluginKind};
 pub use keymanager::{Key, KeyId, KeyManager};
 pub use nodeattestor::{AgentNodeAttestor, AgentStream, Attested, Challenger, ServerNodeAttestor};
+pub use reconfigure::Reconfigurables;
 pub use upstream::{Minted, Published, Updates, UpstreamAuthority, UpstreamBundle};
 pub use workloadattestor::WorkloadAttestor;

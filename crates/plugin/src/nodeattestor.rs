@@ -1,12 +1,12 @@
 //! Node attestation: the agent's half proves where it runs, the server's half checks it.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use spiffe::Selector;
 
+use crate::reconfigure::Slot;
 use crate::{Plugin, PluginError, PluginInfo};
 
 /// The server's half.
@@ -56,7 +56,7 @@ pub trait AgentStream: Send {
 }
 
 /// Marks a plugin's errors with its type and name, and leaves those of the stream alone.
-pub(crate) struct MarkedServer(pub(crate) Arc<dyn ServerNodeAttestor>);
+pub(crate) struct MarkedServer(pub(crate) Slot<dyn ServerNodeAttestor>);
 
 impl Plugin for MarkedServer {
     fn info(&self) -> &PluginInfo {
@@ -71,7 +71,7 @@ impl ServerNodeAttestor for MarkedServer {
             return Err(PluginError::invalid_argument("payload cannot be empty"));
         }
         let mut peer = Watched { inner: peer, failure: None };
-        match self.0.attest(payload, &mut peer).await {
+        match self.0.now().attest(payload, &mut peer).await {
             Ok(attested) if attested.agent_id.is_empty() => {
                 Err(self.info().mark(PluginError::internal("plugin response missing agent ID")))
             }
@@ -82,7 +82,7 @@ impl ServerNodeAttestor for MarkedServer {
 }
 
 /// As [`MarkedServer`], for the agent's half.
-pub(crate) struct MarkedAgent(pub(crate) Arc<dyn AgentNodeAttestor>);
+pub(crate) struct MarkedAgent(pub(crate) Slot<dyn AgentNodeAttestor>);
 
 impl Plugin for MarkedAgent {
     fn info(&self) -> &PluginInfo {
@@ -94,7 +94,7 @@ impl Plugin for MarkedAgent {
 impl AgentNodeAttestor for MarkedAgent {
     async fn attest(&self, server: &mut dyn AgentStream) -> Result<(), PluginError> {
         let mut server = Watched { inner: server, failure: None };
-        match self.0.attest(&mut server).await {
+        match self.0.now().attest(&mut server).await {
             Ok(()) => Ok(()),
             Err(error) => Err(server.failure.unwrap_or_else(|| self.info().mark(error))),
         }

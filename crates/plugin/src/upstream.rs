@@ -1,6 +1,5 @@
 //! Upstream authorities: whoever signs the server's CA.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,6 +8,7 @@ use futures::stream::BoxStream;
 use spiffe::x509::CertDer;
 use spiffe::{JwtAuthority, X509Authority};
 
+use crate::reconfigure::Slot;
 use crate::{Plugin, PluginError, PluginInfo};
 
 /// Signs the CA of this server, so that it is one of many below a common root.
@@ -65,7 +65,7 @@ pub struct UpstreamBundle {
 }
 
 /// Marks a plugin's errors with its type and name.
-pub(crate) struct Marked(pub(crate) Arc<dyn UpstreamAuthority>);
+pub(crate) struct Marked(pub(crate) Slot<dyn UpstreamAuthority>);
 
 impl Plugin for Marked {
     fn info(&self) -> &PluginInfo {
@@ -76,17 +76,17 @@ impl Plugin for Marked {
 #[async_trait]
 impl UpstreamAuthority for Marked {
     async fn mint(&self, csr: &[u8], preferred_ttl: Duration) -> Result<Minted, PluginError> {
-        let minted = self.0.mint(csr, preferred_ttl).await.map_err(|error| self.info().mark(error))?;
+        let minted = self.0.now().mint(csr, preferred_ttl).await.map_err(|error| self.info().mark(error))?;
         Ok(Minted { updates: minted.updates.map(|updates| self.marked(updates)), ..minted })
     }
 
     async fn publish(&self, key: &JwtAuthority) -> Result<Published, PluginError> {
-        let published = self.0.publish(key).await.map_err(|error| self.info().mark(error))?;
+        let published = self.0.now().publish(key).await.map_err(|error| self.info().mark(error))?;
         Ok(Published { updates: published.updates.map(|updates| self.marked(updates)), ..published })
     }
 
     async fn watch(&self) -> Result<Updates<UpstreamBundle>, PluginError> {
-        let updates = self.0.watch().await.map_err(|error| self.info().mark(error))?;
+        let updates = self.0.now().watch().await.map_err(|error| self.info().mark(error))?;
         Ok(self.marked(updates))
     }
 }

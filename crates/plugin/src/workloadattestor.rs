@@ -1,11 +1,10 @@
 //! Workload attestation: what is the process at the other end of a socket?
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use runtime::peer::Process;
 use spiffe::Selector;
 
+use crate::reconfigure::Slot;
 use crate::{Plugin, PluginError, PluginInfo};
 
 /// Finds out what a process is.
@@ -17,7 +16,7 @@ pub trait WorkloadAttestor: Plugin {
 }
 
 /// Marks a plugin's errors with its type and name.
-pub(crate) struct Marked(pub(crate) Arc<dyn WorkloadAttestor>);
+pub(crate) struct Marked(pub(crate) Slot<dyn WorkloadAttestor>);
 
 impl Plugin for Marked {
     fn info(&self) -> &PluginInfo {
@@ -28,6 +27,6 @@ impl Plugin for Marked {
 #[async_trait]
 impl WorkloadAttestor for Marked {
     async fn attest(&self, caller: &Process) -> Result<Vec<Selector>, PluginError> {
-        self.0.attest(caller).await.map_err(|error| self.info().mark(error))
+        self.0.now().attest(caller).await.map_err(|error| self.info().mark(error))
     }
 }

@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use config::ServerConfig;
 use futures::future::BoxFuture;
+use plugin::Reconfigurables;
 use runtime::clock::Clock;
 use runtime::listen::{self, TlsListener, UnixListener};
 use runtime::log::Log;
@@ -78,6 +79,7 @@ pub struct Server {
     told: Option<Told>,
     endpoint: Option<Endpoint>,
     refreshes: federation::Inbox,
+    reconfigurables: Reconfigurables,
     address: SocketAddr,
     version: &'static str,
 }
@@ -140,7 +142,7 @@ impl Server {
 
     async fn serve(self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
         let Self { context, keeper, driver, commands, renewal, port, socket, .. } = self;
-        let Self { told, endpoint, refreshes, address, version, .. } = self;
+        let Self { told, endpoint, refreshes, reconfigurables, address, version, .. } = self;
         let presented = renewal.presented();
         let mut tasks = Tasks::new(shutdown.token().clone());
         // Calls that drain still write, and wait for what they wrote.
@@ -148,6 +150,7 @@ impl Server {
         tasks.spawn("keeper", keeper.run(drained.clone()));
         tasks.spawn("CA rotation", driver.run(commands, shutdown.token().clone()));
         tasks.spawn("SVID rotation", renewal.run(shutdown.token().clone()));
+        tasks.spawn("plugin reconfiguration", reconfigurables.run(shutdown.token().clone()));
         tasks.spawn("health checks", wellbeing::watch(Arc::clone(&context), shutdown.token().clone()));
         tasks.spawn("federation", federation::run(Arc::clone(&context), refreshes, shutdown.token().clone()));
         let (health, clock) = (context.health.clone(), Arc::clone(&context.clock));

@@ -261,6 +261,7 @@ pub(crate) async fn build(
         told,
         endpoint,
         refreshes,
+        reconfigurables: plugins.reconfigurables,
         address,
         version: env!("CARGO_PKG_VERSION"),
     })

@@ -94,7 +94,8 @@ pub struct PlaneConfig {
     pub server_plugins: String,
     /// The agent's node attestor.
     pub agent_attestor: String,
-    /// The `plugin_data` of the agent's workload attestor `unix`.
+    /// The `plugin_data` of the agent's workload attestor `unix`, or the line that says in which file it
+    /// is.
     pub workload_attestor: String,
     /// The CA's key type.
     pub ca_key: String,
@@ -443,6 +444,10 @@ plugins {{
     /// Writes the agent's configuration without starting it; an empty token is none.
     pub fn configure_agent(&self, config: &PlaneConfig, token: &str) {
         let token = if token.is_empty() { String::new() } else { format!("join_token = \"{token}\"") };
+        let workload_attestor = match config.workload_attestor.as_str() {
+            line if line.starts_with("plugin_data_file") => line.to_owned(),
+            data => format!("plugin_data {{ {data} }}"),
+        };
         let text = format!(
             r#"agent {{
   trust_domain = "{{td}}"
@@ -460,10 +465,10 @@ plugins {{
 plugins {{
   KeyManager "disk" {{ plugin_data {{ directory = "{{dir}}/agent-data" }} }}
   {}
-  WorkloadAttestor "unix" {{ plugin_data {{ {} }} }}
+  WorkloadAttestor "unix" {{ {workload_attestor} }}
 }}
 "#,
-            config.log, config.agent_extra, config.agent_attestor, config.workload_attestor
+            config.log, config.agent_extra, config.agent_attestor
         );
         self.write("{dir}/agent.conf", &text);
     }

@@ -55,6 +55,8 @@ mod policy;
 #[cfg(test)]
 mod profiles;
 #[cfg(test)]
+mod reconfigure;
+#[cfg(test)]
 mod recovery;
 #[cfg(test)]
 mod sds;
