@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use idna::uts46::{AsciiDenyList, Hyphens, Uts46};
+
 use crate::quote::quoted;
 
 /// A DNS name, possibly with a wildcard as its first label. Kept as it was written.
@@ -107,6 +109,10 @@ fn complaint(name: &str) -> Option<String> {
             None => return Some(label.to_owned()),
         }
     }
+    // From right to left and from left to right in one name.
+    if !is_valid(name) {
+        return Some(name.to_owned());
+    }
     let too_long = name.split('.').find(|label| label.len() > 63);
     too_long.or_else(|| (name.len() > 253).then_some(name)).map(str::to_owned)
 }
@@ -126,8 +132,15 @@ fn internationalised(code: &str) -> Result<(), String> {
     if text.is_ascii() {
         return Err(code.to_owned());
     }
-    let strange = label.iter().any(|character| character.is_control() || character.is_uppercase());
-    if strange || !has_good_hyphens(&text) { Err(text) } else { Ok(()) }
+    let is_valid = is_valid(&format!("xn--{code}"));
+    if is_valid && has_good_hyphens(&text) { Ok(()) } else { Err(text) }
+}
+
+/// Whether all that is internationalised in it is valid (UTS 46, section 4.1), and stands in an order that
+/// can be shown (RFC 5893).
+fn is_valid(name: &str) -> bool {
+    let (_, outcome) = Uts46::new().to_unicode(name.as_bytes(), AsciiDenyList::EMPTY, Hyphens::Allow);
+    outcome.is_ok()
 }
 
 /// Decodes Punycode (RFC 3492).
@@ -238,6 +251,26 @@ mod tests {
             (&longest, &longest),
         ];
         for (name, shown) in cases {
+            bad(name, &format!("idna error\nidna: invalid label {}", quoted(shown)));
+        }
+    }
+
+    #[test]
+    fn what_a_label_hides_is_valid_text_that_can_be_shown() {
+        // Three words from right to left, one from left to right, a virama before its joiner.
+        for name in ["xn--9dbne9b", "xn--1-9hcuf1d", "xn--mgbbop3h", "a.xn--h1ahn.1b", "xn--11b2ezcw70k"] {
+            ok(name);
+        }
+        // A Roman numeral, a ligature, a capital, a joiner that joins nothing, an accent on nothing.
+        for (name, shown) in [
+            ("xn--e5g", "\u{2177}"),
+            ("a.xn--jm6c.1b", "\u{fb01}"),
+            ("xn--8ba", "\u{c5}"),
+            ("xn--ab-m1t", "a\u{200d}b"),
+            ("xn--a-wbb", "\u{301}a"),
+            // What begins with a digit, or stands beside one that does, has no order.
+            ("a.xn--9dbne9b.1b", "a.xn--9dbne9b.1b"),
+        ] {
             bad(name, &format!("idna error\nidna: invalid label {}", quoted(shown)));
         }
     }
