@@ -128,13 +128,15 @@ impl Unrest {
     fn attackers(&self, riot: Riot, part: impl Fn(&mut Command, Riot, &str)) -> Vec<Running> {
         let own = std::env::current_exe().expect("this program");
         // Each with a program of its own, where that takes long to hash.
-        let (count, size) = if riot == Riot::SlowAttestations { (4, Some(1 << 38)) } else { (1, None) };
+        let (count, size) = if riot == Riot::SlowAttestations { (4, Some(1_u64 << 38)) } else { (1, None) };
         let start = |number: usize| {
             let program: PathBuf = self.plane.dir().join(format!("attacker-{riot:?}-{number}"));
-            std::fs::copy(&own, &program).expect("room for a program");
+            // By another process: what a fork of this one holds open for writing cannot be run.
+            let copied = Command::new("cp").arg(&own).arg(&program).status();
+            assert!(copied.expect("cp can be run").success(), "room for a program");
             if let Some(size) = size {
-                let file = std::fs::File::options().write(true).open(&program);
-                file.and_then(|file| file.set_len(size)).expect("a program with a hole");
+                let grown = Command::new("truncate").arg(format!("--size={size}")).arg(&program).status();
+                assert!(grown.expect("truncate can be run").success(), "a program with a hole");
             }
             let mut command = Command::new("prlimit");
             command.arg("--nofile=8192").args(["setpriv", "--reuid=65534", "--regid=65534"]);

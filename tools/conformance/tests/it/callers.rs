@@ -376,7 +376,9 @@ fn open_to_all(plane: &Plane) {
 fn readable(plane: &Plane) -> std::path::PathBuf {
     let program = plane.dir().join("caller");
     if !program.exists() {
-        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        // By another process: what a fork of this one holds open for writing cannot be run.
+        let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&program).status();
+        assert!(copied.unwrap().success());
     }
     program
 }
