@@ -73,10 +73,17 @@ impl PublicKey {
         if !rest.is_empty() {
             return Err(KeyError::Malformed);
         }
+        Self::from_info(&info)
+    }
+
+    /// The key of a certificate or request that was parsed.
+    pub(crate) fn from_info(info: &SubjectPublicKeyInfo<'_>) -> Result<Self, KeyError> {
+        if info.raw.len() > MAX_SPKI {
+            return Err(KeyError::Malformed);
+        }
         let raw = info.subject_public_key.data.as_ref();
-        let kind = kind_of(&info);
-        let raw_at = der.len().checked_sub(raw.len()).ok_or(KeyError::Malformed)?;
-        Ok(Self { spki: der.into(), kind, raw_at })
+        let raw_at = info.raw.len().checked_sub(raw.len()).ok_or(KeyError::Malformed)?;
+        Ok(Self { spki: info.raw.into(), kind: kind_of(info), raw_at })
     }
 
     /// The DER `SubjectPublicKeyInfo`.

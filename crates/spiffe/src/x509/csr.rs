@@ -70,7 +70,7 @@ impl Csr {
             return Err(CsrError::Malformed);
         }
         let info = &csr.certification_request_info;
-        let public_key = PublicKey::from_spki(info.subject_pki.raw).map_err(|_| CsrError::Malformed)?;
+        let public_key = PublicKey::from_info(&info.subject_pki).map_err(|_| CsrError::Malformed)?;
         let (mut uris, mut dns_names) = (Vec::new(), Vec::new());
         for extension in csr.requested_extensions().into_iter().flatten() {
             if let ParsedExtension::SubjectAlternativeName(names) = extension {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use x509_parser::certificate::X509Certificate;
+use x509_parser::certificate::{TbsCertificate, X509Certificate};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
@@ -18,6 +18,8 @@ use crate::url::Url;
 
 /// The longest certificate that is looked at.
 const MAX_CERTIFICATE: usize = 64 * 1024;
+/// So many extensions are compared with each other.
+const FEW_EXTENSIONS: usize = 24;
 /// The most alternative names of a certificate that are looked at.
 const MAX_NAMES: usize = 1000;
 
@@ -137,7 +139,9 @@ impl Certificate {
         }
         let own = der.get(..length).unwrap_or_default();
         let tbs = &parsed.tbs_certificate;
-        parsed.extensions_map().map_err(|_| CertificateError::DuplicateExtension)?;
+        if has_twice(tbs) {
+            return Err(CertificateError::DuplicateExtension);
+        }
         // The algorithm inside the signed part must be the one outside (RFC 5280, 4.1.1.2).
         let algorithm = SignatureAlgorithm::read(&parsed.signature_algorithm);
         if SignatureAlgorithm::read(&tbs.signature) != algorithm {
@@ -151,7 +155,7 @@ impl Certificate {
         if !has_plain_times(tbs.as_ref(), not_before, not_after) {
             return Err(malformed(&"validity is not in a form of RFC 5280"));
         }
-        let public_key = PublicKey::from_spki(tbs.subject_pki.raw).map_err(|error| malformed(&error))?;
+        let public_key = PublicKey::from_info(&tbs.subject_pki).map_err(|error| malformed(&error))?;
         let mut parts = Parts {
             der: own.into(),
             tbs: tbs.as_ref().to_vec(),
@@ -407,6 +411,19 @@ impl Parts {
         self.names.critical_and_unknown = critical && !known;
         Ok(())
     }
+}
+
+/// Whether an extension stands twice. The few of any real certificate are compared with each other: a map
+/// costs more.
+fn has_twice(tbs: &TbsCertificate<'_>) -> bool {
+    let extensions = tbs.extensions();
+    if extensions.len() > FEW_EXTENSIONS {
+        return tbs.extensions_map().is_err();
+    }
+    extensions
+        .iter()
+        .enumerate()
+        .any(|(n, one)| extensions.iter().skip(n + 1).any(|other| one.oid == other.oid))
 }
 
 /// Whether a URI is one that SPIRE's library reads; a certificate or request with another is none.
