@@ -9,6 +9,7 @@ pub mod authority;
 pub mod backoff;
 pub mod blocking;
 pub mod clock;
+pub mod codes;
 pub mod files;
 pub mod health;
 pub mod http;

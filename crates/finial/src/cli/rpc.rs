@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
+use runtime::codes;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -199,35 +200,12 @@ impl Dialed {
 
 /// A status as Go prints it.
 pub(crate) fn rpc_error(status: &Status) -> String {
-    format!("rpc error: code = {} desc = {}", code_name(status.code()), status.message())
-}
-
-/// The name of a code as Go prints it.
-pub(crate) const fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
-    }
+    format!("rpc error: code = {} desc = {}", codes::name(status.code()), status.message())
 }
 
 /// The name of a numeric code in a per-item status.
 pub(crate) fn code_name_of(code: i32) -> &'static str {
-    code_name(Code::from_i32(code))
+    codes::name(Code::from_i32(code))
 }
 
 /// The dialing error behind a status, if that is what failed.

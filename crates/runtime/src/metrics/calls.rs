@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 
 use super::{Counter, Gauge, Metrics, Sample};
 use crate::clock::{Clock, SystemClock};
+use crate::codes;
 
 /// Calls of one kind. Each is counted with the code that it ends with, and timed. Cheap to clone.
 #[derive(Clone, Default)]
@@ -148,7 +149,7 @@ impl Kind {
         let (counter, timer) = place.get_or_init(|| {
             let mut key: Vec<&str> = self.key.iter().map(String::as_str).collect();
             let own = self.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-            let labels: Vec<_> = own.chain([("status", name(code))]).collect();
+            let labels: Vec<_> = own.chain([("status", codes::name(code))]).collect();
             let counter = self.metrics.counter(&key, &labels);
             key.push("elapsed_time");
             (counter, self.metrics.timer(&key, &labels))
@@ -209,29 +210,6 @@ impl HttpBody for Observed {
 
 fn code(headers: &HeaderMap) -> Option<Code> {
     Some(Code::from_bytes(headers.get("grpc-status")?.as_bytes()))
-}
-
-/// The code as Go writes it.
-fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
-    }
 }
 
 /// The parts of a key that stand for a method such as `/spire.api.server.agent.v1.Agent/BanAgent`,

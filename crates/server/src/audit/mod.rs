@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use http::{Request, Response};
 use proto::spire::types;
-use runtime::listen;
 use runtime::log::{Level, Value};
+use runtime::{codes, listen};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
@@ -119,8 +119,7 @@ impl Watch {
 
 /// The code: its name in text, its number in JSON.
 fn code(number: i32) -> Value {
-    let code = Code::from_i32(number);
-    let name = if code == Code::Cancelled { "Canceled".to_owned() } else { format!("{code:?}") };
+    let name = codes::name(Code::from_i32(number)).to_owned();
     Value::Named { name, number: number.into() }
 }
 
