@@ -134,13 +134,16 @@ pub async fn serve<S, B>(
                     place = floor.place(&arrival) => place,
                 };
                 let (floor, service) = (floor.clone(), service.clone());
-                floor.group.clone().spawn("connection", async move {
+                let spawner = floor.group.clone();
+                // On the heap before it is handed from one to the next: it is large.
+                let connection = Box::pin(async move {
                     let opened = floor.open(arrival, place).await;
                     if let Some((io, peer, _share)) = opened {
                         floor.converse(io, peer, service).await;
                     }
                     drop(room);
                 });
+                spawner.spawn("connection", connection);
             }
             Err(error) => refusals.wait(&error).await,
         }
