@@ -12,6 +12,26 @@ use crate::context::Context;
 /// How many writes of one batch wait at once: more than a group that is committed together.
 const AT_ONCE: usize = 1024;
 
+/// How many items are worked on before others get their turn: some tenths of a millisecond.
+const TURN: usize = 32;
+
+/// What `work` makes of each item, in turns with all else that this thread has to do: whoever has one item
+/// signed does not wait for a thousand.
+pub(super) async fn in_turns<T, U>(
+    items: impl IntoIterator<Item = T>,
+    mut work: impl FnMut(T) -> U,
+) -> Vec<U> {
+    let items = items.into_iter();
+    let mut done = Vec::with_capacity(items.size_hint().0);
+    for item in items {
+        if !done.is_empty() && done.len().is_multiple_of(TURN) {
+            tokio::task::yield_now().await;
+        }
+        done.push(work(item));
+    }
+    done
+}
+
 /// Runs the writes of a batch and hands back what each came to, in order.
 ///
 /// They are queued in the order of the batch, all before the first is awaited, so that the datastore

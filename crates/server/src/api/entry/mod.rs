@@ -15,7 +15,7 @@ use store::{CreatedEntry, EntryFilter, EntryMask, EntryPage, NewEntry, Page, Sto
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use self::filter::Asked;
-use super::batch::written;
+use super::batch::{in_turns, written};
 use super::status::{self, failed, invalid, refused_as, stored};
 use super::trustdomain::page;
 use super::{Answers, encoded_elsewhere};
@@ -138,13 +138,15 @@ impl wire::entry_server::Entry for Entries {
         request: Request<wire::BatchCreateEntryRequest>,
     ) -> Result<Response<wire::BatchCreateEntryResponse>, Status> {
         let wire::BatchCreateEntryRequest { entries, output_mask } = request.into_inner();
-        let writes = entries.into_iter().map(async |wire: types::Entry| {
+        let wanted = in_turns(entries, |wire| {
             let requested = entry::requested(self.0.trust_domain(), Some(&wire), None);
-            let requested = requested.map_err(|why| invalid("failed to convert entry", why))?;
-            let created = self.0.store.create_entry(new_entry(requested)?).await;
+            new_entry(requested.map_err(|why| invalid("failed to convert entry", why))?)
+        });
+        let writes = wanted.await.into_iter().map(async |wanted: Result<NewEntry, Status>| {
+            let created = self.0.store.create_entry(wanted?).await;
             created.map_err(|why| stored("failed to create entry", &why))
         });
-        let results = written(&self.0, writes).await.into_iter().map(|created| {
+        let results = in_turns(written(&self.0, writes).await, |created| {
             let existed = created.as_ref().is_ok_and(|created| created.existing);
             let created = created.map(|created| shown(&created, output_mask.as_ref()));
             let (mut status, entry) = status::item(created);
@@ -153,7 +155,7 @@ impl wire::entry_server::Entry for Entries {
             }
             wire::batch_create_entry_response::Result { status, entry }
         });
-        Ok(Response::new(wire::BatchCreateEntryResponse { results: results.collect() }))
+        Ok(Response::new(wire::BatchCreateEntryResponse { results: results.await }))
     }
 
     async fn batch_update_entry(
@@ -162,18 +164,21 @@ impl wire::entry_server::Entry for Entries {
     ) -> Result<Response<wire::BatchUpdateEntryResponse>, Status> {
         let wire::BatchUpdateEntryRequest { entries, input_mask, output_mask } = request.into_inner();
         let mask = input_mask.as_ref().map_or(EntryMask::ALL, update_mask);
-        let writes = entries.into_iter().map(async |wire: types::Entry| {
+        let wanted = in_turns(entries, |wire| {
             let requested = entry::requested(self.0.trust_domain(), Some(&wire), input_mask.as_ref());
             let requested = requested.map_err(|why| invalid("failed to convert entry", why))?;
-            let updated = self.0.store.update_entry(self.masked_entry(requested), mask).await;
+            Ok(self.masked_entry(requested))
+        });
+        let writes = wanted.await.into_iter().map(async |wanted: Result<NewEntry, Status>| {
+            let updated = self.0.store.update_entry(wanted?, mask).await;
             updated.map_err(|why| stored("failed to update entry", &why))
         });
-        let results = written(&self.0, writes).await.into_iter().map(|updated| {
+        let results = in_turns(written(&self.0, writes).await, |updated| {
             let updated = updated.map(|stored| masked(&as_written(&stored.entry), output_mask.as_ref()));
             let (status, entry) = status::item(updated);
             wire::batch_update_entry_response::Result { status, entry }
         });
-        Ok(Response::new(wire::BatchUpdateEntryResponse { results: results.collect() }))
+        Ok(Response::new(wire::BatchUpdateEntryResponse { results: results.await }))
     }
 
     async fn batch_delete_entry(
