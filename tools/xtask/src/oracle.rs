@@ -17,10 +17,10 @@ const PASSES: [(&str, bool, &[&str]); 3] = [
     (
         "the suites against SPIRE itself",
         false,
-        &["api_", "bench_", "cli_", "documents_", "exchanges_", "live_", "takeover_"],
+        &["::api_", "::bench_", "::cli_", "::documents_", "::exchanges_", "::live_", "::takeover_"],
     ),
-    ("Finial's commands on SPIRE", true, &["cli_"]),
-    ("Finial and SPIRE together", false, &["oracle_"]),
+    ("Finial's commands on SPIRE", true, &["::cli_"]),
+    ("Finial and SPIRE together", false, &["::oracle_"]),
 ];
 
 /// Runs all passes with SPIRE's programs in the folder that `args` name; `FINIAL_BIN` may name a built
