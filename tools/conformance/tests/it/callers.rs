@@ -364,6 +364,46 @@ fn w12_a_program_that_may_not_be_looked_at_has_no_path() {
     }
 }
 
+/// With no more than the units of `deploy/systemd` leave them: the server with nothing that it may write
+/// besides its folder.
+#[test]
+fn c04_a_server_needs_no_capability_and_an_agent_what_its_unit_says() {
+    let no_more_than = |unit: &str| {
+        let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/systemd");
+        let unit = fs::read_to_string(units.join(unit)).unwrap();
+        let said = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+        let kept = said.split_whitespace().map(|name| format!(",+{}", name[4..].to_lowercase()));
+        format!("--bounding-set=-all{}", kept.collect::<String>())
+    };
+    let server_prelude = format!(
+        "mount --make-rprivate /\nmount --bind {{dir}} {{dir}}\nmount -o remount,bind,ro /\n\
+         set -- setpriv {} --no-new-privs bash -c 'exec -a spire-server \"$@\"' bash \"$@\"",
+        no_more_than("finial-server.service")
+    );
+    let workload_attestor = "discover_workload_path = true".to_owned();
+    let config = PlaneConfig { server_prelude, workload_attestor, ..PlaneConfig::default() };
+    let mut plane = Plane::start(&Product::under_test(), &config, &Default::default());
+    let agent =
+        wrapped(&plane, &config, &["setpriv", &no_more_than("finial-agent.service"), "--no-new-privs"]);
+    open_to_all(&plane);
+    let program = readable(&plane);
+    let sum = String::from_utf8(Command::new("sha256sum").arg(&program).output().unwrap().stdout).unwrap();
+    let digest = format!("unix:sha256:{}", sum.split(' ').next().unwrap());
+    let path = format!("unix:path:{}", program.display());
+    add(&plane, "spiffe://example.org/other", "unix:uid:65534", &["-selector", &path, "-selector", &digest]);
+
+    Caller::start(&NOBODY, &program, "caller_that_tells_who_it_is", &plane)
+        .await_is("spiffe://example.org/other");
+
+    let effective = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap().count_ones()
+    };
+    assert_eq!(effective(plane.server().unwrap().pid()), 0);
+    assert_eq!(effective(agent.pid()), 2);
+}
+
 const NOBODY: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
 
 /// Lets others into the plane's folder, as they come into `/run`.
