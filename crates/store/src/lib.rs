@@ -25,6 +25,7 @@ pub mod feed;
 mod journal;
 mod list;
 mod migrate;
+mod news;
 mod nodes;
 mod schema;
 mod stamp;
@@ -39,6 +40,7 @@ pub use events::{Event, EventIds};
 pub use federation::{FederationMask, FederationRelationship, FederationRelationshipPage};
 pub use journal::CaJournal;
 pub use list::{FederatesWithFilter, Match, Page, SelectorFilter};
+pub use news::News;
 pub use nodes::{
     Agent, AgentCondition, AgentFilter, AgentPage, AgentUpdate, Attestation, Attested, Reattest,
 };

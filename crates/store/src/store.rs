@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::dialect::remote::Remote;
 use crate::dialect::sqlite::Sqlite;
 use crate::dialect::{Conn, Tasks, Tx};
-use crate::{Changes, Committed, StoreError};
+use crate::{Changes, Committed, News, StoreError};
 
 /// Where the store takes the time from.
 pub type Now = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -48,12 +48,14 @@ pub struct Options {
     pub ro_connection_string: String,
     /// For a MySQL server.
     pub tls: TlsFiles,
-    /// As `max_open_conns` there; 0 = no limit. One connection writes, few others read.
+    /// As `max_open_conns` there; 0 = no limit. One connection writes, few others read, one listens.
     pub max_open_conns: u32,
     /// As `max_idle_conns` there.
     pub max_idle_conns: u32,
     /// As `conn_max_lifetime` there.
     pub conn_max_lifetime: Option<Duration>,
+    /// Whether servers that share a `PostgreSQL` database notify each other of what they write.
+    pub notifications: bool,
     /// As `disable_migration` there.
     pub disable_migration: bool,
     /// The SPIRE release whose behaviour this program has: written to the version row.
@@ -77,6 +79,7 @@ impl Options {
             max_open_conns: 100,
             max_idle_conns: 100,
             conn_max_lifetime: None,
+            notifications: true,
             disable_migration: false,
             code_version: "1.15.3".to_owned(),
             now,
@@ -161,6 +164,15 @@ impl Store {
         match &*self.backend {
             Backend::Sqlite(_) => false,
             Backend::Remote(_) => true,
+        }
+    }
+
+    /// Where the database says that another server wrote.
+    #[must_use]
+    pub fn news(&self) -> News {
+        match &*self.backend {
+            Backend::Sqlite(_) => News::none(),
+            Backend::Remote(database) => database.news(),
         }
     }
 

@@ -158,6 +158,15 @@ impl Conn {
         }
     }
 
+    /// The same, of what other servers that share the database want to know: they are told, where that can
+    /// be.
+    pub(crate) fn commit_news(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(_) => self.commit(),
+            Self::Remote(conn) => conn.commit_news(),
+        }
+    }
+
     /// Ends a transaction, taking back what it did.
     pub(crate) fn rollback(&self) -> Result<(), StoreError> {
         match self {

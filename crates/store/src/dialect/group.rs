@@ -26,6 +26,8 @@ const MOST_RACES: u32 = 5;
 pub(crate) trait Queued: Send {
     /// Runs it inside a transaction; whether it may be committed. May be run again.
     fn run(&mut self, conn: &Conn, now: SystemTime) -> bool;
+    /// Whether it wrote to a bundle when it ran last.
+    fn wrote_bundle(&self) -> bool;
     /// What it changed when it ran last.
     fn changes(&mut self) -> Vec<Change>;
     /// Answers the caller, once what it did is on disk (or it failed by itself).
@@ -60,6 +62,10 @@ where
         self.changes = if good { tx.into_changes() } else { Vec::new() };
         self.outcome = Some(outcome);
         good
+    }
+
+    fn wrote_bundle(&self) -> bool {
+        self.changes.iter().any(|change| matches!(change, Change::BundleSet(_) | Change::BundleDeleted(_)))
     }
 
     fn changes(&mut self) -> Vec<Change> {
@@ -185,8 +191,11 @@ impl Writer {
         if !anything {
             return self.conn.rollback().map_err(|error| self.failure(&error));
         }
+        // What others read when they follow: events, which are noted, and bundles.
+        let is_news = self.conn.noted() > 0 || group.iter().any(|operation| operation.wrote_bundle());
         self.conn.insert_noted().map_err(|error| self.failure(&error))?;
-        self.conn.commit().map_err(|error| match self.failure(&error) {
+        let committed = if is_news { self.conn.commit_news() } else { self.conn.commit() };
+        committed.map_err(|error| match self.failure(&error) {
             Failure::Lost(error) => {
                 Failure::Unknown(format!("{error}; whether the last writes were committed is unknown"))
             }

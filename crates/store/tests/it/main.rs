@@ -7,6 +7,7 @@ mod durability;
 mod feed;
 mod follow;
 mod hostile;
+mod notifications;
 mod replay;
 mod rows;
 mod schema;

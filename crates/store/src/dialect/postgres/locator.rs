@@ -21,7 +21,7 @@ use crate::dialect::percent::percent_decoded;
 
 /// Where the database is, and as whom to go there.
 pub(crate) struct Locator {
-    hosts: Vec<(String, u16)>,
+    pub(super) hosts: Vec<(String, u16)>,
     user: String,
     password: Option<String>,
     database: String,
@@ -186,6 +186,18 @@ impl Locator {
     }
 
     async fn connect_to(&self, host: &str, port: u16) -> Result<PgConnection, Error> {
+        let mut link = self.options(host, port).connect().await?;
+        if self.primary {
+            let row = link.fetch_one("SELECT pg_is_in_recovery()").await?;
+            if row.try_get::<bool, _>(0)? {
+                return Err(Error::Protocol(format!("{host}:{port} cannot be written to")));
+            }
+        }
+        Ok(link)
+    }
+
+    /// How to connect to one of the hosts.
+    pub(super) fn options(&self, host: &str, port: u16) -> PgConnectOptions {
         let mut options = PgConnectOptions::new_without_pgpass()
             .host(host)
             .port(port)
@@ -219,14 +231,7 @@ impl Locator {
         if !self.settings.is_empty() {
             options = options.options(self.settings.iter().map(|(key, value)| (key, value)));
         }
-        let mut link = options.connect().await?;
-        if self.primary {
-            let row = link.fetch_one("SELECT pg_is_in_recovery()").await?;
-            if row.try_get::<bool, _>(0)? {
-                return Err(Error::Protocol(format!("{host}:{port} cannot be written to")));
-            }
-        }
-        Ok(link)
+        options
     }
 }
 

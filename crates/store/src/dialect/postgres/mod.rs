@@ -1,5 +1,6 @@
-//! `PostgreSQL`: its connection strings, its values, its errors.
+//! `PostgreSQL`: its connection strings, its values, its errors, its notifications.
 
+mod listening;
 mod locator;
 mod password;
 
@@ -15,6 +16,7 @@ use super::translate::Source;
 use super::{Cell, Value};
 use crate::{StoreError, stamp};
 
+pub(crate) use listening::{CHANNEL, Listening};
 pub(crate) use locator::Locator;
 
 /// What a statement is given.

@@ -31,6 +31,9 @@ const MOST_PARAMETERS: usize = 32_000;
 /// How many rows one statement inserts at most.
 const MOST_ROWS: usize = 1_000;
 
+/// For how long nothing is notified after the database refused it.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// What a connection is for.
 #[derive(Clone, Copy)]
 pub(crate) enum Role {
@@ -53,6 +56,10 @@ pub(crate) struct Conn {
     touched: Cell<bool>,
     failed: Cell<bool>,
     at_end: RefCell<Vec<(&'static str, Vec<Value<'static>>)>>,
+    /// How a commit is notified to other servers, if it is.
+    telling: Option<String>,
+    /// Until when it is not, all the same.
+    silent_until: Cell<Option<Instant>>,
 }
 
 impl Conn {
@@ -76,7 +83,15 @@ impl Conn {
             touched: Cell::new(false),
             failed: Cell::new(false),
             at_end: RefCell::new(Vec::new()),
+            telling: None,
+            silent_until: Cell::new(None),
         })
+    }
+
+    /// The same, which notifies other servers of what it commits, under this name.
+    pub(crate) fn telling(mut self, name: &str) -> Self {
+        self.telling = Some(format!("NOTIFY {}, '{name}'; COMMIT", postgres::CHANNEL));
+        self
     }
 
     /// Connects at start, where a refusal is told as such.
@@ -122,10 +137,35 @@ impl Conn {
         if failed {
             ended = ended.and_then(|()| Err(StoreError::sql("a statement of the transaction failed")));
         }
-        let keeps = match self.role {
-            Role::Writer { keeps } | Role::Reader { keeps } => keeps,
+        if !self.keeps() {
+            self.leave();
+        }
+        ended
+    }
+
+    /// Commits what other servers want to know, and notifies them, if this connection does: with the commit,
+    /// in one round trip. The databases that call themselves `PostgreSQL` do not all have it, and its queue
+    /// can be full: then it is left out for a while, and the transaction is run again.
+    pub(crate) fn commit_news(&self) -> Result<(), StoreError> {
+        let is_silent = self.silent_until.get().is_some_and(|until| Instant::now() < until);
+        let Some(telling) = self.telling.as_ref().filter(|_| !is_silent && !self.failed.get()) else {
+            return self.end("COMMIT");
         };
-        if !keeps {
+        self.in_transaction.set(false);
+        let ended = self.steer_with(|| statement(telling.clone()));
+        if let Err(error) = &ended
+            && self.trouble.get().is_none()
+        {
+            tracing::warn!(
+                %error,
+                "Other servers cannot be notified of changes, and will poll; \
+                 experimental.finial.database_notifications = false ends the attempts"
+            );
+            self.silent_until.set(Some(Instant::now() + SILENCE));
+            self.steer("ROLLBACK")?;
+            self.trouble.set(Some(Trouble::Raced));
+        }
+        if !self.keeps() {
             self.leave();
         }
         ended
@@ -166,15 +206,25 @@ impl Conn {
 
     /// Runs a statement that has no parameters and gives nothing.
     pub(crate) fn steer(&self, word: &'static str) -> Result<(), StoreError> {
+        self.steer_with(|| word.into_sql_str())
+    }
+
+    fn steer_with(&self, word: impl FnOnce() -> SqlStr) -> Result<(), StoreError> {
         self.count();
         self.with_link(|runtime, link| {
             runtime.block_on(async {
                 match link {
-                    Link::Postgres(link) => within(link.execute(raw_sql(word))).await.map(drop),
-                    Link::MySql(link) => within(link.execute(raw_sql(word))).await.map(drop),
+                    Link::Postgres(link) => within(link.execute(raw_sql(word()))).await.map(drop),
+                    Link::MySql(link) => within(link.execute(raw_sql(word()))).await.map(drop),
                 }
             })
         })
+    }
+
+    const fn keeps(&self) -> bool {
+        match self.role {
+            Role::Writer { keeps } | Role::Reader { keeps } => keeps,
+        }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -371,6 +421,7 @@ impl Conn {
         self.made.set(None);
         self.in_transaction.set(false);
         self.trouble.set(Some(Trouble::Lost));
+        self.target.stir();
         let why = format!("connection lost: {text}");
         *self.loss.borrow_mut() = Some(why.clone());
         StoreError::Unavailable(why)

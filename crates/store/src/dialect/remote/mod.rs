@@ -5,6 +5,7 @@
 //! a probe notices when it is back. Every thread that has a connection drives it itself.
 
 mod conn;
+mod listener;
 mod open;
 mod target;
 

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use uuid::Uuid;
+
 use super::conn::{Conn, Role};
+use super::listener::Listener;
 use super::target::{Place, Target};
 use crate::dialect::{self, Dialect, Tasks, int, mysql, postgres, text, values};
 use crate::migrate::{self, Found, Plan};
-use crate::{DatabaseType, Options, StoreError};
+use crate::{DatabaseType, News, Options, StoreError};
 
 /// How many connections read, at most. What is asked often is answered from memory, so these few wait for
 /// the database most of the time.
@@ -16,9 +19,16 @@ const READERS: u32 = 8;
 /// An open database.
 pub(crate) struct Remote {
     pub(crate) tasks: Tasks,
+    /// Absent where nobody notifies.
+    listener: Option<Listener>,
 }
 
 impl Remote {
+    /// Where the database says that another server wrote.
+    pub(crate) fn news(&self) -> News {
+        self.listener.as_ref().map_or_else(News::none, Listener::news)
+    }
+
     /// Connects, creates or migrates the schema, and starts the threads. On a thread of its own: each
     /// connection is driven by whoever uses it, which the caller's thread may not be allowed to do.
     pub(crate) fn open(options: &Options) -> Result<Self, StoreError> {
@@ -37,7 +47,7 @@ impl Remote {
             conn.connect_first()?;
             let changes = Options { changes: None, ..options.clone() };
             let tasks = Tasks::start(dialect::Conn::Remote(conn), Vec::new(), statements, &changes)?;
-            Ok(Self { tasks })
+            Ok(Self { tasks, listener: None })
         };
         let opened = std::thread::scope(|scope| scope.spawn(open).join());
         opened.unwrap_or(Err(StoreError::Closed))
@@ -54,19 +64,29 @@ impl Remote {
         let conn =
             |role| Conn::new(Arc::clone(&target), role, Arc::clone(&statements), options.conn_max_lifetime);
 
-        let writer = conn(Role::Writer { keeps: true })?;
+        // One connection writes. Where that is the only one, it reads too; the third listens.
+        let most = if options.max_open_conns == 0 { READERS + 2 } else { options.max_open_conns };
+        let notifies = options.notifications && target.dialect() == Dialect::Postgres;
+        let listens = notifies && most > 2;
+        let mine = Uuid::new_v4().simple().to_string();
+
+        let mut writer = conn(Role::Writer { keeps: true })?;
+        if notifies {
+            writer = writer.telling(&mine);
+        }
         writer.connect_first()?;
         let writer = dialect::Conn::Remote(writer);
         prepare(&writer, options)?;
 
-        // One connection writes. Where that is the only one, it reads too.
-        let most = if options.max_open_conns == 0 { READERS + 1 } else { options.max_open_conns };
-        let readers = (1..most.min(READERS + 1))
+        let readers = (1..(most - u32::from(listens)).min(READERS + 1))
             .map(|number| {
                 Ok(dialect::Conn::Remote(conn(Role::Reader { keeps: number < options.max_idle_conns })?))
             })
             .collect::<Result<_, StoreError>>()?;
-        Ok(Self { tasks: Tasks::start(writer, readers, statements, options)? })
+        let tasks = Tasks::start(writer, readers, statements, options)?;
+        let listener =
+            listens.then(|| Listener::start(target, mine, options.conn_max_lifetime)).transpose()?;
+        Ok(Self { tasks, listener })
     }
 }
 

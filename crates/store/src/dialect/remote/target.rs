@@ -11,8 +11,10 @@ use sqlx_core::connection::Connection as _;
 use sqlx_mysql::MySqlConnection;
 use sqlx_postgres::PgConnection;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 use crate::StoreError;
+use crate::dialect::postgres::Listening;
 use crate::dialect::{Dialect, mysql, postgres, tasks};
 
 /// How long it may take to connect, unless the connection string says.
@@ -84,6 +86,8 @@ pub(crate) struct Target {
 struct Away {
     state: Mutex<State>,
     changed: Condvar,
+    /// Counts connections that broke, and returns of the database.
+    stirred: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -124,6 +128,31 @@ impl Target {
             Failed::Away(why) => StoreError::Unavailable(format!("{} is away: {why}", self.place.name())),
             Failed::Refused(why) => StoreError::Open(format!("cannot open {}: {why}", self.place.name())),
         })
+    }
+
+    /// Connects to hear what other servers notify; an error says why not.
+    pub(crate) async fn listen(&self) -> Result<Listening, String> {
+        match &self.place {
+            Place::Postgres(place) => {
+                place.listen(self.place.patience()).await.map_err(|error| words(&error))
+            }
+            Place::MySql(_) => Err("MySQL notifies nobody".to_owned()),
+        }
+    }
+
+    /// Whether the database is known to be away.
+    pub(crate) fn is_away(&self) -> bool {
+        self.state().why.is_some()
+    }
+
+    /// Notes that a connection broke that was in use: others may have, unnoticed.
+    pub(crate) fn stir(&self) {
+        self.away.stirred.send_modify(|times| *times += 1);
+    }
+
+    /// Changes when a connection broke, and when the database is back.
+    pub(crate) fn stirred(&self) -> watch::Receiver<u64> {
+        self.away.stirred.subscribe()
     }
 
     /// Notes that a connection broke or could not be made; in words.
@@ -174,6 +203,7 @@ fn watch(runtime: &Runtime, place: &Place, away: &Away) {
                 state.why = None;
                 told.clear();
                 tracing::info!("Datastore is back: {}", place.name());
+                away.stirred.send_modify(|times| *times += 1);
                 link.leave(runtime);
             }
             Err(Failed::Away(why) | Failed::Refused(why)) => {
