@@ -186,7 +186,7 @@ pub struct ServerExperimental {
 }
 
 /// `experimental.finial`: what SPIRE does not know, and passes over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerFinial {
     /// `allow_agent_ids_anywhere`: node attestors may give ids outside of their own namespace, though never
     /// in that of another.
@@ -195,6 +195,20 @@ pub struct ServerFinial {
     pub allow_exposed_socket: bool,
     /// `audit_log_chain`: each audit line bears a number, its hash, and that of the one before it.
     pub audit_log_chain: bool,
+    /// `database_notifications`: servers that share a PostgreSQL database notify each other of what they
+    /// write.
+    pub database_notifications: bool,
+}
+
+impl Default for ServerFinial {
+    fn default() -> Self {
+        Self {
+            allow_agent_ids_anywhere: false,
+            allow_exposed_socket: false,
+            audit_log_chain: false,
+            database_notifications: true,
+        }
+    }
 }
 
 /// `auth_opa_policy_engine.local`

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::hcl::Kept;
-use config::{PluginBlock, PluginData};
+use config::{PluginBlock, PluginData, ServerConfig};
 use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::metrics::Metrics;
@@ -69,19 +69,21 @@ struct Settings {
 /// How long to wait before a database that is away is tried again, at most.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Opens the datastore that the plugin blocks declare, and its replica if there is one; `changes` gets what is committed. A database
-/// server that is away is waited for: without it there is nothing to serve, and it comes back.
+/// Opens the datastore that the configuration declares, and its replica if there is one; `changes` gets what
+/// is committed. A database server that is away is waited for: without it there is nothing to serve, and it
+/// comes back.
 ///
 /// # Errors
 /// Any of [`DatastoreError`].
 pub(crate) async fn open(
-    plugins: &[PluginBlock],
+    config: &ServerConfig,
     clock: &Arc<dyn Clock>,
     health: &Health,
     changes: mpsc::Sender<Changes>,
     metrics: &Metrics,
 ) -> Result<(Datastore, Option<Datastore>), DatastoreError> {
-    let mut options = options(settings(plugins)?, clock)?;
+    let mut options = options(settings(&config.plugins)?, clock)?;
+    options.notifications = config.finial.database_notifications;
     options.changes = Some(changes);
     let check = health.check("catalog.datastore");
     let mut wait = Duration::from_millis(500);

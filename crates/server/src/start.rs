@@ -161,7 +161,7 @@ pub(crate) async fn build(
     // From here on somebody who asks is told how far the start is.
     let mut told = health_listener(&config, &health).await?;
     let (committed, changes) = mpsc::channel(QUEUE);
-    let store = datastore::open(&config.plugins, &clock, &health, committed, &metrics);
+    let store = datastore::open(&config, &clock, &health, committed, &metrics);
     let (store, replica) = meanwhile(&mut told, store).await?;
     let bundles = Publisher::new(BundleSet::default());
     let plugins = load_plugins(&config, &clock, &bundles).await?;

@@ -518,6 +518,7 @@ fn finial(server: &Server) -> ServerFinial {
         allow_agent_ids_anywhere: raw.allow_agent_ids_anywhere,
         allow_exposed_socket: raw.allow_exposed_socket,
         audit_log_chain: raw.audit_log_chain,
+        database_notifications: raw.database_notifications.unwrap_or(true),
     }
 }
 

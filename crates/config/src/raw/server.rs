@@ -111,6 +111,7 @@ pub(crate) struct Finial {
     pub(crate) allow_agent_ids_anywhere: bool,
     pub(crate) allow_exposed_socket: bool,
     pub(crate) audit_log_chain: bool,
+    pub(crate) database_notifications: Option<bool>,
     #[serde(rename = "$unused")]
     pub(crate) unused: UnusedKeys,
 }

@@ -19,11 +19,12 @@ use runtime::metrics::{Code, Running};
 use runtime::snapshot::{Publisher, Snapshot};
 use spiffe::TrustDomain;
 use store::feed::{Feed, Hints, Limits};
-use store::{Agent, Change, Changes, StoreError};
+use store::{Agent, Change, Changes, News, StoreError};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::fresh::{Fresh, Readings};
+use super::pace::Pace;
 use super::replica::{self, Begun};
 use super::turn::{self, Asked, Done, Loaded, Turned};
 use super::watchdog::Watchdog;
@@ -53,6 +54,9 @@ pub(crate) struct Keeper {
     bundles: Publisher<BundleSet>,
     applied: watch::Sender<u64>,
     readings: Readings,
+    /// Where the database says that others wrote.
+    news: News,
+    pace: Pace,
     /// Whether a turn is under way, and what this server wrote meanwhile.
     is_turning: bool,
     written: Hints,
@@ -142,6 +146,8 @@ impl Keeper {
         let watchdog = Watchdog::new(clock.instant());
         check.started();
         Ok(Self {
+            news: store.news(),
+            pace: Pace::default(),
             store,
             clock,
             changes,
@@ -230,6 +236,9 @@ impl Keeper {
                     next_reload = self.clock.sleep(self.reload_every);
                 }
                 () = self.readings.asked(), if is_idle && is_shared => turning = Some(self.begin()),
+                () = self.news.heard(), if is_idle && is_shared && self.pace.listens() => {
+                    next_turn = self.clock.sleep(self.pace.told(self.clock.instant()));
+                }
                 () = &mut next_turn, if is_idle && is_due => turning = Some(self.begin()),
             }
         }
@@ -289,6 +298,8 @@ impl Keeper {
     /// Begins a turn. What this server writes from here on is newer than what the turn reads.
     fn begin(&mut self) -> Turning {
         self.is_turning = true;
+        self.news.seen();
+        self.pace.begun();
         self.measured = Some(self.meters.cache_reload.start());
         self.written = Hints::default();
         let now = self.clock.now();
@@ -310,6 +321,7 @@ impl Keeper {
         self.catch_up();
         self.is_turning = false;
         let Turned { asked, outcome } = turned;
+        self.pace.ended(asked.at, self.clock.instant());
         if let Some(measured) = self.measured.take() {
             measured.done(outcome.as_ref().map_or_else(|(error, _)| api::code_of(error), |_| Code::Ok));
         }

@@ -4,6 +4,7 @@
 mod bundles;
 mod fresh;
 mod keeper;
+mod pace;
 mod replica;
 mod turn;
 mod watchdog;
