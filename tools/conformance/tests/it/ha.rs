@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use finial_conformance::{Crossing, Pair, Plane, PlaneConfig, Product, Workload, skip};
+use serde_json::Value;
 use testkit::database::{Database, Make, Server};
 
 fn recorded() -> PathBuf {
@@ -104,6 +105,83 @@ fn ha_at_rest_two_servers_make_four_transactions_a_second() {
         let rate = (after - before) as f64 / took;
         println!("two servers with an agent each, at rest: {rate:.2} transactions a second");
         assert!(rate <= 4.0, "{rate} transactions a second");
+    });
+}
+
+/// Two servers, and an agent of the second: from the creation of an entry at the first to its X.509-SVID on
+/// a stream of the agent's that was open, in milliseconds: half of the times, and nearly all.
+fn reached(here: &Plane, there: &Plane, count: &str) -> (f64, f64) {
+    let (socket, parent) = (there.word("asock"), "spiffe://example.org/node");
+    let args = ["bench", "propagate", "-socketPath", "{sock}", "-agentSocketPath", socket];
+    let own = ["-parentID", parent, "-count", count, "-output", "json"];
+    let report: Value = serde_json::from_str(&here.ok("finial", &[&args[..], &own].concat())).unwrap();
+    let figure = |name: &str| report["phases"][0]["latency"][name].as_f64().unwrap();
+    (figure("p50"), figure("p99"))
+}
+
+fn two_servers(database: &Database<'_>, extra: &str) -> [Plane; 2] {
+    let config = PlaneConfig {
+        datastore: settings(Make::Postgres, database),
+        server_extra: extra.to_owned(),
+        log: "DEBUG".to_owned(),
+        ..PlaneConfig::default()
+    };
+    let [here, mut there] = [(); 2].map(|()| Plane::start(&Product::finial(), &config, &BTreeMap::new()));
+    there.join_agent(&config);
+    [here, there]
+}
+
+#[test]
+fn ha_an_entry_of_one_server_reaches_a_workload_behind_the_other_at_once() {
+    on(Make::Postgres, |database| {
+        let [here, there] = two_servers(database, "");
+        // An entry that is made right after a poll waits for the next: a second.
+        let check = |when: &str| {
+            let (p50, p99) = reached(&here, &there, "20");
+            println!("{when}: {p50:.1} ms, {p99:.1} ms");
+            assert!(p50 < 700.0, "{when}: {p50} ms");
+        };
+        let (p50, p99) = reached(&there, &there, "20");
+        println!("made at the agent's own server: {p50:.1} ms, {p99:.1} ms");
+        check("at first");
+
+        let listeners = "FROM pg_stat_activity WHERE datname = current_database() \
+                         AND query LIKE 'LISTEN \"finial_changes\"%';";
+        let killed = database.run(&format!("SELECT pg_terminate_backend(pid) {listeners}")).unwrap();
+        assert_eq!(killed, "t\nt\n");
+        let said = |text: &str| {
+            let log = std::fs::read_to_string(there.dir().join("server.log")).unwrap();
+            log.lines().filter(|line| line.contains(text)).count()
+        };
+        let patience = Instant::now() + Duration::from_secs(30);
+        while said("Notified of other servers' changes again") == 0 {
+            assert!(Instant::now() < patience, "the second server does not listen again");
+            std::thread::park_timeout(Duration::from_millis(100));
+        }
+        check("after the listening connections were killed");
+        assert_eq!(
+            said("otified of other servers' changes"),
+            2,
+            "each change of the connection's is told once"
+        );
+    });
+}
+
+#[test]
+fn ha_without_notifications_an_entry_reaches_the_other_server_within_seconds() {
+    on(Make::Postgres, |database| {
+        let [here, there] =
+            two_servers(database, "experimental { finial { database_notifications = false } }");
+
+        let (p50, p99) = reached(&here, &there, "5");
+
+        println!("by polling: {p50:.1} ms, {p99:.1} ms");
+        assert!((700.0..5000.0).contains(&p50), "{p50} ms");
+        let listeners = database.run(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' \
+                                      AND datname = current_database();",
+        );
+        assert_eq!(listeners.unwrap().trim(), "0");
     });
 }
 
