@@ -35,6 +35,11 @@ impl Span {
             if whole.is_empty() && fraction.is_empty() {
                 return Err(invalid());
             }
+            // A number beyond all bounds is told before its unit is looked at.
+            let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| invalid())? };
+            if whole > 1 << 63 {
+                return Err(invalid());
+            }
             let unit_end = after.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(after.len());
             let (unit, after) = after.split_at_checked(unit_end).unwrap_or((after, ""));
             if unit.is_empty() {
@@ -44,7 +49,6 @@ impl Span {
                 let (unit, text) = (quote_bytes(unit), quote_bytes(text));
                 return Err(format!("time: unknown unit {unit} in duration {text}"));
             };
-            let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| invalid())? };
             let mut value = whole.checked_mul(nanoseconds).ok_or_else(invalid)?;
             let mut scale = nanoseconds;
             for digit in fraction.bytes() {

@@ -1,10 +1,11 @@
 //! Numbers as they are written.
 
 use super::error::HclError;
+use crate::go::quote;
 
 /// A whole number in the base that its prefix names: `0x`, `0o` or `0`, `0b`, else ten.
 pub(crate) fn integer(text: &str) -> Result<i64, HclError> {
-    let refused = |why: &str| HclError::bare(format!("strconv.ParseInt: parsing {text:?}: {why}"));
+    let refused = |why: &str| HclError::bare(format!("strconv.ParseInt: parsing {}: {why}", quote(text)));
     let syntax = || refused("invalid syntax");
     let range = || refused("value out of range");
     let (negative, digits) = match text.as_bytes().first() {
@@ -40,7 +41,7 @@ pub(crate) fn integer(text: &str) -> Result<i64, HclError> {
 
 /// A decimal fraction.
 pub(crate) fn float(text: &str) -> Result<f64, HclError> {
-    let refused = |why: &str| HclError::bare(format!("strconv.ParseFloat: parsing {text:?}: {why}"));
+    let refused = |why: &str| HclError::bare(format!("strconv.ParseFloat: parsing {}: {why}", quote(text)));
     let value: f64 = text.parse().map_err(|_| refused("invalid syntax"))?;
     if value.is_infinite() { Err(refused("value out of range")) } else { Ok(value) }
 }
@@ -80,5 +81,8 @@ mod tests {
         refused("1.5", "invalid syntax");
         refused("_1", "invalid syntax");
         refused("9223372036854775808", "value out of range");
+
+        let error = integer("1\0").expect_err("a zero byte is no digit");
+        assert_eq!(error.to_string(), r#"strconv.ParseInt: parsing "1\x00": invalid syntax"#);
     }
 }

@@ -468,16 +468,13 @@ fn acme(settings: &raw::Acme) -> EndpointProfile {
 
 fn serving_cert(files: &raw::ServingCert) -> Result<EndpointProfile, String> {
     let interval = Span::parse(&files.file_sync_interval)?;
-    for file in [&files.cert_file_path, &files.key_file_path] {
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            format!("failed to load certificate: {}", crate::go::read_error(file, &error))
-        })?;
-        if !text.contains("-----BEGIN ") {
-            let what = if *file == files.cert_file_path { "certificate" } else { "key" };
-            return Err(format!(
-                "failed to load certificate: tls: failed to find any PEM data in {what} input"
-            ));
-        }
+    let read = |file: &String| {
+        std::fs::read_to_string(file)
+            .map_err(|error| format!("failed to load certificate: {}", crate::go::read_error(file, &error)))
+    };
+    let texts = [("certificate", read(&files.cert_file_path)?), ("key", read(&files.key_file_path)?)];
+    if let Some((what, _)) = texts.iter().find(|(_, text)| !text.contains("-----BEGIN ")) {
+        return Err(format!("failed to load certificate: tls: failed to find any PEM data in {what} input"));
     }
     Ok(EndpointProfile::ServingCert {
         certificate: PathBuf::from(&files.cert_file_path),

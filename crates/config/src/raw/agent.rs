@@ -1,10 +1,9 @@
 //! An agent's file.
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::shared::{Health, Telemetry};
-use crate::hcl::UnusedKeys;
+use crate::hcl::{Kept, UnusedKeys};
 
 /// The file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -12,7 +11,7 @@ use crate::hcl::UnusedKeys;
 pub(crate) struct File {
     pub(crate) agent: Agent,
     /// Only known here; the blocks are read from the tree, in their order.
-    pub(crate) plugins: Option<IgnoredAny>,
+    pub(crate) plugins: Option<Kept>,
     pub(crate) telemetry: Telemetry,
     pub(crate) health_checks: Health,
     #[serde(rename = "$unused")]

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::shared::{Health, Nothing, Telemetry};
 use crate::hcl::{Kept, UnusedKeys};
@@ -14,7 +13,7 @@ use crate::hcl::{Kept, UnusedKeys};
 pub(crate) struct File {
     pub(crate) server: Server,
     /// Only known here; the blocks are read from the tree, in their order.
-    pub(crate) plugins: Option<IgnoredAny>,
+    pub(crate) plugins: Option<Kept>,
     pub(crate) telemetry: Telemetry,
     pub(crate) health_checks: Health,
     #[serde(rename = "$unused")]

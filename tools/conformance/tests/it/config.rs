@@ -46,7 +46,7 @@ fn home() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
 }
 
-fn finial() -> Command {
+pub(crate) fn finial() -> Command {
     let program = std::env::var_os("FINIAL_BIN").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/release/finial"),
         PathBuf::from,
@@ -56,7 +56,7 @@ fn finial() -> Command {
     command
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     text(&output.stdout) + &text(&output.stderr)
 }
@@ -268,4 +268,14 @@ fn check_flags(program: &str, text: &str, flags: &str, expected: &str) {
         assert_eq!(output.status.code(), Some(1), "{program} {command} {flags}: {said}");
         assert!(said.contains(expected), "{program} {command} {flags}: {said}");
     }
+}
+
+/// The plugins are in the first of several sections, but the others must be sections too.
+#[test]
+fn every_plugins_section_is_a_block() {
+    let server = SERVER.replace("bogus = 1", "") + "plugins = 1\n";
+    let agent = AGENT.replace("bogus = 1", "") + "plugins = [\"x\"]\n";
+
+    check_flags("server", &server, "-logLevel=INFO", "At 3:11: root.plugins: not an object type for struct");
+    check_flags("agent", &agent, "-logLevel=INFO", "At 3:11: root.plugins: not an object type for struct");
 }
