@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use super::duration::parse_duration;
 
+/// What is said of `-h` where only its value kept it from being seen before: the usage follows.
+pub(crate) const HELP: &str = "flag: help requested";
+
 /// What a flag takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -92,6 +95,9 @@ impl Flags {
             let (name, value) =
                 rest.split_once('=').map_or((rest, None), |(name, value)| (name, Some(value.to_owned())));
             let Some(&spec) = specs.iter().find(|spec| spec.name == name) else {
+                if matches!(name, "h" | "help") {
+                    return Err(HELP.to_owned());
+                }
                 return Err(format!("flag provided but not defined: -{name}"));
             };
             let value = match (spec.kind, value) {

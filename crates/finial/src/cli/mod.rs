@@ -15,6 +15,7 @@ mod logger;
 mod print;
 mod rpc;
 mod server;
+mod timestamp;
 mod tree;
 
 pub(crate) use agent::{commands as agent_commands, own_commands as own_agent_commands};

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use super::flags::{Flags, usage};
+use super::flags::{Flags, HELP, usage};
 use super::{Command, Failure, FlagError, Printer};
 
 /// A program: its name and commands.
@@ -59,7 +59,7 @@ pub(crate) fn run(program: &Program, args: &[String]) -> ExitCode {
                 + "\n";
             1
         }
-        Request::Run(command, rest) => execute(command, rest, &mut printer),
+        Request::Run(command, rest) => execute(command, program.usage_name(command.name), rest, &mut printer),
     };
     // A reader that went away (`| head`) is no failure of ours.
     let _closed = std::io::stdout().write_all(printer.out.as_bytes());
@@ -67,11 +67,14 @@ pub(crate) fn run(program: &Program, args: &[String]) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn execute(command: &Command, args: &[String], printer: &mut Printer) -> u8 {
+fn execute(command: &Command, shown: &str, args: &[String], printer: &mut Printer) -> u8 {
     let flags = match Flags::parse(&command.flags, args) {
         Ok(flags) => flags,
         Err(why) => {
-            printer.err = format!("{why}\n{}", usage(command.name, &command.flags));
+            printer.err = usage(shown, &command.flags);
+            if why != HELP {
+                printer.err.insert_str(0, &format!("{why}\n"));
+            }
             if let FlagError::Twice(prefix) = command.on_flag_error {
                 // Writing to a string cannot fail.
                 let _written = writeln!(printer.err, "{prefix}{why}");
@@ -157,7 +160,7 @@ impl Program {
 
     fn help(&self, name: &str) -> String {
         if let Some(command) = self.commands.iter().find(|command| command.name == name) {
-            let text = usage(name, &command.flags);
+            let text = usage(self.usage_name(name), &command.flags);
             return match self.children(name).as_str() {
                 "" => text,
                 children => format!("{}\nSubcommands:\n{children}", command.about.to_owned() + "\n"),
@@ -174,6 +177,16 @@ impl Program {
             "This command is accessed by using one of the subcommands below.\n\nSubcommands:\n{}",
             self.children(name)
         )
+    }
+
+    /// What a usage text calls a command: a few have another name there than the one they go by.
+    fn usage_name<'a>(&self, name: &'a str) -> &'a str {
+        match name {
+            "healthcheck" if self.name.ends_with("agent") => "health",
+            "token generate" => "generate",
+            "api fetch" => "fetch x509",
+            name => name.strip_prefix("api ").unwrap_or(name),
+        }
     }
 
     /// One line per direct child of a command or group.

@@ -4,10 +4,14 @@
 //! steps or more failures fail the test.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use finial_conformance::{Plane, PlaneConfig, Product, Scenario};
+
+use crate::config::{finial, said};
 
 fn home() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/cli")
@@ -276,4 +280,113 @@ fn cli_a_watch_outlives_refusals_and_the_agent() {
     watch.await_printed("spiffe://example.org/late\n");
     watch.signal("INT");
     assert_eq!(watch.wait(Duration::from_secs(30)), 1);
+}
+
+/// What is wrong with a command line or a document is said before any server is asked, in known words.
+#[test]
+fn refusals_that_need_no_server_are_worded_as_known() {
+    let entry = |member: &str| format!(r#"{{"entries":[{{{member}}}]}}"#);
+    let ids = r#""spiffe_id":"spiffe://a.test/a","parent_id":"spiffe://a.test/b""#;
+    for (line, input, said) in [
+        ("entry create -data -", "{,}", "invalid character ',' looking for beginning of object key string"),
+        ("entry update -data -", "", "unexpected end of JSON input"),
+        (
+            "entry create -data -",
+            "[]",
+            "json: cannot unmarshal array into Go value of type common.RegistrationEntries",
+        ),
+        (
+            "entry create -data -",
+            &entry(r#""spiffe_id":1"#),
+            "json: cannot unmarshal number into Go struct field RegistrationEntry.entries.spiffe_id of type string",
+        ),
+        (
+            "entry create -data -",
+            &entry(&format!(r#"{ids},"federates_with":["A.test"]"#)),
+            "invalid federated trust domain: trust domain characters are limited to lowercase letters, numbers, \
+             dots, dashes, and underscores",
+        ),
+        (
+            "entry delete -file -",
+            "[]",
+            "json: cannot unmarshal array into Go value of type entryv1.BatchDeleteEntryRequest",
+        ),
+        ("federation create -data -", "{", "failed to parse JSON: unexpected end of JSON input"),
+        (
+            "federation create -data -",
+            r#"{"FEDERATIONRELATIONSHIPS":[{"TRUSTDOMAIN":"a.test"}]}"#,
+            "could not parse item 0: bundle endpoint URL is required",
+        ),
+        (
+            "federation create -trustDomain= -trustDomainBundleFormat pem -data -",
+            r#"{"federationRelationships":[{}]}"#,
+            "could not parse item 0: trust domain is required",
+        ),
+        (
+            "entry update -entryID e -selector a:b -spiffeID x -parentID spiffe://A",
+            "",
+            "trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores",
+        ),
+        ("agent list -matchSelectorsOn x -selector y", "", "unsupported match behavior"),
+        ("entry count -matchSelectorsOn x -selector y", "", "match behavior \"x\" unknown"),
+        (
+            "agent list -expiresBefore 2030-01-01",
+            "",
+            "date is not valid: parsing time \"2030-01-01\" as \"2006-01-02 15:04:05 -0700 -07\": cannot parse \"\" as \"15\"",
+        ),
+        (
+            "x509 mint -spiffeID spiffe://a.test/a -dns \u{e9}",
+            "",
+            "unable to generate CSR: x509: \"\u{e9}\" cannot be encoded as an IA5String",
+        ),
+        (
+            "bundle set -id b.test",
+            "-----BEGIN X-----\nAA==\n-----END X-----\n",
+            "unable to parse bundle data: expected block type \"CERTIFICATE\"; got \"X\"",
+        ),
+        ("bundle set -format= -id b.test", "", "unable to parse bundle data: no PEM blocks"),
+        (
+            "bundle set -format spiffe -id b.test",
+            "[",
+            "unable to parse to spiffe bundle: spiffebundle: unable to parse JWKS: unexpected end of JSON input",
+        ),
+        (
+            "bundle set -format spiffe -id B",
+            "",
+            "trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores",
+        ),
+    ] {
+        assert_eq!(told(line, input), (1, format!("Error: {said}\n")), "{line}");
+    }
+}
+
+/// Usage texts call a few commands by another name; `-h` with a value is help that was asked for.
+#[test]
+fn usage_texts_follow_what_is_wrong() {
+    for (line, first) in [
+        ("token generate -ttl x", "invalid value \"x\" for flag -ttl: parse error\nUsage of generate:\n"),
+        ("entry count -h=false", "Usage of entry count:\n"),
+    ] {
+        let (code, text) = told(line, "");
+
+        assert_eq!(code, 1, "{line}");
+        assert!(text.starts_with(first), "{line}: {text}");
+    }
+}
+
+/// Runs a command of the server's; the exit code and what it says.
+fn told(line: &str, input: &str) -> (i32, String) {
+    let mut child = finial()
+        .arg("server")
+        .args(line.split(' '))
+        .args(["-socketPath", "/nonexistent/api.sock"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Not every command reads it.
+    let _written = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    (output.status.code().unwrap(), said(&output))
 }

@@ -12,9 +12,9 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use super::entry::{parse_id, parse_selectors};
-use crate::cli::flags::{Flag, Flags, Kind, Output, flag, flag_or, parse_bool};
+use crate::cli::flags::{Flag, Flags, Kind, Output, flag, flag_or};
 use crate::cli::rpc::{self, Dialed, client, server_flags_with_output, with_server};
-use crate::cli::{Command, Failure, FlagError, Printer, json, print};
+use crate::cli::{Command, Failure, FlagError, Printer, json, print, timestamp};
 
 const PAGE_SIZE: i32 = 1000;
 
@@ -266,16 +266,7 @@ fn filter(flags: &Flags) -> Result<Filter, String> {
         by_can_reattest: tri_state(flags.text("canReattest")),
         ..Filter::default()
     };
-    if !filter.by_expires_before.is_empty() && !is_timestamp(&filter.by_expires_before) {
-        return Err(format!("date is not valid: {}", filter.by_expires_before));
-    }
     if !flags.texts("selector").is_empty() {
-        let mut selectors = Vec::new();
-        for text in flags.texts("selector") {
-            let parsed = parse_selectors(std::slice::from_ref(text));
-            selectors
-                .extend(parsed.map_err(|why| format!("error parsing selector {}: {why}", quoted(text)))?);
-        }
         let how = match flags.text("matchSelectorsOn") {
             "exact" => selector_match::MatchBehavior::MatchExact,
             "any" => selector_match::MatchBehavior::MatchAny,
@@ -283,25 +274,26 @@ fn filter(flags: &Flags) -> Result<Filter, String> {
             "subset" => selector_match::MatchBehavior::MatchSubset,
             _ => return Err("unsupported match behavior".to_owned()),
         };
+        let mut selectors = Vec::new();
+        for text in flags.texts("selector") {
+            let parsed = parse_selectors(std::slice::from_ref(text));
+            selectors
+                .extend(parsed.map_err(|why| format!("error parsing selector {}: {why}", quoted(text)))?);
+        }
         filter.by_selector_match = Some(types::SelectorMatch { selectors, r#match: how.into() });
+    }
+    if !filter.by_expires_before.is_empty() {
+        timestamp::check(&filter.by_expires_before).map_err(|why| format!("date is not valid: {why}"))?;
     }
     Ok(filter)
 }
 
 fn tri_state(text: &str) -> Option<bool> {
-    parse_bool(&text.to_lowercase())
-}
-
-/// Whether the text has the form `2006-01-02 15:04:05 -0700 -07`.
-fn is_timestamp(text: &str) -> bool {
-    let form = format_description!(
-        "[year]-[month]-[day] [hour]:[minute]:[second] [offset_hour sign:mandatory][offset_minute]"
-    );
-    text.rsplit_once(' ').is_some_and(|(instant, zone)| {
-        let is_zone = (zone.starts_with(['+', '-']) && matches!(zone.len(), 3 | 5))
-            || (zone.len() >= 3 && zone.bytes().all(|b| b.is_ascii_uppercase()));
-        is_zone && OffsetDateTime::parse(instant, form).is_ok()
-    })
+    match text {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    }
 }
 
 fn now_nanos() -> i64 {

@@ -11,7 +11,7 @@ use spiffe::{Bundle, JwtAuthority, TrustDomain, UnixSecs, X509Authority};
 
 use crate::cli::flags::{Flag, Flags, Kind, Output, flag, flag_or};
 use crate::cli::rpc::{self, client, server_flags_with_output, with_server};
-use crate::cli::{Command, Failure, FlagError, Printer, json, print};
+use crate::cli::{Command, Failure, FlagError, Printer, data, json, print};
 
 /// Bundles asked for at a time.
 const PAGE_SIZE: i32 = 1000;
@@ -54,7 +54,7 @@ pub(super) enum Format {
 impl Format {
     fn of(flags: &Flags) -> Result<Self, String> {
         match flags.text("format").to_lowercase().as_str() {
-            "pem" => Ok(Self::Pem),
+            "pem" | "" => Ok(Self::Pem),
             "spiffe" => Ok(Self::Spiffe),
             other => Err(format!("invalid format: {other:?}")),
         }
@@ -236,18 +236,25 @@ fn written(bundle: &types::Bundle, format: Format) -> Result<String, String> {
     })
 }
 
-/// A bundle for a request from its text. The server judges the trust domain, so that is sent as it is.
-pub(super) fn requested(trust_domain: &str, format: Format, data: &[u8]) -> Result<types::Bundle, String> {
-    let stand_in = TrustDomain::parse("stand-in").map_err(|why| why.to_string())?;
-    let own = match format {
+/// A bundle for a request from its text. With PEM the server judges the trust domain, so that is sent as
+/// it is.
+pub(super) fn requested(trust_domain: &str, format: Format, text: &[u8]) -> Result<types::Bundle, String> {
+    let (own, trust_domain) = match format {
         Format::Pem => {
-            Bundle::from_pem(stand_in, data).map_err(|why| format!("unable to parse bundle data: {why}"))?
+            let stand_in = TrustDomain::parse("stand-in").map_err(|why| why.to_string())?;
+            let own = Bundle::from_pem(stand_in, text);
+            (own.map_err(|why| format!("unable to parse bundle data: {why}"))?, trust_domain.to_owned())
         }
-        Format::Spiffe => Bundle::from_spiffe_json(stand_in, data)
-            .map_err(|why| format!("unable to parse to spiffe bundle: spiffebundle: {why}"))?,
+        Format::Spiffe => {
+            let parsed = TrustDomain::parse(trust_domain).map_err(|why| why.to_string())?;
+            let name = parsed.as_str().to_owned();
+            let refused = |why: &str| format!("unable to parse to spiffe bundle: spiffebundle: {why}");
+            data::check(text).map_err(|why| refused(&format!("unable to parse JWKS: {why}")))?;
+            (Bundle::from_spiffe_json(parsed, text).map_err(|why| refused(&why.to_string()))?, name)
+        }
     };
     Ok(types::Bundle {
-        trust_domain: trust_domain.to_owned(),
+        trust_domain,
         x509_authorities: own
             .x509_authorities
             .iter()

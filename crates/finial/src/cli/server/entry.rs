@@ -8,9 +8,9 @@ use proto::spire::server::entry::{
 };
 use proto::spire::types::{self, federates_with_match, selector_match};
 use serde::Deserialize;
-use spiffe::SpiffeId;
+use spiffe::{SpiffeId, TrustDomain};
 
-use crate::cli::data::{self, Shape};
+use crate::cli::data::{self, Object, Shape};
 use crate::cli::flags::{Flag, Flags, Kind, Output, flag, flag_or};
 use crate::cli::rpc::{self, Dialed, client, server_flags_with_output, with_server};
 use crate::cli::{Command, Failure, FlagError, Printer, json, print};
@@ -315,8 +315,7 @@ fn delete_entries(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
     let ids = match (flags.text("entryID"), flags.text("file")) {
         (_, path) if !path.is_empty() => {
             let bytes = rpc::read_input(path)?;
-            let shape = Shape { names: &["ids"], lists: &[], objects: &[] };
-            data::read::<Ids>(&bytes, &shape)?.ids
+            data::read::<Ids>(&bytes, &IDS)?.ids
         }
         ("", _) => return Err("an entry ID is required".into()),
         (id, _) => vec![id.to_owned()],
@@ -380,8 +379,6 @@ fn filter(flags: &Flags) -> Result<Filter, Failure> {
             Some(id.map_err(|why| format!("error parsing SPIFFE ID {:?}: {why}", flags.text("spiffeID")))?);
     }
     if !flags.texts("selector").is_empty() {
-        let selectors = parse_selectors(flags.texts("selector"))
-            .map_err(|why| format!("error parsing selectors: {why}"))?;
         let how = match flags.text("matchSelectorsOn") {
             "exact" => selector_match::MatchBehavior::MatchExact,
             "any" => selector_match::MatchBehavior::MatchAny,
@@ -389,6 +386,8 @@ fn filter(flags: &Flags) -> Result<Filter, Failure> {
             "subset" => selector_match::MatchBehavior::MatchSubset,
             other => return Err(format!("match behavior {other:?} unknown").into()),
         };
+        let selectors = parse_selectors(flags.texts("selector"))
+            .map_err(|why| format!("error parsing selectors: {why}"))?;
         filter.by_selectors = Some(types::SelectorMatch { selectors, r#match: how.into() });
     }
     if !flags.texts("federatesWith").is_empty() {
@@ -445,6 +444,10 @@ fn entry_from_flags(flags: &Flags, target: Target) -> Result<types::Entry, Strin
     if flags.int("jwtSVIDTTL") < 0 {
         return Err("a positive JWT-SVID TTL is required".to_owned());
     }
+    if target == Target::Existing {
+        // Of an entry that is changed, the parent is looked at first.
+        parse_id(parent)?;
+    }
     let spiffe_id = parse_id(id)?;
     let parent_id = if is_node {
         types::Spiffeid { trust_domain: spiffe_id.trust_domain.clone(), path: "/spire/server".to_owned() }
@@ -498,8 +501,10 @@ struct EntryData {
     #[serde(rename = "entryExpiry")]
     entry_expiry: i64,
     dns_names: Vec<String>,
+    revision_number: i64,
     store_svid: bool,
     hint: String,
+    created_at: i64,
     additional_attributes: Option<AttributeData>,
 }
 
@@ -517,31 +522,42 @@ struct AttributeData {
     jwt_svid_include_jti: bool,
 }
 
-const ENTRIES: Shape = Shape {
-    names: &[
-        "entries",
-        "selectors",
-        "type",
-        "value",
-        "parent_id",
-        "spiffe_id",
-        "x509_svid_ttl",
-        "jwt_svid_ttl",
-        "federates_with",
-        "entry_id",
-        "admin",
-        "downstream",
-        "entryExpiry",
-        "dns_names",
-        "store_svid",
-        "hint",
-        "additional_attributes",
-        "disable_x509_svid_prefetch",
-        "jwt_svid_include_jti",
-    ],
-    lists: &[("entries", "missing registration entry"), ("selectors", "missing selector")],
-    objects: &["additional_attributes"],
+const ENTRIES: Object = Object {
+    go: ("common", "RegistrationEntries"),
+    members: &[("entries", Shape::Objects(&ENTRY, "missing registration entry"))],
 };
+
+const ENTRY: Object = Object {
+    go: ("common", "RegistrationEntry"),
+    members: &[
+        ("selectors", Shape::Objects(&SELECTOR, "missing selector")),
+        ("parent_id", Shape::Text),
+        ("spiffe_id", Shape::Text),
+        ("x509_svid_ttl", Shape::Int32),
+        ("federates_with", Shape::Texts),
+        ("entry_id", Shape::Text),
+        ("admin", Shape::Bool),
+        ("downstream", Shape::Bool),
+        ("entryExpiry", Shape::Int64),
+        ("dns_names", Shape::Texts),
+        ("revision_number", Shape::Int64),
+        ("store_svid", Shape::Bool),
+        ("jwt_svid_ttl", Shape::Int32),
+        ("hint", Shape::Text),
+        ("created_at", Shape::Int64),
+        ("additional_attributes", Shape::Object(&ATTRIBUTES)),
+    ],
+};
+
+const SELECTOR: Object =
+    Object { go: ("common", "Selector"), members: &[("type", Shape::Text), ("value", Shape::Text)] };
+
+const ATTRIBUTES: Object = Object {
+    go: ("common", "RegistrationEntry_AdditionalAttributes"),
+    members: &[("disable_x509_svid_prefetch", Shape::Bool), ("jwt_svid_include_jti", Shape::Bool)],
+};
+
+const IDS: Object = Object { go: ("entryv1", "BatchDeleteEntryRequest"), members: &[("ids", Shape::Texts)] };
 
 fn entries_from_data(path: &str) -> Result<Vec<types::Entry>, String> {
     #[derive(Deserialize)]
@@ -557,6 +573,16 @@ fn entries_from_data(path: &str) -> Result<Vec<types::Entry>, String> {
 fn entry_from_data(data: EntryData) -> Result<types::Entry, String> {
     let id = parse_id(&data.spiffe_id).map_err(|why| format!("invalid SPIFFE ID: {why}"));
     let parent = parse_id(&data.parent_id).map_err(|why| format!("invalid parent ID: {why}"));
+    let federates_with = data
+        .federates_with
+        .iter()
+        .map(|text| {
+            let trust_domain = TrustDomain::parse(text);
+            trust_domain
+                .map(|one| one.as_str().to_owned())
+                .map_err(|why| format!("invalid federated trust domain: {why}"))
+        })
+        .collect::<Result<Vec<_>, _>>();
     Ok(types::Entry {
         id: data.entry_id,
         spiffe_id: Some(id?),
@@ -568,11 +594,13 @@ fn entry_from_data(data: EntryData) -> Result<types::Entry, String> {
             .collect(),
         x509_svid_ttl: data.x509_svid_ttl,
         jwt_svid_ttl: data.jwt_svid_ttl,
-        federates_with: data.federates_with,
+        federates_with: federates_with?,
         admin: data.admin,
         downstream: data.downstream,
         expires_at: data.entry_expiry,
         dns_names: data.dns_names,
+        revision_number: data.revision_number,
+        created_at: data.created_at,
         store_svid: data.store_svid,
         hint: data.hint,
         additional_attributes: data.additional_attributes.map(|attributes| {

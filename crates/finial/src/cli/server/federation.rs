@@ -1,6 +1,6 @@
 //! `federation create`, `update`, `delete`, `list`, `show`, `refresh`.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::Write as _;
 
 use proto::spire::server::trustdomain::trust_domain_client::TrustDomainClient;
 use proto::spire::server::trustdomain::{
@@ -11,13 +11,11 @@ use proto::spire::server::trustdomain::{
 use proto::spire::types;
 use proto::spire::types::federation_relationship::BundleEndpointProfile;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::value::RawValue;
 use spiffe::SpiffeId;
 use tonic::Code;
 
 use super::bundle::{Format, requested};
-use crate::cli::data::{self, Shape};
+use crate::cli::data::{self, Object, Shape};
 use crate::cli::flags::{Flag, Flags, Kind, Output, flag, flag_or};
 use crate::cli::rpc::{self, client, server_flags_with_output, with_server};
 use crate::cli::{Command, Failure, FlagError, Printer, json, print};
@@ -244,8 +242,10 @@ fn relationships(flags: &Flags) -> Result<Vec<types::FederationRelationship>, Fa
     if path.is_empty() {
         return Ok(vec![from_flags(flags)?]);
     }
-    let fields = FIELDS.map(|field| field.name).into_iter().filter(|name| *name != "data");
-    if flags.any_given(&fields.collect::<Vec<_>>()) {
+    let mut fields = FIELDS.iter().map(|field| field.name).filter(|name| *name != "data");
+    // What is given as it is by default is as good as not given.
+    let is_set = |name: &str| flags.text(name) != if name == "trustDomainBundleFormat" { "pem" } else { "" };
+    if fields.any(is_set) {
         return Err("cannot use other flags to specify relationship fields when 'data' flag is set".into());
     }
     Ok(from_data(path)?)
@@ -261,8 +261,10 @@ fn from_flags(flags: &Flags) -> Result<types::FederationRelationship, String> {
     if !flags.text("trustDomainBundlePath").is_empty() {
         let data = rpc::read_file(flags.text("trustDomainBundlePath"))
             .map_err(|why| format!("cannot read bundle file: {why}"))?;
-        let format = parse_format(flags.text("trustDomainBundleFormat"))?;
-        made.trust_domain_bundle = Some(requested(&bundle_owner(&made), format, &data)?);
+        // Of a file, what is not PEM is taken for a document, whatever the flag calls it.
+        let format = parse_format(flags.text("trustDomainBundleFormat")).unwrap_or(Format::Spiffe);
+        let bundle = requested(&bundle_owner(&made), format, &data);
+        made.trust_domain_bundle = Some(bundle.map_err(|why| format!("cannot parse bundle file: {why}"))?);
     }
     Ok(made)
 }
@@ -277,9 +279,27 @@ struct Item {
     bundle_endpoint_profile: String,
     #[serde(rename = "endpointSPIFFEID")]
     endpoint_spiffe_id: String,
-    trust_domain_bundle: Option<Box<RawValue>>,
+    /// As it is written.
+    trust_domain_bundle: Option<String>,
     trust_domain_bundle_format: String,
 }
+
+const RELATIONSHIPS: Object = Object {
+    go: ("federation", "federationRelationships"),
+    members: &[("federationRelationships", Shape::Objects(&RELATIONSHIP, "missing item"))],
+};
+
+const RELATIONSHIP: Object = Object {
+    go: ("federation", "federationRelationshipConfig"),
+    members: &[
+        ("trustDomain", Shape::Text),
+        ("bundleEndpointURL", Shape::Text),
+        ("bundleEndpointProfile", Shape::Text),
+        ("endpointSPIFFEID", Shape::Text),
+        ("trustDomainBundle", Shape::Raw),
+        ("trustDomainBundleFormat", Shape::Text),
+    ],
+};
 
 fn from_data(path: &str) -> Result<Vec<types::FederationRelationship>, String> {
     #[derive(Deserialize)]
@@ -288,13 +308,8 @@ fn from_data(path: &str) -> Result<Vec<types::FederationRelationship>, String> {
         items: Vec<Item>,
     }
     let bytes = rpc::read_input(path)?;
-    let shape = Shape { names: &[], lists: &[("federationRelationships", "missing item")], objects: &[] };
-    if bytes.trim_ascii() == b"null" {
-        return Ok(Vec::new());
-    }
-    let failed = |why: &dyn Display| format!("failed to parse JSON: {why}");
-    data::read::<IgnoredAny>(&bytes, &shape).map_err(|why| failed(&why))?;
-    let data: Data = serde_json::from_slice(&bytes).map_err(|why| failed(&why))?;
+    let data: Data =
+        data::read(&bytes, &RELATIONSHIPS).map_err(|why| format!("failed to parse JSON: {why}"))?;
     let items = data.items.iter().enumerate();
     items
         .map(|(index, item)| item.checked().map_err(|why| format!("could not parse item {index}: {why}")))
@@ -313,10 +328,11 @@ impl Item {
             let bad = |why: String| format!("cannot parse bundle raw message: {why}");
             let format = parse_format(&self.trust_domain_bundle_format).map_err(bad)?;
             let data = match format {
-                Format::Pem => serde_json::from_str::<String>(raw.get())
-                    .map_err(|error| bad(error.to_string()))?
-                    .into_bytes(),
-                Format::Spiffe => raw.get().as_bytes().to_vec(),
+                Format::Pem => {
+                    let text = data::text(raw);
+                    text.map_err(|why| bad(format!("failed to unmarshal json: {why}")))?.into_bytes()
+                }
+                Format::Spiffe => raw.as_bytes().to_vec(),
             };
             made.trust_domain_bundle = Some(requested(&bundle_owner(&made), format, &data).map_err(bad)?);
         }

@@ -15,6 +15,7 @@ use proto::spire::server::svid::{MintJwtsvidRequest, MintX509svidRequest};
 use proto::spire::types;
 use spiffe::SpiffeId;
 use spiffe::key::{KeyKind, PrivateKey};
+use spiffe::quote::quoted;
 use spiffe::x509::{Attribute, CsrTemplate, Name, to_pem};
 
 use super::entry::parse_id;
@@ -48,6 +49,10 @@ fn mint_x509(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
     let id = required_id(flags)?;
     let key =
         PrivateKey::generate(KeyKind::EcP256).map_err(|why| format!("unable to generate key: {why}"))?;
+    if let Some(name) = flags.texts("dns").iter().find(|name| !name.is_ascii()) {
+        let name = quoted(name);
+        return Err(format!("unable to generate CSR: x509: {name} cannot be encoded as an IA5String").into());
+    }
     let template = CsrTemplate {
         subject: Name::new(&[(Attribute::Country, "US"), (Attribute::Organization, "SPIRE")]),
         id: Some(id),
