@@ -5,14 +5,14 @@ use crate::UnixSecs;
 /// Tags.
 pub(crate) const SEQUENCE: u8 = 0x30;
 pub(crate) const SET: u8 = 0x31;
-const BOOLEAN: u8 = 0x01;
-const INTEGER: u8 = 0x02;
-const BIT_STRING: u8 = 0x03;
-const OCTET_STRING: u8 = 0x04;
+pub(super) const BOOLEAN: u8 = 0x01;
+pub(super) const INTEGER: u8 = 0x02;
+pub(super) const BIT_STRING: u8 = 0x03;
+pub(super) const OCTET_STRING: u8 = 0x04;
 const NULL: [u8; 2] = [0x05, 0];
-const OID: u8 = 0x06;
-const UTF8_STRING: u8 = 0x0c;
-const PRINTABLE_STRING: u8 = 0x13;
+pub(super) const OID: u8 = 0x06;
+pub(super) const UTF8_STRING: u8 = 0x0c;
+pub(super) const PRINTABLE_STRING: u8 = 0x13;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
@@ -151,6 +151,29 @@ pub(super) fn is_strict(der: &[u8]) -> bool {
     element(der, DEEPEST).is_some_and(<[u8]>::is_empty)
 }
 
+/// The values that a value in strict DER is made of: tag and contents of each.
+pub(super) fn items(der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    elements(elements(der).next().map_or(&[], |(_, content)| content))
+}
+
+/// The values that stand behind each other in strict DER: tag and contents of each.
+pub(super) fn elements(der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut rest = der;
+    std::iter::from_fn(move || {
+        let (&[tag, first], behind) = rest.split_first_chunk::<2>()?;
+        let (length, behind) = match first {
+            0..=0x7f => (usize::from(first), behind),
+            _ => {
+                let (bytes, behind) = behind.split_at_checked(usize::from(first & 0x7f))?;
+                (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), behind)
+            }
+        };
+        let (content, behind) = behind.split_at_checked(length)?;
+        rest = behind;
+        Some((tag, content))
+    })
+}
+
 /// The deepest nesting that is looked at.
 const DEEPEST: usize = 32;
 
@@ -187,11 +210,12 @@ fn element(der: &[u8], depth: usize) -> Option<&[u8]> {
         (0, 3) => !constructed && matches!(content, [0] | [0..=7, _, ..]),
         (0, 4) => !constructed,
         (0, 5) => !constructed && content.is_empty(),
-        (0, 6) => !constructed && content.last().is_some_and(|last| last & 0x80 == 0),
+        (0, 6) => !constructed && is_oid(content),
         // Texts and times.
         (0, 0x0c | 0x12 | 0x13 | 0x14 | 0x16 | 0x17 | 0x18 | 0x1a | 0x1b | 0x1c | 0x1e) => !constructed,
-        (0, _) => false,
-        _ => true,
+        // Context-specific ones are whatever the type around them says; no certificate has any others.
+        (2, _) => true,
+        _ => false,
     };
     if !fits {
         return None;
@@ -204,6 +228,13 @@ fn element(der: &[u8], depth: usize) -> Option<&[u8]> {
         }
     }
     Some(rest)
+}
+
+/// Whether every arc of an object identifier is minimal, and the last one complete.
+fn is_oid(arcs: &[u8]) -> bool {
+    let starts = std::iter::once(&0).chain(arcs).zip(arcs);
+    arcs.last().is_some_and(|last| last & 0x80 == 0)
+        && !starts.into_iter().any(|(before, first)| before & 0x80 == 0 && *first == 0x80)
 }
 
 #[cfg(test)]

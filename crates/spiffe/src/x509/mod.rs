@@ -2,13 +2,15 @@
 //!
 //! `parse` reads a certificate once into a [`Certificate`], which is what everything else works on;
 //! `build` writes certificates in two steps, so that the signing key may be elsewhere; `csr` reads and
-//! writes requests; `verify` builds and judges paths; `anchor` says what may stand in a bundle. Nothing here trusts a length or a count from
-//! outside before it is capped.
+//! writes requests; `form` is about what certificates may look like; `verify` builds and judges paths;
+//! `anchor` says what may stand in a bundle. Nothing here trusts a length or a count from outside before it
+//! is capped.
 
 mod anchor;
 mod build;
 mod csr;
 mod der;
+mod form;
 mod name;
 mod names;
 mod parse;

@@ -41,6 +41,11 @@ impl Constraints {
 
     /// Whether all names are admitted.
     pub(super) fn admit(&self, names: &AltNames) -> bool {
+        // Where any names are constrained, those that cannot be judged are not admitted.
+        if !names.dns.iter().all(|name| is_domain(name)) || !names.emails.iter().all(|name| is_mailbox(name))
+        {
+            return false;
+        }
         let uri_host = |uri: &String| uri_host(uri).map(str::to_owned);
         admit(&names.uris, &self.permitted.uris, &self.excluded.uris, |name, constraint| {
             uri_host(name).is_some_and(|host| domain_matches(&host, constraint))
@@ -111,6 +116,16 @@ fn domain_matches(domain: &str, constraint: &str) -> bool {
     if head.is_empty() { !only_below } else { head.ends_with('.') }
 }
 
+/// Whether a name is made of labels.
+fn is_domain(name: &str) -> bool {
+    !name.is_empty()
+        && name.split('.').all(|label| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_graphic()))
+}
+
+fn is_mailbox(name: &str) -> bool {
+    name.rsplit_once('@').is_some_and(|(local, domain)| !local.is_empty() && is_domain(domain))
+}
+
 fn email_matches(email: &str, constraint: &str) -> bool {
     let Some((local, domain)) = email.rsplit_once('@') else { return false };
     match constraint.rsplit_once('@') {
@@ -142,6 +157,20 @@ mod tests {
         assert!(!domain_matches("example.org", ".example.org"));
         assert!(!domain_matches("badexample.org", "example.org"));
         assert!(!domain_matches("org", "example.org"));
+    }
+
+    #[test]
+    fn names_that_cannot_be_judged_are_not_admitted() {
+        let names = |dns: &str, email: &str| AltNames {
+            dns: vec![dns.to_owned()],
+            emails: vec![email.to_owned()],
+            ..AltNames::default()
+        };
+        let unconstrained = Constraints::default();
+
+        assert!(unconstrained.admit(&names("a.test", "a@b.test")));
+        assert!(!unconstrained.admit(&names("a..test", "a@b.test")));
+        assert!(!unconstrained.admit(&names("a.test", "b.test")));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use x509_parser::prelude::FromDer;
 
 use super::names::Constraints;
 use super::verify::SignatureAlgorithm;
-use super::{Name, Serial, der};
+use super::{Name, Serial, der, form};
 use crate::UnixSecs;
 use crate::key::PublicKey;
 use crate::quote::quoted;
@@ -142,11 +142,6 @@ impl Certificate {
         if has_twice(tbs) {
             return Err(CertificateError::DuplicateExtension);
         }
-        // The algorithm inside the signed part must be the one outside (RFC 5280, 4.1.1.2).
-        let algorithm = SignatureAlgorithm::read(&parsed.signature_algorithm);
-        if SignatureAlgorithm::read(&tbs.signature) != algorithm {
-            return Err(malformed(&"inner and outer signature algorithm differ"));
-        }
         if tbs.version.0 > 2 || (tbs.version.0 != 2 && !tbs.extensions().is_empty()) {
             return Err(malformed(&"version does not fit"));
         }
@@ -156,11 +151,12 @@ impl Certificate {
             return Err(malformed(&"validity is not in a form of RFC 5280"));
         }
         let public_key = PublicKey::from_info(&tbs.subject_pki).map_err(|error| malformed(&error))?;
+        form::check(own, &parsed, &public_key).map_err(|what| malformed(&what))?;
         let mut parts = Parts {
             der: own.into(),
             tbs: tbs.as_ref().to_vec(),
             signature: parsed.signature_value.data.to_vec(),
-            algorithm,
+            algorithm: SignatureAlgorithm::read(&parsed.signature_algorithm),
             serial: Serial::from_be_bytes(tbs.raw_serial()),
             subject: Name::from_der(tbs.subject.as_raw()),
             issuer: Name::from_der(tbs.issuer.as_raw()),
@@ -367,12 +363,13 @@ impl Parts {
             ParsedExtension::ParseError { .. } => {
                 return Err(CertificateError::Malformed("extension cannot be read".to_owned()));
             }
-            // Policies are not evaluated: no deployment of SPIFFE uses them. Who requires one asks for
-            // what is not understood.
+            // Neither revocation lists nor policies are evaluated: no deployment of SPIFFE uses them. Who
+            // requires a policy asks for what is not understood.
             ParsedExtension::PolicyConstraints(constraints) => {
                 self.unknown_critical |= constraints.require_explicit_policy.is_some();
             }
-            ParsedExtension::CertificatePolicies(_)
+            ParsedExtension::CRLDistributionPoints(_)
+            | ParsedExtension::CertificatePolicies(_)
             | ParsedExtension::PolicyMappings(_)
             | ParsedExtension::InhibitAnyPolicy(_) => {}
             _ => self.unknown_critical |= critical,

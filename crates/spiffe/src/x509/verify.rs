@@ -207,7 +207,7 @@ impl<'a> Search<'a> {
         let Some(child) = path.last().copied() else { return Err(PathError::UnknownAuthority) };
         let mut reason = PathError::UnknownAuthority;
         let anchors = self.anchors;
-        for anchor in anchors.iter().filter(|anchor| may_have_issued(anchor, child)) {
+        for anchor in likely(anchors, child) {
             match self.check_issuer(anchor, path) {
                 Ok(()) => {
                     path.push(anchor);
@@ -221,7 +221,7 @@ impl<'a> Search<'a> {
             return Err(reason);
         }
         let intermediates = self.intermediates;
-        for issuer in intermediates.iter().filter(|issuer| may_have_issued(issuer, child)) {
+        for issuer in likely(intermediates, child) {
             // The same subject and key twice on a path leads nowhere.
             if path
                 .iter()
@@ -286,15 +286,31 @@ fn check_time(certificate: &Certificate, now: UnixSecs) -> Result<(), PathError>
     if valid { Ok(()) } else { Err(PathError::Expired) }
 }
 
-/// Whether names and key identifiers allow that `issuer` signed `child`.
-fn may_have_issued(issuer: &Certificate, child: &Certificate) -> bool {
-    if issuer.subject() != child.issuer() {
-        return false;
-    }
-    match (issuer.subject_key_id(), child.authority_key_id()) {
-        (Some(issuer), Some(child)) => issuer == child,
-        _ => true,
-    }
+/// Those of `certificates` whose name is that of the issuer of `child`, the likeliest first. Key
+/// identifiers say which to try first, and no more (RFC 5280, 4.2.1.1): there are authorities that were
+/// made anew with another one.
+fn likely<'a>(
+    certificates: &'a [Certificate],
+    child: &'a Certificate,
+) -> impl Iterator<Item = &'a Certificate> {
+    [Likeness::Same, Likeness::Unknown, Likeness::Other].into_iter().flat_map(move |wanted| {
+        certificates.iter().filter(move |issuer| {
+            let likeness = match (issuer.subject_key_id(), child.authority_key_id()) {
+                (Some(own), Some(named)) if own == named => Likeness::Same,
+                (Some(_), Some(_)) => Likeness::Other,
+                _ => Likeness::Unknown,
+            };
+            likeness == wanted && issuer.subject() == child.issuer()
+        })
+    })
+}
+
+/// How an issuer's key identifier relates to the one that a certificate names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Likeness {
+    Same,
+    Unknown,
+    Other,
 }
 
 impl SignatureAlgorithm {
