@@ -83,17 +83,21 @@ impl Bundle {
         let members = members(document)?;
         let malformed = |why: &str| BundleJsonError::Malformed(why.to_owned());
         let mut bundle = Self::empty(trust_domain);
-        bundle.sequence_number = match member(&members, "spiffe_sequence") {
-            None | Some(Value::Null) => 0,
-            Some(value) => value.as_u64().ok_or_else(|| malformed("spiffe_sequence is no integer"))?,
-        };
-        bundle.refresh_hint = match member(&members, "spiffe_refresh_hint") {
-            None | Some(Value::Null) => 0,
-            Some(value) => value
-                .as_i64()
-                .filter(|hint| (0..=MAX_HINT).contains(hint))
-                .ok_or_else(|| malformed("spiffe_refresh_hint is no number of seconds"))?,
-        };
+        for value in each(&members, "spiffe_sequence") {
+            bundle.sequence_number = match value {
+                Value::Null => 0,
+                value => value.as_u64().ok_or_else(|| malformed("spiffe_sequence is no integer"))?,
+            };
+        }
+        for value in each(&members, "spiffe_refresh_hint") {
+            bundle.refresh_hint = match value {
+                Value::Null => 0,
+                value => value
+                    .as_i64()
+                    .filter(|hint| (0..=MAX_HINT).contains(hint))
+                    .ok_or_else(|| malformed("spiffe_refresh_hint is no number of seconds"))?,
+            };
+        }
         let counts = match source {
             Source::Operator => |_: &Value| true,
             Source::Endpoint => is_for_us,
@@ -213,18 +217,39 @@ fn key_authority(index: usize, jwk: &Jwk) -> Result<JwtAuthority, BundleJsonErro
     })
 }
 
-/// The members of a document that is not too long and repeats none.
-fn members(document: &[u8]) -> Result<Map<String, Value>, BundleJsonError> {
+/// The members of a document that is not too long, in their order; none of its keys repeats any.
+fn members(document: &[u8]) -> Result<Vec<(String, Value)>, BundleJsonError> {
     let malformed = |why: &dyn std::fmt::Display| BundleJsonError::Malformed(why.to_string());
     if document.len() > MAX_DOCUMENT {
         return Err(malformed(&"document is too long"));
     }
     check_duplicate_keys(document)?;
-    match serde_json::from_slice(document).map_err(|error| malformed(&error))? {
-        Value::Object(members) => Ok(members),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-            Err(malformed(&"not an object"))
+    let members: Members = serde_json::from_slice(document).map_err(|error| malformed(&error))?;
+    Ok(members.0)
+}
+
+/// The members of an object in their order, also those that stand there twice.
+struct Members(Vec<(String, Value)>);
+
+impl<'de> serde::Deserialize<'de> for Members {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> serde::de::Visitor<'de> for InOrder {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
         }
+        deserializer.deserialize_map(InOrder)
     }
 }
 
@@ -241,23 +266,26 @@ fn is_for_us(element: &Value) -> bool {
 }
 
 /// The keys of a document that count.
-fn jwks(members: &Map<String, Value>, counts: fn(&Value) -> bool) -> Result<Vec<Jwk>, BundleJsonError> {
+fn jwks(members: &[(String, Value)], counts: fn(&Value) -> bool) -> Result<Vec<Jwk>, BundleJsonError> {
     let malformed = |why: &dyn std::fmt::Display| BundleJsonError::Malformed(why.to_string());
-    match member(members, "keys") {
-        None | Some(Value::Null) => Err(BundleJsonError::NoKeys),
-        Some(Value::Array(keys)) if keys.len() <= MAX_KEYS => {
-            let read = keys.iter().filter(|key| counts(key)).map(Jwk::read);
-            read.collect::<Result<_, _>>().map_err(|why| malformed(&why))
-        }
-        Some(_) => Err(malformed(&"keys is no array")),
+    let mut found = Err(BundleJsonError::NoKeys);
+    for value in each(members, "keys") {
+        found = match value {
+            Value::Null => Err(BundleJsonError::NoKeys),
+            Value::Array(keys) if keys.len() <= MAX_KEYS => {
+                let read = keys.iter().filter(|key| counts(key)).map(Jwk::read);
+                Ok(read.collect::<Result<_, _>>().map_err(|why| malformed(&why))?)
+            }
+            _ => return Err(malformed(&"keys is no array")),
+        };
     }
+    found
 }
 
-/// A member by its name in any letter case, as SPIRE's reader finds it.
-fn member<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
-    members
-        .get(name)
-        .or_else(|| members.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value))
+/// The values of a member, whose name may be in any letter case: each is read, and the last one counts, as
+/// with SPIRE's reader.
+fn each<'a>(members: &'a [(String, Value)], name: &str) -> impl Iterator<Item = &'a Value> {
+    members.iter().filter(move |(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
 }
 
 /// Members each once: a second one would be read by some and overlooked by others.
@@ -288,8 +316,7 @@ impl<'de> serde::Deserialize<'de> for Once {
     }
 }
 
-/// Refuses keys with duplicate members, and a second `keys` of the wrong type; a plain map sees only the
-/// last of either.
+/// Refuses keys with duplicate members: a plain map sees only the last of them.
 fn check_duplicate_keys(document: &[u8]) -> Result<(), BundleJsonError> {
     struct TopLevel;
     impl<'de> serde::de::Visitor<'de> for TopLevel {
@@ -353,6 +380,21 @@ fn document(keys: &[Map<String, Value>], sequence: u64, hint: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_members_that_repeat_each_is_read_and_the_last_counts() {
+        let read = |text: &str| {
+            let trust_domain = TrustDomain::parse("example.org").unwrap();
+            Bundle::from_spiffe_json(trust_domain, text.as_bytes())
+        };
+
+        let bundle = read(r#"{"spiffe_sequence":1,"keys":null,"Keys":[],"SPIFFE_SEQUENCE":9}"#).unwrap();
+
+        assert_eq!(bundle.sequence_number, 9);
+        assert_eq!(read(r#"{"keys":[],"keys":null}"#), Err(BundleJsonError::NoKeys));
+        assert!(read(r#"{"keys":[{"kty":""}],"keys":[]}"#).is_err());
+        assert!(read(r#"{"keys":[],"spiffe_sequence":{},"spiffe_sequence":7}"#).is_err());
+    }
 
     #[test]
     fn what_is_still_to_come_is_passed_over_in_what_endpoints_serve() {
