@@ -208,6 +208,7 @@ mod tests {
         refused("1é", "time: unknown unit \"\\xc3\\xa9\" in duration \"1\\xc3\\xa9\"");
         refused(".s", "time: invalid duration \".s\"");
         refused("99999999h", "time: invalid duration \"99999999h\"");
+        refused("99999999999999999999", "time: invalid duration \"99999999999999999999\"");
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl<'a> TreeDeserializer<'a> {
             Some(View::Items(entries)) => Kept::Items(entries.len(), render::entries(entries)),
             Some(View::Entry(entry)) => Kept::Items(1, render::entries(std::slice::from_ref(entry))),
             Some(View::Object(body, _)) => Kept::Items(body.items.len(), render::body(body)),
-            Some(View::List(nodes, _)) => Kept::Other(render::list(nodes)),
+            Some(View::List(nodes, at)) => Kept::Other(render::list(*at, nodes)),
             Some(View::Literal(literal)) => Kept::Other(literal.written.clone()),
         })
     }

@@ -261,7 +261,7 @@ fn parts_are_kept_as_text() {
     assert_eq!(section("kept {}").kept, Some(hcl::Kept::Items(0, String::new())));
     assert_eq!(
         section("kept { a = 1 # c\n b {} }").kept,
-        Some(hcl::Kept::Items(2, "a = 1\nb {}".to_owned()))
+        Some(hcl::Kept::Items(2, "a = 1\n\nb {}".to_owned()))
     );
     assert_eq!(
         section("kept \"x\" { a = 1 }").kept,
@@ -269,6 +269,18 @@ fn parts_are_kept_as_text() {
     );
     assert_eq!(section("kept { a = 1 } kept { b = 2 }").kept, Some(hcl::Kept::Items(1, "a = 1".to_owned())));
     refused("kept {} kept = 1", "At 1:16: root.kept: not an object type for struct (*ast.LiteralType)");
+    // Lines are where SPIRE's library has them: errors about a part count them.
+    assert_eq!(
+        section("kept {\na = 1\n\nb {\nlong = 1\nc = 2\n\nd = [\n1]\n}\n}").kept,
+        Some(hcl::Kept::Items(
+            2,
+            "a = 1\n\nb {\n  long = 1\n  c    = 2\n\n  d = [\n    1,\n  ]\n}".to_owned()
+        ))
+    );
+    assert_eq!(
+        section("kept {\na {}\nb {}\nc = { d = <<E\nx\nE\n}\n}").kept,
+        Some(hcl::Kept::Items(3, "a {}\nb {}\n\nc = {\n  d = <<E\nx\nE\n}".to_owned()))
+    );
     assert_eq!(section("kept = [1]").kept, Some(hcl::Kept::Other("[1]".to_owned())));
     assert_eq!(section("port = 1").kept, None);
 }
