@@ -10,6 +10,7 @@ use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::metrics::Metrics;
 use serde::Deserialize;
+use spiffe::quote::quoted;
 use store::{Changes, DatabaseType, Options, Store, StoreError, TlsFiles};
 use tokio::sync::mpsc;
 
@@ -33,7 +34,7 @@ pub enum DatastoreError {
     #[error("pluggability for the DataStore is deprecated; only the built-in \"sql\" plugin is supported")]
     Foreign,
     /// The file with the settings cannot be read.
-    #[error("failed to configure plugin \"sql\": failed to load plugin data: open {}: {reason}", path.display())]
+    #[error("failed to load plugin data: open {}: {reason}", path.display())]
     DataFile {
         /// The file.
         path: PathBuf,
@@ -41,7 +42,7 @@ pub enum DatastoreError {
         reason: String,
     },
     /// The settings are wrong.
-    #[error("failed to configure plugin \"sql\": rpc error: code = InvalidArgument desc = {0}")]
+    #[error("{0}")]
     Settings(String),
     /// The database cannot be opened.
     #[error("failed to configure plugin \"sql\"")]
@@ -122,10 +123,13 @@ async fn replica(options: Options, metrics: &Metrics) -> Result<Option<Datastore
 fn options(settings: Settings, clock: &Arc<dyn Clock>) -> Result<Options, DatastoreError> {
     let refused = |text: &str| Err(DatastoreError::Settings(format!("datastore-sql: {text}")));
     let kind = match &settings.database_type {
-        None => String::new(),
-        Some(Kept::Other(word)) => word.trim_matches('"').to_owned(),
+        // A list is no word, though its text is kept like one.
+        Some(Kept::Other(word)) if !word.starts_with('[') => word.trim_matches('"').to_owned(),
         Some(Kept::Items(_, text)) => {
             text.split([' ', '{', '=']).next().unwrap_or_default().trim_matches('"').to_owned()
+        }
+        Some(Kept::Other(_)) | None => {
+            return Err(DatastoreError::Settings("malformed database type configuration".to_owned()));
         }
     };
     let database = match kind.as_str() {
@@ -148,7 +152,11 @@ fn options(settings: Settings, clock: &Arc<dyn Clock>) -> Result<Options, Datast
         None => None,
         Some(text) => match config::duration(text) {
             Ok(lifetime) => Some(lifetime).filter(|lifetime| !lifetime.is_zero()),
-            Err(why) => return refused(&format!("failed to parse conn_max_lifetime {text:?}: {why}")),
+            Err(why) => {
+                let text = quoted(text);
+                let why = format!("failed to parse conn_max_lifetime {text}: {why}");
+                return Err(DatastoreError::Settings(why));
+            }
         },
     };
     let file = |path: String| (!path.is_empty()).then(|| PathBuf::from(path));
@@ -186,8 +194,7 @@ fn settings(plugins: &[PluginBlock]) -> Result<Settings, DatastoreError> {
         PluginData::File(path) => std::fs::read_to_string(path)
             .map_err(|error| DatastoreError::DataFile { path: path.clone(), reason: error.to_string() })?,
     };
-    config::hcl::from_str(&text)
-        .map_err(|error| DatastoreError::Settings(format!("unable to decode configuration: {error}")))
+    config::hcl::from_str(&text).map_err(|error| DatastoreError::Settings(error.to_string()))
 }
 
 #[cfg(test)]
@@ -244,7 +251,10 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         for (text, expected) in [
-            ("", "datastore-sql: database_type must be set"),
+            ("", "malformed database type configuration"),
+            ("database_type = [\"sqlite3\"]", "malformed database type configuration"),
+            ("database_type = \"\"", "datastore-sql: database_type must be set"),
+            ("connection_string = true", "At 1:21: root.connection_string: unknown type for string"),
             ("database_type = \"sqlite3\"", "datastore-sql: connection_string must be set"),
             ("database_type = \"oracle\"", "datastore-sql: unsupported database_type: oracle"),
             ("database_type \"aws_mysql\" { region = \"r\" }", "\"aws_mysql\" is not part of this version"),
@@ -256,6 +266,7 @@ mod tests {
             let error = read(text).err().unwrap().to_string();
 
             assert!(error.contains(expected), "{text}: {error}");
+            assert!(!error.contains("rpc error"), "{text}: {error}");
         }
     }
 }
