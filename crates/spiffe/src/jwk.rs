@@ -187,6 +187,8 @@ fn decode(name: &str, text: &str) -> Result<Vec<u8>, String> {
 
 fn certificate(value: &Value) -> Result<Certificate, String> {
     let text = value.as_str().ok_or("x5c must hold strings")?;
+    // Lines may be broken as in PEM: SPIRE's reader passes over their ends.
+    let text = text.replace(['\r', '\n'], "");
     let der = STANDARD.decode(text).map_err(|_| "x5c is not base64")?;
     Certificate::parse(&der).map_err(|why| why.to_string())
 }

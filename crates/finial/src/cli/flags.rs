@@ -2,11 +2,13 @@
 //! one or two dashes, `-name value` or `-name=value`, booleans take a value only after `=`, parsing
 //! stops at the first word that is no flag or at `--`.
 
+use spiffe::quote::quoted;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::duration::parse_duration;
+use super::timestamp::quoted as in_bytes;
 
 /// What is said of `-h` where only its value kept it from being seen before: the usage follows.
 pub(crate) const HELP: &str = "flag: help requested";
@@ -165,21 +167,26 @@ impl Flags {
         let name = spec.name;
         match spec.kind {
             Kind::Bool if parse_bool(&value).is_none() => {
-                return Err(format!("invalid boolean value {value:?} for -{name}: parse error"));
+                return Err(format!("invalid boolean value {} for -{name}: parse error", quoted(&value)));
             }
             Kind::Int => {
                 if let Err(why) = parse_int(&value) {
-                    return Err(format!("invalid value {value:?} for flag -{name}: {why}"));
+                    return Err(format!("invalid value {} for flag -{name}: {why}", quoted(&value)));
                 }
             }
             Kind::Duration if parse_duration(&value).is_none() => {
-                return Err(format!("invalid value {value:?} for flag -{name}: parse error"));
+                return Err(format!("invalid value {} for flag -{name}: parse error", quoted(&value)));
             }
             Kind::Timeout if parse_duration(&value).is_none() => {
-                return Err(format!("invalid value {value:?} for flag -{name}: {}", bad_duration(&value)));
+                return Err(format!(
+                    "invalid value {} for flag -{name}: {}",
+                    quoted(&value),
+                    bad_duration(&value)
+                ));
             }
             Kind::Output => {
-                let refused = |why: String| format!("invalid value {value:?} for flag -{name}: {why}");
+                let refused =
+                    |why: String| format!("invalid value {} for flag -{name}: {why}", quoted(&value));
                 let outputs = self.specs.iter().filter(|spec| spec.kind == Kind::Output);
                 let before = outputs.filter_map(|spec| self.given.get(spec.name)?.last()).next();
                 let before =
@@ -190,7 +197,10 @@ impl Flags {
                 }
                 let known = ["pretty", "prettyprint", "json"];
                 if !known.iter().any(|known| value.eq_ignore_ascii_case(known)) {
-                    return Err(refused(format!("bad formatter flag: unknown format option: {value:?}")));
+                    return Err(refused(format!(
+                        "bad formatter flag: unknown format option: {}",
+                        quoted(&value)
+                    )));
                 }
             }
             Kind::Bool | Kind::Text | Kind::Texts | Kind::Duration | Kind::Timeout => {}
@@ -244,14 +254,14 @@ fn bad_duration(text: &str) -> String {
         if number.contains(|c: char| c.is_ascii_digit())
             && !["ns", "us", "µs", "μs", "ms", "s", "m", "h"].contains(&unit)
         {
-            return format!("time: unknown unit {unit:?} in duration {text:?}");
+            return format!("time: unknown unit {} in duration {}", in_bytes(unit), in_bytes(text));
         }
         rest = behind;
     }
     if rest.contains(|c: char| c.is_ascii_digit()) && rest.chars().all(is_number) {
-        return format!("time: missing unit in duration {text:?}");
+        return format!("time: missing unit in duration {}", in_bytes(text));
     }
-    format!("time: invalid duration {text:?}")
+    format!("time: invalid duration {}", in_bytes(text))
 }
 
 /// Go's `strconv.ParseInt` with base 0.

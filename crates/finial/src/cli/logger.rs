@@ -1,6 +1,7 @@
 //! `logger get`, `set`, `reset`: the same on server and agent but for the service's name.
 
 use proto::spire::types::{LogLevel, Logger};
+use spiffe::quote::quoted;
 
 use super::flags::{Flags, Output};
 use super::{Failure, Printer, json};
@@ -16,7 +17,7 @@ pub(crate) fn level(flags: &Flags) -> Result<LogLevel, String> {
         "info" => LogLevel::Info,
         "debug" => LogLevel::Debug,
         "trace" => LogLevel::Trace,
-        _ => return Err(format!("the value {:?} is not a valid setting", flags.text("level"))),
+        _ => return Err(format!("the value {} is not a valid setting", quoted(flags.text("level")))),
     })
 }
 

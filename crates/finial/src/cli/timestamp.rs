@@ -143,7 +143,7 @@ const fn days_of(year: u32, month: u32) -> u32 {
 }
 
 /// In quotes, every byte that is not plain ASCII escaped.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for byte in text.bytes() {
         match byte {

@@ -139,3 +139,21 @@ fn a_bundle_survives_its_own_format() {
         assert_eq!(again, Ok(bundle), "{}", case["id"]);
     }
 }
+
+#[test]
+fn certificates_may_be_broken_into_lines() {
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/documents/world.json");
+    let world: Value = serde_json::from_str(&fs::read_to_string(home).unwrap()).unwrap();
+    let der = world["own"]["x509_authorities"][0]["asn1"].as_str().unwrap();
+    let trust_domain = TrustDomain::parse("doc.test").unwrap();
+    let der_bytes = STANDARD.decode(der).unwrap().into();
+    let bundle = Bundle {
+        x509_authorities: vec![X509Authority { der: der_bytes, tainted: false }],
+        ..Bundle::empty(trust_domain.clone())
+    };
+
+    let document = bundle.to_spiffe_json().replace(der, &format!("{}\\r\\n{}", &der[..64], &der[64..]));
+
+    assert!(document.contains("\\r\\n"));
+    assert_eq!(Bundle::from_spiffe_json(trust_domain, document.as_bytes()), Ok(bundle));
+}

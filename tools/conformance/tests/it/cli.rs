@@ -328,6 +328,11 @@ fn refusals_that_need_no_server_are_worded_as_known() {
             "trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores",
         ),
         ("agent list -matchSelectorsOn x -selector y", "", "unsupported match behavior"),
+        (
+            "entry count -parentID \u{7f}",
+            "",
+            r#"error parsing parent ID "\x7f": scheme is missing or invalid"#,
+        ),
         ("entry count -matchSelectorsOn x -selector y", "", "match behavior \"x\" unknown"),
         (
             "agent list -expiresBefore 2030-01-01",

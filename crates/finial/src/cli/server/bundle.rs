@@ -7,6 +7,7 @@ use proto::spire::server::bundle::{
     batch_delete_federated_bundle_request,
 };
 use proto::spire::types;
+use spiffe::quote::quoted;
 use spiffe::{Bundle, JwtAuthority, TrustDomain, UnixSecs, X509Authority};
 
 use crate::cli::flags::{Flag, Flags, Kind, Output, flag, flag_or};
@@ -56,7 +57,7 @@ impl Format {
         match flags.text("format").to_lowercase().as_str() {
             "pem" | "" => Ok(Self::Pem),
             "spiffe" => Ok(Self::Spiffe),
-            other => Err(format!("invalid format: {other:?}")),
+            other => Err(format!("invalid format: {}", quoted(other))),
         }
     }
 }
@@ -171,7 +172,7 @@ fn delete(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
         "restrict" => Mode::Restrict,
         "delete" => Mode::Delete,
         "dissociate" => Mode::Dissociate,
-        other => return Err(format!("unsupported mode {other:?}").into()),
+        other => return Err(format!("unsupported mode {}", quoted(other)).into()),
     };
     with_server(flags, |dialed| async move {
         let request = BatchDeleteFederatedBundleRequest { trust_domains: vec![id], mode: mode.into() };
@@ -187,8 +188,11 @@ fn delete(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
         let result = reply.results.into_iter().next().unwrap_or_default();
         let status = result.status.unwrap_or_default();
         if status.code != 0 {
-            let why =
-                format!("failed to delete federated bundle {:?}: {}", result.trust_domain, status.message);
+            let why = format!(
+                "failed to delete federated bundle {}: {}",
+                quoted(&result.trust_domain),
+                status.message
+            );
             return Err(why.into());
         }
         printer.out = "bundle deleted.\n".to_owned();

@@ -8,6 +8,7 @@ use proto::spire::server::entry::{
 };
 use proto::spire::types::{self, federates_with_match, selector_match};
 use serde::Deserialize;
+use spiffe::quote::quoted;
 use spiffe::{SpiffeId, TrustDomain};
 
 use crate::cli::data::{self, Object, Shape};
@@ -296,9 +297,9 @@ fn report(
         } else {
             failed = true;
             printer.err.push_str(&format!(
-                "Failed to {verb} the following entry (code: {}, msg: {:?}):\n{block}",
+                "Failed to {verb} the following entry (code: {}, msg: {}):\n{block}",
                 rpc::code_name_of(status.code),
-                status.message
+                quoted(&status.message)
             ));
         }
     }
@@ -342,10 +343,10 @@ fn delete_entries(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
                 rpc::item_failed(
                     printer,
                     &format!(
-                        "Failed to delete entry with ID {} (code: {}, msg: {:?})",
+                        "Failed to delete entry with ID {} (code: {}, msg: {})",
                         result.id,
                         rpc::code_name_of(status.code),
-                        status.message
+                        quoted(&status.message)
                     ),
                 );
             }
@@ -371,12 +372,16 @@ fn filter(flags: &Flags) -> Result<Filter, Failure> {
     if !flags.text("parentID").is_empty() {
         let id = parse_id(flags.text("parentID"));
         filter.by_parent_id =
-            Some(id.map_err(|why| format!("error parsing parent ID {:?}: {why}", flags.text("parentID")))?);
+            Some(id.map_err(|why| {
+                format!("error parsing parent ID {}: {why}", quoted(flags.text("parentID")))
+            })?);
     }
     if !flags.text("spiffeID").is_empty() {
         let id = parse_id(flags.text("spiffeID"));
         filter.by_spiffe_id =
-            Some(id.map_err(|why| format!("error parsing SPIFFE ID {:?}: {why}", flags.text("spiffeID")))?);
+            Some(id.map_err(|why| {
+                format!("error parsing SPIFFE ID {}: {why}", quoted(flags.text("spiffeID")))
+            })?);
     }
     if !flags.texts("selector").is_empty() {
         let how = match flags.text("matchSelectorsOn") {
@@ -384,7 +389,7 @@ fn filter(flags: &Flags) -> Result<Filter, Failure> {
             "any" => selector_match::MatchBehavior::MatchAny,
             "superset" => selector_match::MatchBehavior::MatchSuperset,
             "subset" => selector_match::MatchBehavior::MatchSubset,
-            other => return Err(format!("match behavior {other:?} unknown").into()),
+            other => return Err(format!("match behavior {} unknown", quoted(other)).into()),
         };
         let selectors = parse_selectors(flags.texts("selector"))
             .map_err(|why| format!("error parsing selectors: {why}"))?;
@@ -396,7 +401,7 @@ fn filter(flags: &Flags) -> Result<Filter, Failure> {
             "any" => federates_with_match::MatchBehavior::MatchAny,
             "superset" => federates_with_match::MatchBehavior::MatchSuperset,
             "subset" => federates_with_match::MatchBehavior::MatchSubset,
-            other => return Err(format!("match behavior {other:?} unknown").into()),
+            other => return Err(format!("match behavior {} unknown", quoted(other)).into()),
         };
         filter.by_federates_with = Some(types::FederatesWithMatch {
             trust_domains: flags.texts("federatesWith").to_vec(),
@@ -626,7 +631,7 @@ pub(super) fn parse_selectors(texts: &[String]) -> Result<Vec<types::Selector>, 
         .map(|text| {
             let (kind, value) = text
                 .split_once(':')
-                .ok_or_else(|| format!("selector {text:?} must be formatted as type:value"))?;
+                .ok_or_else(|| format!("selector \"{text}\" must be formatted as type:value"))?;
             Ok(types::Selector { r#type: kind.to_owned(), value: value.to_owned() })
         })
         .collect()

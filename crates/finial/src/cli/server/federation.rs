@@ -12,6 +12,7 @@ use proto::spire::types;
 use proto::spire::types::federation_relationship::BundleEndpointProfile;
 use serde::Deserialize;
 use spiffe::SpiffeId;
+use spiffe::quote::quoted;
 use tonic::Code;
 
 use super::bundle::{Format, requested};
@@ -110,9 +111,9 @@ fn report(
             // Writing to a string cannot fail.
             let _written = write!(
                 failures,
-                "Failed to {verb} the following federation relationship (code: {}, msg: {:?}):\n{}",
+                "Failed to {verb} the following federation relationship (code: {}, msg: {}):\n{}",
                 rpc::code_name_of(status.code),
-                status.message,
+                quoted(&status.message),
                 lines(asked)
             );
         }
@@ -141,9 +142,9 @@ fn delete(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
         let result = reply.results.into_iter().next().unwrap_or_default();
         let status = result.status.unwrap_or_default();
         if status.code != 0 {
-            let shown = &result.trust_domain;
+            let shown = quoted(&result.trust_domain);
             return Err(
-                format!("failed to delete federation relationship {shown:?}: {}", status.message).into()
+                format!("failed to delete federation relationship {shown}: {}", status.message).into()
             );
         }
         printer.out = "federation relationship deleted.\n".to_owned();
@@ -215,7 +216,7 @@ fn refresh(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
         let reply = client!(TrustDomainClient<_>, dialed).refresh_bundle(request).await;
         reply.map_err(|status| {
             if status.code() == Code::NotFound {
-                format!("there is no federation relationship with trust domain {id:?}").into()
+                format!("there is no federation relationship with trust domain {}", quoted(&id)).into()
             } else {
                 dialed.error("failed to refresh bundle: ", &status)
             }
@@ -365,7 +366,7 @@ fn checked(
             let endpoint_spiffe_id = endpoint.to_owned();
             BundleEndpointProfile::HttpsSpiffe(types::HttpsspiffeProfile { endpoint_spiffe_id })
         }
-        other => return Err(format!("unknown bundle endpoint profile type: {other:?}")),
+        other => return Err(format!("unknown bundle endpoint profile type: {}", quoted(other))),
     };
     Ok(types::FederationRelationship {
         trust_domain: trust_domain.to_owned(),
@@ -388,7 +389,7 @@ fn parse_format(text: &str) -> Result<Format, String> {
     match text {
         "pem" => Ok(Format::Pem),
         "spiffe" => Ok(Format::Spiffe),
-        other => Err(format!("bundle format {other:?} is unsupported")),
+        other => Err(format!("bundle format {} is unsupported", quoted(other))),
     }
 }
 
