@@ -30,6 +30,7 @@ pub mod snapshot;
 #[expect(unsafe_code, reason = "the one place")]
 mod sys;
 pub mod tasks;
+mod turns;
 pub mod upgrade;
 
 /// An error of any kind, as tasks and listeners end with.

@@ -52,7 +52,14 @@ impl Caller {
     /// # Errors
     /// See [`CallerError`]; the connection is then to be closed.
     pub fn of(socket: BorrowedFd<'_>) -> Result<Self, CallerError> {
-        let credentials = sys::peer_credentials(socket)?;
+        Self::with_credentials(socket, sys::peer_credentials(socket)?)
+    }
+
+    /// The same, where the credentials of the other end were read already.
+    pub(crate) fn with_credentials(
+        socket: BorrowedFd<'_>,
+        credentials: sys::PeerCredentials,
+    ) -> Result<Self, CallerError> {
         if credentials.pid <= 0 {
             return Err(CallerError::Invisible);
         }

@@ -19,10 +19,12 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::Peer;
+use super::paced::Paced;
 use super::resets::{Begun, Resets};
 use super::unread::{Unread, Watched};
 use crate::BoxError;
 use crate::tasks::Group;
+use crate::turns::Turns;
 
 /// What answers the calls of one connection.
 #[derive(Clone)]
@@ -48,9 +50,14 @@ struct Counts {
 /// One call that is running.
 struct Call(Arc<Counts>);
 
-/// Starts what hyper wants to run beside the connection.
-#[derive(Clone, Debug)]
-pub(super) struct Spawner(pub(super) Group);
+/// Starts a connection, and what hyper wants to run beside it.
+#[derive(Clone)]
+pub(super) enum Spawner {
+    /// Of nobody in particular.
+    Free(Group),
+    /// Of a user who has turns.
+    InTurn(Turns, u32),
+}
 
 impl<S> Calls<S> {
     pub(super) const fn new(
@@ -152,9 +159,26 @@ impl Drop for Call {
     }
 }
 
+impl Spawner {
+    /// A connection whose tasks it starts.
+    pub(super) fn paced<I>(&self, stream: I) -> Paced<I> {
+        match self {
+            Self::Free(_) => Paced::new(stream, None),
+            Self::InTurn(turns, _) => Paced::new(stream, Some(turns.clone())),
+        }
+    }
+
+    pub(super) fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        match self {
+            Self::Free(group) => group.spawn(name, task),
+            Self::InTurn(turns, user) => turns.spawn(*user, name, task),
+        }
+    }
+}
+
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner {
     fn execute(&self, future: F) {
-        self.0.spawn("call", future);
+        self.spawn("call", future);
     }
 }
 

@@ -5,7 +5,7 @@
 //! always went, a crowd that comes back all at once, as after a restart, would push itself out: then
 //! the oldest is not silent, it is that far back in the line. So an address that holds many places loses
 //! its oldest at once. Where none does, a new one waits until a place is given back, or until the
-//! oldest has had its time.
+//! oldest has had its time. On a Unix socket nobody waits: who holds most places loses the oldest.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -29,12 +29,21 @@ pub(super) struct HalfOpen {
 struct Places {
     next: u64,
     taken: BTreeMap<u64, Taken>,
-    by_owner: HashMap<IpAddr, BTreeSet<u64>>,
+    by_owner: HashMap<Owner, BTreeSet<u64>>,
+}
+
+/// Whose a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Owner {
+    /// An address of the network.
+    Address(IpAddr),
+    /// A user of this machine.
+    User(u32),
 }
 
 #[derive(Debug)]
 struct Taken {
-    owner: Option<IpAddr>,
+    owner: Option<Owner>,
     since: Instant,
     lost: CancellationToken,
 }
@@ -52,8 +61,8 @@ impl HalfOpen {
         Self { places: Arc::default(), freed: Arc::default(), limit: limit.max(1) }
     }
 
-    /// A place for a new connection of this address; of none where that speaks for many. Cancel-safe.
-    pub(super) async fn enter(&self, owner: Option<IpAddr>) -> Place {
+    /// A place for a new connection of this owner; of none where an address speaks for many. Cancel-safe.
+    pub(super) async fn enter(&self, owner: Option<Owner>) -> Place {
         loop {
             let freed = self.freed.notified();
             match self.try_enter(owner) {
@@ -64,20 +73,21 @@ impl HalfOpen {
         }
     }
 
-    /// A place for a new connection, for which the oldest makes room.
-    pub(super) fn enter_at_once(&self) -> Place {
+    /// A place for a new connection, for which the oldest makes room: of the owner that has most, where
+    /// owners are known.
+    pub(super) fn enter_at_once(&self, owner: Option<Owner>) -> Place {
         self.locked(|places| {
             if places.taken.len() >= self.limit
-                && let Some(oldest) = places.oldest()
+                && let Some(oldest) = places.greediest(0).or_else(|| places.oldest())
             {
                 places.take_from(oldest);
             }
-            self.place(places, None)
+            self.place(places, owner)
         })
     }
 
     /// A place, or when to ask again at the latest.
-    fn try_enter(&self, owner: Option<IpAddr>) -> Result<Place, Instant> {
+    fn try_enter(&self, owner: Option<Owner>) -> Result<Place, Instant> {
         self.locked(|places| {
             if places.taken.len() >= self.limit {
                 let loser = places.loser((self.limit / OWNERS_AT_LEAST).max(1), Instant::now())?;
@@ -87,7 +97,7 @@ impl HalfOpen {
         })
     }
 
-    fn place(&self, places: &mut Places, owner: Option<IpAddr>) -> Place {
+    fn place(&self, places: &mut Places, owner: Option<Owner>) -> Place {
         let (number, lost) = (places.next, CancellationToken::new());
         places.next += 1;
         places.taken.insert(number, Taken { owner, since: Instant::now(), lost: lost.clone() });
@@ -107,11 +117,16 @@ impl Places {
         self.taken.first_key_value().map(|(number, _)| *number)
     }
 
+    /// The oldest of who has most, if that is more than this.
+    fn greediest(&self, fair: usize) -> Option<u64> {
+        let greedy = self.by_owner.values().filter(|places| places.len() > fair);
+        greedy.max_by_key(|places| places.len()).and_then(BTreeSet::first).copied()
+    }
+
     /// Whose place a new connection gets, or when somebody's time is over.
     fn loser(&self, fair: usize, now: Instant) -> Result<u64, Instant> {
-        let greedy = self.by_owner.values().filter(|places| places.len() > fair);
-        if let Some(number) = greedy.max_by_key(|places| places.len()).and_then(BTreeSet::first) {
-            return Ok(*number);
+        if let Some(number) = self.greediest(fair) {
+            return Ok(number);
         }
         let Some((number, oldest)) = self.taken.first_key_value() else { return Err(now) };
         let until = oldest.since + PATIENCE;
@@ -164,8 +179,8 @@ mod tests {
 
     use super::*;
 
-    fn address(number: u32) -> Option<IpAddr> {
-        Some(Ipv4Addr::from_bits(0x7f00_0000 + number).into())
+    fn address(number: u32) -> Option<Owner> {
+        Some(Owner::Address(Ipv4Addr::from_bits(0x7f00_0000 + number).into()))
     }
 
     #[tokio::test(start_paused = true)]
@@ -214,15 +229,28 @@ mod tests {
     #[test]
     fn where_none_waits_the_oldest_makes_room() {
         let half_open = HalfOpen::new(2);
-        let (first, second) = (half_open.enter_at_once(), half_open.enter_at_once());
+        let (first, second) = (half_open.enter_at_once(None), half_open.enter_at_once(None));
         assert!(!first.lost.is_cancelled());
 
-        let third = half_open.enter_at_once();
+        let third = half_open.enter_at_once(None);
 
         assert!(first.lost.is_cancelled());
         assert!(!second.lost.is_cancelled() && !third.lost.is_cancelled());
         drop(second);
-        let _fourth = half_open.enter_at_once();
+        let _fourth = half_open.enter_at_once(None);
         assert!(!third.lost.is_cancelled());
+    }
+
+    #[test]
+    fn r00_a_user_with_many_makes_room_for_others() {
+        let half_open = HalfOpen::new(3);
+        let user = |user| half_open.enter_at_once(Some(Owner::User(user)));
+        let honest = user(7);
+        let first = user(8);
+
+        let rest: Vec<_> = (0..10).map(|_| user(8)).collect();
+
+        assert!(!honest.lost.is_cancelled() && first.lost.is_cancelled());
+        assert_eq!(rest.iter().filter(|place| !place.lost.is_cancelled()).count(), 2);
     }
 }

@@ -17,6 +17,7 @@ mod gathered;
 mod half_open;
 mod handed;
 mod io;
+mod paced;
 mod peer;
 mod proxy;
 mod resets;

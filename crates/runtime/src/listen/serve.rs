@@ -21,7 +21,7 @@ use tower_service::Service;
 use super::accept::Refusals;
 use super::calls::{Calls, Running, Spawner};
 use super::gathered::Gathered;
-use super::half_open::{HalfOpen, Place};
+use super::half_open::{HalfOpen, Owner, Place};
 use super::io::{Greeted, Io};
 use super::resets::Resets;
 use super::shares::{Share, Shares, network_of};
@@ -32,6 +32,7 @@ use crate::BoxError;
 use crate::authority::Filtered;
 use crate::backoff::Random;
 use crate::tasks::Group;
+use crate::turns::Turns;
 
 /// What a listener and its connections are held to.
 #[derive(Clone, Copy, Debug)]
@@ -44,9 +45,12 @@ pub struct Limits {
     /// yet among them; more are closed. Of IPv6, a network of 64 bits counts as one address. Proxies
     /// that say whom they speak for are not counted, their clients are.
     pub per_address: usize,
+    /// Whether users of a Unix socket take turns: a step of one's connections and calls, then one of the
+    /// next's. For what has a thread to itself; it would keep others idle.
+    pub users_take_turns: bool,
     /// Connections that are not open yet at once. For a new one the oldest of the address that has
-    /// most is closed, if it has more than its share; on a Unix socket, the oldest. Else a new one
-    /// waits, two seconds at most, and the system holds those that come after it.
+    /// most is closed, if it has more than its share; on a Unix socket, of the user that has most. Else
+    /// a new one waits, two seconds at most, and the system holds those that come after it.
     pub half_open: usize,
     /// From connecting to HTTP/2's preface, the TLS handshake included.
     pub opening: Duration,
@@ -79,6 +83,7 @@ impl Limits {
             connections: 16_384,
             per_user: usize::MAX,
             per_address: 256,
+            users_take_turns: false,
             half_open: 1024,
             opening: Duration::from_secs(10),
             anonymous_idle: Duration::from_secs(30),
@@ -128,22 +133,29 @@ pub async fn serve<S, B>(
         match accepted {
             Ok(arrival) => {
                 refusals.over();
+                let user = arrival.user();
+                let share = match user.map(|user| floor.share_of_user(user)) {
+                    Some(None) => continue,
+                    Some(share) => share,
+                    None => None,
+                };
                 let place = tokio::select! {
                     biased;
                     () = floor.stop.cancelled() => break,
                     place = floor.place(&arrival) => place,
                 };
+                let spawner = floor.spawner(user);
+                let starter = spawner.clone();
                 let (floor, service) = (floor.clone(), service.clone());
-                let spawner = floor.group.clone();
                 // On the heap before it is handed from one to the next: it is large.
                 let connection = Box::pin(async move {
                     let opened = floor.open(arrival, place).await;
                     if let Some((io, peer, _share)) = opened {
-                        floor.converse(io, peer, service).await;
+                        floor.converse(io, peer, service, spawner).await;
                     }
-                    drop(room);
+                    drop((share, room));
                 });
-                spawner.spawn("connection", connection);
+                starter.spawn("connection", connection);
             }
             Err(error) => refusals.wait(&error).await,
         }
@@ -164,11 +176,14 @@ async fn accept(listener: &mut Listener) -> io::Result<Arrival> {
     }
 }
 
-/// What a connection counts for, until it ends.
-#[expect(dead_code, reason = "held, not read")]
-enum Counted {
-    User(Share<u32>),
-    Address(Share<IpAddr>),
+impl Arrival {
+    /// The user of this machine who connected.
+    fn user(&self) -> Option<u32> {
+        match self {
+            Self::Tls(_) => None,
+            Self::Unix(arrival) => arrival.user(),
+        }
+    }
 }
 
 /// What the connections of one listener have in common.
@@ -176,6 +191,7 @@ enum Counted {
 struct Floor {
     limits: Limits,
     group: Group,
+    turns: Option<Turns>,
     rooms: Arc<Semaphore>,
     half_open: HalfOpen,
     users: Shares<u32>,
@@ -189,9 +205,11 @@ struct Floor {
 impl Floor {
     fn new(limits: Limits, stop: CancellationToken) -> Self {
         let cut = CancellationToken::new();
+        let group = Group::new(cut.clone());
         Self {
             limits,
-            group: Group::new(cut.clone()),
+            turns: limits.users_take_turns.then(|| Turns::new(group.clone())),
+            group,
             rooms: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
             half_open: HalfOpen::new(limits.half_open),
             users: Shares::default(),
@@ -210,20 +228,29 @@ impl Floor {
         }
     }
 
+    /// What starts the tasks of a connection by this user.
+    fn spawner(&self, user: Option<u32>) -> Spawner {
+        match (&self.turns, user) {
+            (Some(turns), Some(user)) => Spawner::InTurn(turns.clone(), user),
+            _ => Spawner::Free(self.group.clone()),
+        }
+    }
+
     /// A place for a connection that is not open yet.
     async fn place(&self, arrival: &Arrival) -> Place {
         match arrival {
             Arrival::Tls(arrival) => {
-                let owner = (!arrival.is_proxied()).then(|| network_of(arrival.remote().ip()));
+                let owner =
+                    (!arrival.is_proxied()).then(|| Owner::Address(network_of(arrival.remote().ip())));
                 self.half_open.enter(owner).await
             }
             // Who connects here greets at once: nobody waits for a line to move.
-            Arrival::Unix(_) => self.half_open.enter_at_once(),
+            Arrival::Unix(arrival) => self.half_open.enter_at_once(arrival.user().map(Owner::User)),
         }
     }
 
     /// Brings a connection to where HTTP/2 begins.
-    async fn open(&self, arrival: Arrival, place: Place) -> Option<(Io, Peer, Option<Counted>)> {
+    async fn open(&self, arrival: Arrival, place: Place) -> Option<(Io, Peer, Option<Share<IpAddr>>)> {
         let opening = async {
             match arrival {
                 Arrival::Tls(arrival) => {
@@ -242,14 +269,10 @@ impl Floor {
                         share = Some(self.share_of_address(peer.address()?.ip())?);
                     }
                     let stream = Greeted::by_client(stream).await.inspect_err(refused).ok()?;
-                    Some((Io::Tls(Gathered::new(stream)), peer, share.map(Counted::Address)))
+                    Some((Io::Tls(Gathered::new(stream)), peer, share))
                 }
                 Arrival::Unix(arrival) => {
                     let (stream, peer) = arrival.identify().await.inspect_err(refused).ok()?;
-                    let share = match peer.caller() {
-                        Some(caller) => Some(Counted::User(self.share_of_user(caller.uid)?)),
-                        None => None,
-                    };
                     let io = match stream {
                         Opened::Plain(stream) => {
                             Greeted::by_client(stream).await.map(|stream| Io::Unix(Filtered::new(stream)))
@@ -258,7 +281,7 @@ impl Floor {
                             Greeted::by_client(stream).await.map(|stream| Io::UnixTls(Filtered::new(stream)))
                         }
                     };
-                    Some((io.inspect_err(refused).ok()?, peer, share))
+                    Some((io.inspect_err(refused).ok()?, peer, None))
                 }
             }
         };
@@ -292,7 +315,7 @@ impl Floor {
     }
 
     /// Serves an open connection to its end.
-    async fn converse<S, B>(&self, io: Io, peer: Peer, service: S)
+    async fn converse<S, B>(&self, io: Io, peer: Peer, service: S, spawner: Spawner)
     where
         S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
         S::Error: Into<BoxError>,
@@ -306,7 +329,8 @@ impl Floor {
         let resets = Resets::new(self.limits.resets);
         let calls = Calls::new(service, peer, running.clone(), unread.clone(), resets.clone());
         let outlet = io.outlet();
-        let mut connection = pin!(self.http().serve_connection(TokioIo::new(io), calls));
+        let io = TokioIo::new(spawner.paced(io));
+        let mut connection = pin!(self.http(spawner).serve_connection(io, calls));
         let mut leave = pin!(self.reason_to_leave(&retired, running));
         let mut stuck = pin!(self.stuck(&unread));
         let mut is_leaving = false;
@@ -379,8 +403,8 @@ impl Floor {
         }
     }
 
-    fn http(&self) -> http2::Builder<Spawner> {
-        let mut http = http2::Builder::new(Spawner(self.group.clone()));
+    fn http(&self, spawner: Spawner) -> http2::Builder<Spawner> {
+        let mut http = http2::Builder::new(spawner);
         http.timer(TokioTimer::new())
             // As other servers of gRPC: nobody reads it, and it is another each second.
             .auto_date_header(false)

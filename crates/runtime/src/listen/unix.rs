@@ -16,6 +16,7 @@ use tokio_rustls::server::TlsStream;
 use super::socket::{Accepting, Socket};
 use super::{ListenError, Peer, TlsSource, handed};
 use crate::peer::{Caller, CallerError};
+use crate::sys::{self, PeerCredentials};
 
 /// How a socket is made and who may call.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +109,8 @@ impl UnixListener {
 
     pub(super) async fn accept(&mut self) -> io::Result<Arrival> {
         let socket = self.socket.accept().await?;
-        Ok(Arrival { socket, callers: self.callers, tls: self.tls.as_ref().map(|tls| tls()) })
+        let credentials = sys::peer_credentials(socket.as_fd());
+        Ok(Arrival { socket, credentials, callers: self.callers, tls: self.tls.as_ref().map(|tls| tls()) })
     }
 }
 
@@ -134,6 +136,7 @@ impl Drop for Name {
 /// A process that connected.
 pub(super) struct Arrival {
     socket: Socket,
+    credentials: io::Result<PeerCredentials>,
     callers: Callers,
     tls: Option<Arc<ServerConfig>>,
 }
@@ -145,9 +148,16 @@ pub(super) enum Opened {
 }
 
 impl Arrival {
+    /// The user who connected.
+    pub(super) fn user(&self) -> Option<u32> {
+        self.credentials.as_ref().ok().map(|credentials| credentials.uid)
+    }
+
     /// The connection and who made it. A TLS handshake is not bounded in time.
     pub(super) async fn identify(self) -> Result<(Opened, Peer), CallerError> {
-        let caller = match Caller::of(self.socket.as_fd()) {
+        let socket = self.socket.as_fd();
+        let credentials = self.credentials.map_err(CallerError::from);
+        let caller = match credentials.and_then(|found| Caller::with_credentials(socket, found)) {
             Ok(caller) => Some(caller),
             Err(_) if self.callers == Callers::IfKnown => None,
             Err(error) => return Err(error),

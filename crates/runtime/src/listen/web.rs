@@ -140,9 +140,9 @@ impl WebListener {
             match accepted {
                 Ok((socket, remote)) => {
                     refusals.over();
-                    let (place, stop) = (places.enter_at_once(), stop.clone());
+                    let (place, stop) = (places.enter_at_once(None), stop.clone());
                     let (config, answer) = (Arc::clone(&self.config), Arc::clone(&answer));
-                    let (limits, spawner) = (self.limits, Spawner(group.clone()));
+                    let (limits, spawner) = (self.limits, Spawner::Free(group.clone()));
                     group.spawn("web connection", async move {
                         let conversation = converse(socket, config, answer, limits, spawner);
                         tokio::select! {

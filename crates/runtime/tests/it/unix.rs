@@ -1,18 +1,22 @@
 //! Unix sockets.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener as BlockingListener;
+use std::os::unix::net::{UnixListener as BlockingListener, UnixStream as BlockingStream};
+use std::path::Path;
 use std::time::Duration;
 
 use finial_runtime::listen::{Callers, Limits, ListenError, UnixListener, UnixOptions};
+use finial_runtime::tasks::apart;
 use http_body_util::BodyExt as _;
+use rustix::process::Uid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::support::{Client, OPTIONS, header, served, soon, unix};
 
-fn mode(path: &std::path::Path) -> u32 {
+fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
@@ -165,6 +169,64 @@ async fn w20_r06_one_user_has_so_many_connections() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn r00_a_user_waits_for_a_few_calls_of_another_who_makes_a_thousand() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let options = UnixOptions { callers: Callers::IfKnown, ..OPTIONS };
+    let listening = path.clone();
+    let begun = apart("turns", move || async move {
+        let limits = Limits { users_take_turns: true, ..Limits::local() };
+        let mut served = served(UnixListener::bind(&listening, options).unwrap(), limits);
+        // All of them are there before the first is looked at.
+        let flood = as_nobody(|| -> Vec<_> { (0..10).map(|_| asked(&listening, "/who", 100)).collect() });
+        let first = asked(&listening, "/first", 1);
+        let (mut second, mut begun) = (None, Vec::new());
+        while begun.len() < 1002 {
+            begun.push(soon(served.calls.recv()).await.unwrap());
+            if begun.len() == 300 {
+                second = Some(asked(&listening, "/second", 1));
+            }
+        }
+        drop((flood, first, second));
+        Ok(begun)
+    });
+
+    let begun = begun.await.unwrap();
+
+    let place = |path: &str| begun.iter().position(|call| call == path).unwrap();
+    assert!(place("/first") <= 8, "after {} of a thousand", place("/first"));
+    assert!(place("/second") < 300 + 50, "after {} of a thousand", place("/second") - 300);
+}
+
+/// A connection on which a path is asked for so often at once.
+fn asked(socket: &Path, path: &str, count: u32) -> BlockingStream {
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // POST, http, and the path as it is (RFC 7541, appendix A).
+    let fields = [&[0x83, 0x86, 0x04, u8::try_from(path.len()).unwrap()], path.as_bytes()].concat();
+    for number in 0..count {
+        bytes.extend([0, 0, u8::try_from(fields.len()).unwrap(), 1, 5]);
+        bytes.extend((2 * number + 1).to_be_bytes());
+        bytes.extend(&fields);
+    }
+    let mut stream = BlockingStream::connect(socket).unwrap();
+    stream.write_all(&bytes).unwrap();
+    stream
+}
+
+/// Does something as another user. To the other end of a socket a thread is who it is.
+fn as_nobody<T: Send>(act: impl FnOnce() -> T + Send) -> T {
+    let as_nobody = || {
+        rustix::thread::set_thread_res_uid(None, Uid::from_raw(65_534), None).unwrap();
+        act()
+    };
+    std::thread::scope(|scope| scope.spawn(as_nobody).join().unwrap())
 }
 
 #[tokio::test]
