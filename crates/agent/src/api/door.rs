@@ -90,7 +90,8 @@ impl Door {
                 Ok::<_, Infallible>(answer)
             }
         });
-        listen::serve(listener, Limits::local(), service, token).await;
+        let limits = Limits { users_take_turns: true, ..Limits::local() };
+        listen::serve(listener, limits, service, token).await;
         info!(apis = names, subsystem_name = "endpoints", "Stopping agent APIs");
         Ok(())
     }
