@@ -209,7 +209,7 @@ where
     let (_awaited, left) = oneshot::channel::<()>();
     let on_thread = move || {
         let mut builder = tokio::runtime::Builder::new_current_thread();
-        let ended = match builder.event_interval(STEPS_BETWEEN_LOOKS).enable_all().build() {
+        let ended = match builder.event_interval(TASKS_BETWEEN_LOOKS).enable_all().build() {
             Ok(runtime) => {
                 let ended = runtime.block_on(async {
                     let work = async { AssertUnwindSafe(work()).catch_unwind().await };
@@ -249,9 +249,9 @@ pub(crate) fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
     owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
 }
 
-/// How many steps a thread that serves alone takes before it looks for who else has come, while it has any
-/// to take. A look takes a hundredth of what they do; Tokio's 61 would be a millisecond.
-const STEPS_BETWEEN_LOOKS: u32 = 8;
+/// After how many tasks a thread that serves alone looks for who else has come, while it has more to do. A
+/// look takes a hundredth of what they take; with Tokio's 61 who comes would wait for a millisecond.
+const TASKS_BETWEEN_LOOKS: u32 = 2;
 
 /// Longer than the ten seconds that listeners give their streams.
 const GRACE: Duration = Duration::from_secs(15);

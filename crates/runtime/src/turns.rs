@@ -10,7 +10,7 @@
 //! Steps are to be short: what a connection may read and write in one is the [`Allowance`] of it.
 //!
 //! All tasks are polled by one, the driver, which lives as long as there are any and hands the thread back
-//! after each step. For threads that serve alone: the driver keeps but one busy.
+//! after a few steps. For threads that serve alone: the driver keeps but one busy.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -43,12 +43,13 @@ pub(crate) struct Allowance {
 /// Who waits, and for what.
 #[derive(Default)]
 struct Line {
-    /// All users that have tasks.
-    users: HashMap<u32, User>,
+    /// All users that have tasks, and where they are in `users`.
+    known: HashMap<u32, usize>,
+    users: Slots<User>,
     /// Those of them who want something after they wanted nothing.
-    fresh: VecDeque<u32>,
+    fresh: VecDeque<usize>,
     /// Those who have had a turn.
-    busy: VecDeque<u32>,
+    busy: VecDeque<usize>,
     /// How much all of them want.
     steps: usize,
     /// Wakes the driver, where it waits.
@@ -56,8 +57,8 @@ struct Line {
     is_driven: bool,
 }
 
-#[derive(Default)]
 struct User {
+    id: u32,
     tasks: usize,
     is_in_line: bool,
     /// How many steps are left of its turn.
@@ -68,7 +69,7 @@ struct User {
 
 /// What a user does next.
 enum Step {
-    Begin(u32, Work),
+    Begin(usize, Work),
     GoOn(Arc<Task>),
 }
 
@@ -76,8 +77,9 @@ type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What wakes a task.
 struct Task {
-    user: u32,
-    number: u64,
+    /// Its user's place, and its own.
+    user: usize,
+    place: usize,
     /// It is in its user's line already, or has ended.
     is_woken: AtomicBool,
     shared: Arc<Shared>,
@@ -86,9 +88,14 @@ struct Task {
 /// Polls the tasks, which are its own: they end with it.
 struct Driver {
     shared: Arc<Shared>,
-    tasks: HashMap<u64, (Work, Arc<Task>)>,
-    next: u64,
+    tasks: Slots<(Work, Arc<Task>)>,
     has_ended: bool,
+}
+
+/// Values at places of their own, which are used again.
+struct Slots<T> {
+    places: Vec<Option<T>>,
+    free: Vec<usize>,
 }
 
 /// What is left to do after a step.
@@ -113,7 +120,7 @@ impl Turns {
     ) {
         let work = Box::pin(self.0.group.counted(name, task));
         let (driver, is_driven) = self.0.locked(|line| {
-            line.users.entry(user).or_default().tasks += 1;
+            let user = line.join(user);
             line.enter(user, Step::Begin(user, work));
             (line.driver.take(), std::mem::replace(&mut line.is_driven, true))
         });
@@ -122,7 +129,7 @@ impl Turns {
         }
         if !is_driven {
             let shared = Arc::clone(&self.0);
-            let driver = Driver { shared, tasks: HashMap::new(), next: 0, has_ended: false };
+            let driver = Driver { shared, tasks: Slots::default(), has_ended: false };
             self.0.group.spawn("turns", driver);
         }
     }
@@ -140,9 +147,19 @@ impl Shared {
 }
 
 impl Line {
-    /// The user wants to do this. Of one without tasks it is left over from one that has ended.
-    fn enter(&mut self, user: u32, step: Step) {
-        let Some(found) = self.users.get_mut(&user) else { return };
+    /// The place of the user, who has one more task.
+    fn join(&mut self, id: u32) -> usize {
+        let new = || User { id, tasks: 0, is_in_line: false, turn: 0, ready: VecDeque::new() };
+        let place = *self.known.entry(id).or_insert_with(|| self.users.insert(new()));
+        if let Some(user) = self.users.get_mut(place) {
+            user.tasks += 1;
+        }
+        place
+    }
+
+    /// The user wants to do this. Where nobody is any more it is left over from a task that has ended.
+    fn enter(&mut self, user: usize, step: Step) {
+        let Some(found) = self.users.get_mut(user) else { return };
         found.ready.push_back(step);
         self.steps += 1;
         if !found.is_in_line {
@@ -157,7 +174,7 @@ impl Line {
             let is_fresh = !self.fresh.is_empty();
             let line = if is_fresh { &mut self.fresh } else { &mut self.busy };
             let user = *line.front()?;
-            let found = self.users.get_mut(&user)?;
+            let found = self.users.get_mut(user)?;
             if found.turn > 0
                 && let Some(step) = found.ready.pop_front()
             {
@@ -180,7 +197,7 @@ impl Line {
         if self.steps > 0 {
             return Left::Steps;
         }
-        if self.users.is_empty() {
+        if self.known.is_empty() {
             self.is_driven = false;
             return Left::Nothing;
         }
@@ -189,8 +206,8 @@ impl Line {
     }
 
     /// A task of this user's has ended.
-    fn leave(&mut self, user: u32) {
-        let Some(found) = self.users.get_mut(&user) else { return };
+    fn leave(&mut self, user: usize) {
+        let Some(found) = self.users.get_mut(user) else { return };
         found.tasks -= 1;
         if found.tasks > 0 {
             return;
@@ -201,7 +218,8 @@ impl Line {
             self.fresh.retain(|one| *one != user);
             self.busy.retain(|one| *one != user);
         }
-        self.users.remove(&user);
+        self.known.remove(&found.id);
+        self.users.remove(user);
     }
 }
 
@@ -225,38 +243,44 @@ impl Future for Driver {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let driver = self.get_mut();
-        if let Some(step) = driver.shared.locked(Line::next)
-            && let Some(user) = driver.take(step)
-        {
-            driver.shared.locked(|line| line.leave(user));
-        }
-        match driver.shared.locked(|line| line.left(context.waker())) {
-            Left::Steps => context.waker().wake_by_ref(),
-            Left::Waiting => {}
-            Left::Nothing => {
-                driver.has_ended = true;
-                return Poll::Ready(());
+        for _ in 0..AT_ONCE {
+            let ended = driver.shared.locked(Line::next).and_then(|step| driver.take(step));
+            let left = driver.shared.locked(|line| {
+                if let Some(user) = ended {
+                    line.leave(user);
+                }
+                line.left(context.waker())
+            });
+            match left {
+                Left::Steps => {}
+                Left::Waiting => return Poll::Pending,
+                Left::Nothing => {
+                    driver.has_ended = true;
+                    return Poll::Ready(());
+                }
             }
         }
+        context.waker().wake_by_ref();
         Poll::Pending
     }
 }
 
 impl Driver {
     /// Takes a step. If a task has ended by it, whose it was.
-    fn take(&mut self, step: Step) -> Option<u32> {
-        let number = match step {
-            Step::GoOn(task) => task.number,
+    fn take(&mut self, step: Step) -> Option<usize> {
+        let (place, woken) = match step {
+            Step::GoOn(task) => (task.place, Some(task)),
             Step::Begin(user, work) => {
-                let (number, shared) = (self.next, Arc::clone(&self.shared));
-                self.next += 1;
-                let task = Task { user, number, is_woken: AtomicBool::new(true), shared };
-                self.tasks.insert(number, (work, Arc::new(task)));
-                number
+                let (place, shared) = (self.tasks.next(), Arc::clone(&self.shared));
+                let task = Task { user, place, is_woken: AtomicBool::new(true), shared };
+                (self.tasks.insert((work, Arc::new(task))), None)
             }
         };
+        let (work, task) = self.tasks.get_mut(place)?;
         // It may have been woken just before it ended.
-        let (work, task) = self.tasks.get_mut(&number)?;
+        if woken.is_some_and(|woken| !Arc::ptr_eq(&woken, task)) {
+            return None;
+        }
         // What was done before it was woken is seen, also if it was woken twice.
         task.is_woken.swap(false, Ordering::AcqRel);
         self.shared.allowance.renew();
@@ -265,11 +289,47 @@ impl Driver {
         }
         task.is_woken.store(true, Ordering::Release);
         let user = task.user;
-        self.tasks.remove(&number);
-        if self.tasks.capacity() > KEPT.max(self.tasks.len() * 8) {
-            self.tasks.shrink_to_fit();
-        }
+        self.tasks.remove(place);
         Some(user)
+    }
+}
+
+impl<T> Slots<T> {
+    /// Where the next value will be.
+    fn next(&self) -> usize {
+        self.free.last().copied().unwrap_or(self.places.len())
+    }
+
+    fn insert(&mut self, value: T) -> usize {
+        let place = self.next();
+        self.free.pop();
+        match self.places.get_mut(place) {
+            Some(free) => *free = Some(value),
+            None => self.places.push(Some(value)),
+        }
+        place
+    }
+
+    fn get_mut(&mut self, place: usize) -> Option<&mut T> {
+        self.places.get_mut(place)?.as_mut()
+    }
+
+    fn remove(&mut self, place: usize) {
+        if self.places.get_mut(place).is_some_and(|taken| taken.take().is_some()) {
+            self.free.push(place);
+        }
+        if self.free.len() == self.places.len() {
+            self.places.clear();
+            self.free.clear();
+            self.places.shrink_to(KEPT);
+            self.free.shrink_to(KEPT);
+        }
+    }
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self { places: Vec::new(), free: Vec::new() }
     }
 }
 
@@ -319,8 +379,11 @@ pub(crate) const READ: usize = 512;
 /// A few answers.
 pub(crate) const WRITE: usize = 4096;
 
-/// Room for so many tasks is not given back.
-const KEPT: usize = 1024;
+/// Steps before the thread is handed back: what a call does goes on at once, and who accepts has a turn.
+const AT_ONCE: usize = 4;
+
+/// Room for so many values is not given back.
+const KEPT: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -339,7 +402,11 @@ mod tests {
     }
 
     fn is_empty(line: &Line) -> bool {
-        line.users.is_empty() && line.fresh.is_empty() && line.busy.is_empty() && line.steps == 0
+        line.known.is_empty()
+            && line.users.places.iter().all(Option::is_none)
+            && line.fresh.is_empty()
+            && line.busy.is_empty()
+            && line.steps == 0
     }
 
     /// Takes so many steps, each noted with the user.
