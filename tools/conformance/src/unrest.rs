@@ -113,6 +113,47 @@ impl Unrest {
         time: Duration,
         part: impl Fn(&mut Command, Riot, &str),
     ) -> Result<Noticed, String> {
+        let attackers = self.start(riot, part);
+        let noticed = self.runtime.block_on(self.watch(time));
+        drop(attackers);
+        noticed
+    }
+
+    /// How long the agent's thread that serves workloads is at work between an honest call on a connection
+    /// of its own and the answer, for this one and for others: the mean of so many.
+    ///
+    /// # Errors
+    /// A call fails.
+    ///
+    /// # Panics
+    /// If there is no such thread.
+    pub fn quiet_work(&mut self, calls: u32) -> Result<Duration, String> {
+        let thread = self.serving_thread();
+        self.runtime.block_on(self.work(&thread, calls))
+    }
+
+    /// The same under this attack.
+    ///
+    /// # Errors
+    /// A call fails.
+    ///
+    /// # Panics
+    /// If there is no such thread, are no attackers, or they come to no limit.
+    pub fn work_under(
+        &mut self,
+        riot: Riot,
+        calls: u32,
+        part: impl Fn(&mut Command, Riot, &str),
+    ) -> Result<Duration, String> {
+        let thread = self.serving_thread();
+        let attackers = self.start(riot, part);
+        let work = self.runtime.block_on(self.work(&thread, calls));
+        drop(attackers);
+        work
+    }
+
+    /// Starts attackers and waits until they are at it.
+    fn start(&self, riot: Riot, part: impl Fn(&mut Command, Riot, &str)) -> Vec<Running> {
         let attackers = self.attackers(riot, part);
         if riot == Riot::SlowAttestations {
             // Half a minute until the first is over.
@@ -120,9 +161,30 @@ impl Unrest {
         } else {
             attackers.iter().for_each(|attacker| attacker.await_said(BITTEN));
         }
-        let noticed = self.runtime.block_on(self.watch(time));
-        drop(attackers);
-        noticed
+        attackers
+    }
+
+    /// Where the system says how long the agent's thread that serves workloads has been at work.
+    fn serving_thread(&mut self) -> PathBuf {
+        let agent = self.plane.agent().expect("an agent").pid();
+        let threads = std::fs::read_dir(format!("/proc/{agent}/task")).expect("the agent's threads");
+        let mut threads = threads.map(|thread| thread.expect("a thread").path());
+        let serves =
+            |thread: &PathBuf| std::fs::read(thread.join("comm")).is_ok_and(|name| name == b"workloads\n");
+        threads.find(serves).expect("a thread that serves workloads").join("schedstat")
+    }
+
+    async fn work(&self, thread: &Path, calls: u32) -> Result<Duration, String> {
+        let at_work = || {
+            let figures = std::fs::read_to_string(thread).expect("figures of a thread");
+            let nanoseconds = figures.split(' ').next().and_then(|figure| figure.parse().ok());
+            Duration::from_nanos(nanoseconds.expect("nanoseconds"))
+        };
+        let before = at_work();
+        for _ in 0..calls {
+            ask(&Workload::at(self.plane.word("asock"))).await?;
+        }
+        Ok((at_work() - before) / calls)
     }
 
     fn attackers(&self, riot: Riot, part: impl Fn(&mut Command, Riot, &str)) -> Vec<Running> {
