@@ -84,18 +84,18 @@ impl Bundle {
         let malformed = |why: &str| BundleJsonError::Malformed(why.to_owned());
         let mut bundle = Self::empty(trust_domain);
         for value in each(&members, "spiffe_sequence") {
-            bundle.sequence_number = match value {
-                Value::Null => 0,
-                value => value.as_u64().ok_or_else(|| malformed("spiffe_sequence is no integer"))?,
+            bundle.sequence_number = if value.is_null() {
+                0
+            } else {
+                value.as_u64().ok_or_else(|| malformed("spiffe_sequence is no integer"))?
             };
         }
         for value in each(&members, "spiffe_refresh_hint") {
-            bundle.refresh_hint = match value {
-                Value::Null => 0,
-                value => value
-                    .as_i64()
-                    .filter(|hint| (0..=MAX_HINT).contains(hint))
-                    .ok_or_else(|| malformed("spiffe_refresh_hint is no number of seconds"))?,
+            bundle.refresh_hint = if value.is_null() {
+                0
+            } else {
+                let hint = value.as_i64().filter(|hint| (0..=MAX_HINT).contains(hint));
+                hint.ok_or_else(|| malformed("spiffe_refresh_hint is no number of seconds"))?
             };
         }
         let counts = match source {
@@ -270,13 +270,13 @@ fn jwks(members: &[(String, Value)], counts: fn(&Value) -> bool) -> Result<Vec<J
     let malformed = |why: &dyn std::fmt::Display| BundleJsonError::Malformed(why.to_string());
     let mut found = Err(BundleJsonError::NoKeys);
     for value in each(members, "keys") {
-        found = match value {
-            Value::Null => Err(BundleJsonError::NoKeys),
-            Value::Array(keys) if keys.len() <= MAX_KEYS => {
-                let read = keys.iter().filter(|key| counts(key)).map(Jwk::read);
-                Ok(read.collect::<Result<_, _>>().map_err(|why| malformed(&why))?)
-            }
-            _ => return Err(malformed(&"keys is no array")),
+        found = if value.is_null() {
+            Err(BundleJsonError::NoKeys)
+        } else {
+            let keys = value.as_array().filter(|keys| keys.len() <= MAX_KEYS);
+            let keys = keys.ok_or_else(|| malformed(&"keys is no array"))?;
+            let read = keys.iter().filter(|key| counts(key)).map(Jwk::read);
+            Ok(read.collect::<Result<_, _>>().map_err(|why| malformed(&why))?)
         };
     }
     found

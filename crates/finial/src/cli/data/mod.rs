@@ -100,15 +100,12 @@ impl Place {
             let Some((name, shape)) = object.member(&name) else { continue };
             let mut place = Self { within: object.go.1, members: self.members.clone() };
             place.members.push(name);
-            match place.value(value, shape)? {
-                // Lists lose what they held, all else keeps it.
-                Value::Null if !matches!(shape, Shape::Texts | Shape::Objects(..) | Shape::Object(_)) => {}
-                Value::Null => {
-                    known.remove(*name);
-                }
-                value => {
-                    known.insert((*name).to_owned(), value);
-                }
+            let value = place.value(value, shape)?;
+            // By nothing, lists lose what they held; all else keeps it.
+            if !value.is_null() {
+                known.insert((*name).to_owned(), value);
+            } else if matches!(shape, Shape::Texts | Shape::Objects(..) | Shape::Object(_)) {
+                known.remove(*name);
             }
         }
         Ok(Value::Object(known))

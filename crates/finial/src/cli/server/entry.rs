@@ -614,7 +614,6 @@ fn entry_from_data(data: EntryData) -> Result<types::Entry, String> {
                 jwt_svid_include_jti: attributes.jwt_svid_include_jti,
             }
         }),
-        ..types::Entry::default()
     })
 }
 
