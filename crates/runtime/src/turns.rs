@@ -4,8 +4,8 @@
 //! user's, those of all others wait for a thousand steps, and again with their own next step. Here users
 //! are in a line, not tasks. Who is at its head has its tasks polled, the one that was woken first first,
 //! until it has had its turn, and goes to the end if there are more. Who wanted nothing since the line went
-//! round once comes before those who always want something, so a call now and then waits for no more than
-//! the step that is being taken (after the flow queueing of RFC 8290, section 4).
+//! round once comes before those who always want something, so a call now and then waits for little more
+//! than the step that is being taken (after the flow queueing of RFC 8290, section 4).
 //!
 //! Steps are to be short: what a connection may read and write in one is the [`Allowance`] of it.
 //!
@@ -183,6 +183,7 @@ impl Line {
                 return Some(step);
             }
             line.pop_front();
+            found.ready.shrink_to(found.ready.len().max(KEPT));
             // Who is fresh again as soon as it wants something would come before the busy for ever.
             found.is_in_line = !found.ready.is_empty() || is_fresh && !self.busy.is_empty();
             if found.is_in_line {
