@@ -178,6 +178,10 @@ pub(super) struct K8sAuth {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct HashicorpVault {
+    // What all plugins for Vault have comes last, as SPIRE reads it.
+    key_identifier_file: String,
+    key_identifier_value: String,
+    transit_engine_path: String,
     vault_addr: String,
     token_auth: Option<TokenAuth>,
     cert_auth: Option<CertAuth>,
@@ -186,9 +190,6 @@ struct HashicorpVault {
     ca_cert_path: String,
     insecure_skip_verify: bool,
     namespace: String,
-    key_identifier_file: String,
-    key_identifier_value: String,
-    transit_engine_path: String,
 }
 
 /// Unlike SPIRE's, this check makes no identifier file where there is none.
