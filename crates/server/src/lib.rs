@@ -39,14 +39,13 @@ use std::time::Duration;
 use config::ServerConfig;
 use futures::future::BoxFuture;
 use plugin::Reconfigurables;
-use runtime::BoxError;
 use runtime::clock::Clock;
 use runtime::listen::{self, TlsListener, UnixListener};
 use runtime::log::Log;
 use runtime::manager;
 use runtime::profile::{self, Profiling};
 use runtime::shutdown::Shutdown;
-use runtime::tasks::{TaskFailed, Tasks, apart};
+use runtime::tasks::{TaskFailed, Tasks};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::audit::{AuditChain, AuditFault, verify_audit};
@@ -148,10 +147,7 @@ impl Server {
         let mut tasks = Tasks::new(shutdown.token().clone());
         // Calls that drain still write, and wait for what they wrote.
         let drained = CancellationToken::new();
-        // A batch of entries is some work for it, which holds nobody up on a thread of its own.
-        let token = drained.clone();
-        let kept = async move || keeper.run(token).await.map_err(BoxError::from);
-        tasks.spawn("keeper", apart("keeper", kept));
+        tasks.spawn("keeper", keeper.run(drained.clone()));
         tasks.spawn("CA rotation", driver.run(commands, shutdown.token().clone()));
         tasks.spawn("SVID rotation", renewal.run(shutdown.token().clone()));
         tasks.spawn("plugin reconfiguration", reconfigurables.run(shutdown.token().clone()));

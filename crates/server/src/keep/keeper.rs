@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use graph::{AgentRecord, Change as GraphChange, ChangeBatch, EntryGraph};
+use runtime::blocking::in_place;
 use runtime::clock::Clock;
 use runtime::health::Check;
 use runtime::metrics::{Code, Running};
@@ -37,6 +38,9 @@ use crate::sync::Hub;
 
 /// How many writes may be committed before they are applied; beyond that writers wait.
 pub(crate) const QUEUE: usize = 1024;
+
+/// So many changes at once take milliseconds.
+const LARGE: usize = 128;
 
 /// How often a shared database is read at least: bundles of other servers count by the second.
 const TURN: Duration = Duration::from_secs(1);
@@ -222,7 +226,11 @@ impl Keeper {
                     if count == 0 {
                         return Ok(());
                     }
-                    self.absorb(&queued);
+                    if queued.iter().map(|changes| changes.list.len()).sum::<usize>() < LARGE {
+                        self.absorb(&queued);
+                    } else {
+                        in_place(|| self.absorb(&queued));
+                    }
                     queued.clear();
                 }
                 turned = end_of(&mut turning) => {
