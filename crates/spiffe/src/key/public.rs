@@ -78,7 +78,8 @@ impl PublicKey {
 
     /// The key of a certificate or request that was parsed.
     pub(crate) fn from_info(info: &SubjectPublicKeyInfo<'_>) -> Result<Self, KeyError> {
-        if info.raw.len() > MAX_SPKI {
+        // The parser passes over what stands behind the key, and leaves it out.
+        if info.raw.len() > MAX_SPKI || !is_whole(info.raw) {
             return Err(KeyError::Malformed);
         }
         let raw = info.subject_public_key.data.as_ref();
@@ -231,9 +232,40 @@ fn kind_of(info: &SubjectPublicKeyInfo<'_>) -> PublicKeyKind {
     }
 }
 
+/// Whether a sequence of at most [`MAX_SPKI`] bytes is as long as it says.
+fn is_whole(sequence: &[u8]) -> bool {
+    let (said, contents) = match sequence {
+        [_, length @ 0..=0x7f, contents @ ..] => (usize::from(*length), contents),
+        [_, 0x81, length, contents @ ..] => (usize::from(*length), contents),
+        [_, 0x82, high, low, contents @ ..] => (usize::from(u16::from_be_bytes([*high, *low])), contents),
+        _ => return false,
+    };
+    said == contents.len()
+}
+
 fn bits(modulus: &[u8]) -> usize {
     let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
     let modulus = modulus.get(zeros..).unwrap_or_default();
     let unused = modulus.first().map_or(0, |byte| byte.leading_zeros() as usize);
     (modulus.len() * 8).saturating_sub(unused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::PrivateKey;
+
+    #[test]
+    fn nothing_stands_behind_a_key() {
+        let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+        let spki = key.public().spki();
+        let (header, contents) = spki.split_at(2);
+
+        let longer = [&[header[0], header[1] + 2], contents, &[5, 0]].concat();
+        let behind = [spki, &[5, 0]].concat();
+
+        assert!(PublicKey::from_spki(spki).is_ok());
+        assert_eq!(PublicKey::from_spki(&longer), Err(KeyError::Malformed));
+        assert_eq!(PublicKey::from_spki(&behind), Err(KeyError::Malformed));
+    }
 }

@@ -268,7 +268,11 @@ fn check_entry(damage: &Damage, was: &Entry, is: &Entry) {
         Value::Null | Value::Blob(_) => false,
         Value::Integer(number) => *number != 0,
         Value::Real(number) => *number != 0.0,
-        Value::Text(text) => matches!(text.as_str(), "1" | "t" | "true" | "TRUE"),
+        // The column makes numbers of texts that are one.
+        Value::Text(text) => {
+            matches!(text.as_str(), "1" | "t" | "true" | "TRUE")
+                || text.trim().parse::<f64>().is_ok_and(|number| number != 0.0)
+        }
     };
     assert!(is_said || !owns("admin") || !is.admin, "{:?} makes an administrator", damage.value);
     assert!(is_said || !owns("downstream") || !is.downstream, "{:?} makes a server", damage.value);
