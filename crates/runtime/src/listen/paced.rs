@@ -1,7 +1,7 @@
 //! A connection that reads and writes so much in one step of its user's turn.
 //!
 //! HTTP/2 takes in all that there is, calls by the hundred, and has answers go out as long as there are any:
-//! in one step, for which all other users would wait. Here it finds that there is no more for now, and is
+//! in one step, for which all other users would wait. Here it finds nothing more in this step, and is
 //! woken at once.
 
 use std::io::{self, IoSlice};
