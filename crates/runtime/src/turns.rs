@@ -1,4 +1,4 @@
-//! Tasks of many users on one thread, of which each user has its turn.
+//! Tasks of many users, of which each user has its turn.
 //!
 //! A thread takes the tasks that can go on in the order in which they were woken: behind a thousand of one
 //! user's, those of all others wait for a thousand steps, and again with their own next step. Here users
@@ -10,10 +10,11 @@
 //! Steps are to be short: what a connection may read and write in one is the [`Allowance`] of it.
 //!
 //! All tasks are polled by one, the driver, which lives as long as there are any and hands the thread back
-//! after a few steps. For threads that serve alone: the driver keeps but one busy.
+//! after a few steps. So they keep but one thread busy, whatever they are.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
+use std::hash::Hash;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,13 +25,19 @@ use futures::task::{ArcWake, waker_ref};
 use crate::tasks::Group;
 
 /// Tasks whose users take turns. Cheap to clone; clones are the same.
-#[derive(Clone)]
-pub(crate) struct Turns(Arc<Shared>);
+pub(crate) struct Turns<U>(Arc<Shared<U>>);
 
-struct Shared {
-    line: Mutex<Line>,
+/// Who has turns.
+pub(crate) trait Turning: Copy + Eq + Hash + Send + 'static {}
+
+impl<U: Copy + Eq + Hash + Send + 'static> Turning for U {}
+
+struct Shared<U> {
+    line: Mutex<Line<U>>,
     group: Group,
     allowance: Allowance,
+    /// Steps before the thread is handed back.
+    at_once: usize,
 }
 
 /// How much may be read and written in the step that is being taken.
@@ -41,11 +48,10 @@ pub(crate) struct Allowance {
 }
 
 /// Who waits, and for what.
-#[derive(Default)]
-struct Line {
+struct Line<U> {
     /// All users that have tasks, and where they are in `users`.
-    known: HashMap<u32, usize>,
-    users: Slots<User>,
+    known: HashMap<U, usize>,
+    users: Slots<User<U>>,
     /// Those of them who want something after they wanted nothing.
     fresh: VecDeque<usize>,
     /// Those who have had a turn.
@@ -57,38 +63,38 @@ struct Line {
     is_driven: bool,
 }
 
-struct User {
-    id: u32,
+struct User<U> {
+    id: U,
     tasks: usize,
     is_in_line: bool,
     /// How many steps are left of its turn.
     turn: usize,
     /// What can go on, in the order in which it was woken.
-    ready: VecDeque<Step>,
+    ready: VecDeque<Step<U>>,
 }
 
 /// What a user does next.
-enum Step {
+enum Step<U> {
     Begin(usize, Work),
-    GoOn(Arc<Task>),
+    GoOn(Arc<Task<U>>),
 }
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What wakes a task.
-struct Task {
+struct Task<U> {
     /// Its user's place, and its own.
     user: usize,
     place: usize,
     /// It is in its user's line already, or has ended.
     is_woken: AtomicBool,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<U>>,
 }
 
 /// Polls the tasks, which are its own: they end with it.
-struct Driver {
-    shared: Arc<Shared>,
-    tasks: Slots<(Work, Arc<Task>)>,
+struct Driver<U> {
+    shared: Arc<Shared<U>>,
+    tasks: Slots<(Work, Arc<Task<U>>)>,
     has_ended: bool,
 }
 
@@ -105,19 +111,15 @@ enum Left {
     Nothing,
 }
 
-impl Turns {
-    /// No tasks yet; those to come are counted among the group's.
-    pub(crate) fn new(group: Group) -> Self {
-        Self(Arc::new(Shared { line: Mutex::default(), group, allowance: Allowance::default() }))
+impl<U: Turning> Turns<U> {
+    /// No tasks yet; those to come are counted among the group's. The thread is handed back after so many
+    /// steps.
+    pub(crate) fn new(group: Group, at_once: usize) -> Self {
+        Self(Arc::new(Shared { line: Mutex::default(), group, allowance: Allowance::default(), at_once }))
     }
 
     /// Starts a task of this user's. A panic ends it alone, and is logged with the name.
-    pub(crate) fn spawn(
-        &self,
-        user: u32,
-        name: &'static str,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) {
+    pub(crate) fn spawn(&self, user: U, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let work = Box::pin(self.0.group.counted(name, task));
         let (driver, is_driven) = self.0.locked(|line| {
             let user = line.join(user);
@@ -140,15 +142,21 @@ impl Turns {
     }
 }
 
-impl Shared {
-    fn locked<T>(&self, act: impl FnOnce(&mut Line) -> T) -> T {
+impl<U> Clone for Turns<U> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<U> Shared<U> {
+    fn locked<T>(&self, act: impl FnOnce(&mut Line<U>) -> T) -> T {
         act(&mut self.line.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Line {
+impl<U: Turning> Line<U> {
     /// The place of the user, who has one more task.
-    fn join(&mut self, id: u32) -> usize {
+    fn join(&mut self, id: U) -> usize {
         let new = || User { id, tasks: 0, is_in_line: false, turn: 0, ready: VecDeque::new() };
         let place = *self.known.entry(id).or_insert_with(|| self.users.insert(new()));
         if let Some(user) = self.users.get_mut(place) {
@@ -158,7 +166,7 @@ impl Line {
     }
 
     /// The user wants to do this. Where nobody is any more it is left over from a task that has ended.
-    fn enter(&mut self, user: usize, step: Step) {
+    fn enter(&mut self, user: usize, step: Step<U>) {
         let Some(found) = self.users.get_mut(user) else { return };
         found.ready.push_back(step);
         self.steps += 1;
@@ -169,7 +177,7 @@ impl Line {
     }
 
     /// The next step of the user whose turn it is.
-    fn next(&mut self) -> Option<Step> {
+    fn next(&mut self) -> Option<Step<U>> {
         loop {
             let is_fresh = !self.fresh.is_empty();
             let line = if is_fresh { &mut self.fresh } else { &mut self.busy };
@@ -224,7 +232,7 @@ impl Line {
     }
 }
 
-impl ArcWake for Task {
+impl<U: Turning> ArcWake for Task<U> {
     fn wake_by_ref(task: &Arc<Self>) {
         if task.is_woken.swap(true, Ordering::AcqRel) {
             return;
@@ -239,12 +247,12 @@ impl ArcWake for Task {
     }
 }
 
-impl Future for Driver {
+impl<U: Turning> Future for Driver<U> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let driver = self.get_mut();
-        for _ in 0..AT_ONCE {
+        for _ in 0..driver.shared.at_once {
             let ended = driver.shared.locked(Line::next).and_then(|step| driver.take(step));
             let left = driver.shared.locked(|line| {
                 if let Some(user) = ended {
@@ -266,9 +274,9 @@ impl Future for Driver {
     }
 }
 
-impl Driver {
+impl<U: Turning> Driver<U> {
     /// Takes a step. If a task has ended by it, whose it was.
-    fn take(&mut self, step: Step) -> Option<usize> {
+    fn take(&mut self, step: Step<U>) -> Option<usize> {
         let (place, woken) = match step {
             Step::GoOn(task) => (task.place, Some(task)),
             Step::Begin(user, work) => {
@@ -328,13 +336,27 @@ impl<T> Slots<T> {
     }
 }
 
+impl<U> Default for Line<U> {
+    fn default() -> Self {
+        Self {
+            known: HashMap::default(),
+            users: Slots::default(),
+            fresh: VecDeque::default(),
+            busy: VecDeque::default(),
+            steps: 0,
+            driver: None,
+            is_driven: false,
+        }
+    }
+}
+
 impl<T> Default for Slots<T> {
     fn default() -> Self {
         Self { places: Vec::new(), free: Vec::new() }
     }
 }
 
-impl Drop for Driver {
+impl<U> Drop for Driver<U> {
     fn drop(&mut self) {
         // With the thread's runtime. What wakes them later, or is woken as they are dropped, finds nobody.
         if !self.has_ended {
@@ -380,9 +402,6 @@ pub(crate) const READ: usize = 512;
 /// A few answers.
 pub(crate) const WRITE: usize = 4096;
 
-/// Steps before the thread is handed back: what a call does goes on at once, and who accepts has a turn.
-const AT_ONCE: usize = 4;
-
 /// Room for so many values is not given back.
 const KEPT: usize = 64;
 
@@ -397,12 +416,12 @@ mod tests {
 
     type Log = Arc<Mutex<Vec<u32>>>;
 
-    fn turns() -> (Turns, Group) {
+    fn turns() -> (Turns<u32>, Group) {
         let group = Group::new(CancellationToken::new());
-        (Turns::new(group.clone()), group)
+        (Turns::new(group.clone(), 4), group)
     }
 
-    fn is_empty(line: &Line) -> bool {
+    fn is_empty(line: &Line<u32>) -> bool {
         line.known.is_empty()
             && line.users.places.iter().all(Option::is_none)
             && line.fresh.is_empty()

@@ -26,10 +26,16 @@ use crate::BoxError;
 use crate::tasks::Group;
 use crate::turns::Turns;
 
+/// What answers calls, whatever it is made of: so what carries them is compiled once. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Handler(Arc<dyn Fn(Request<Body>) -> Answering + Send + Sync>);
+
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+
 /// What answers the calls of one connection.
 #[derive(Clone)]
-pub(super) struct Calls<S> {
-    service: S,
+pub(super) struct Calls {
+    handler: Handler,
     peer: Peer,
     /// Counted only where somebody wants to know whether the connection is idle.
     running: Option<Running>,
@@ -56,29 +62,41 @@ pub(super) enum Spawner {
     /// Of nobody in particular.
     Free(Group),
     /// Of a user who has turns.
-    InTurn(Turns, u32),
+    InTurn(Turns<u32>, u32),
 }
 
-impl<S> Calls<S> {
+impl Handler {
+    pub(super) fn new<S, B>(service: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Self(Arc::new(move |request| {
+            let mut service = service.clone();
+            Box::pin(async move {
+                poll_fn(|context| service.poll_ready(context)).await.map_err(Into::into)?;
+                service.call(request).await.map(|answer| answer.map(Body::new)).map_err(Into::into)
+            })
+        }))
+    }
+}
+
+impl Calls {
     pub(super) const fn new(
-        service: S,
+        handler: Handler,
         peer: Peer,
         running: Option<Running>,
         unread: Unread,
         resets: Resets,
     ) -> Self {
-        Self { service, peer, running, unread, resets }
+        Self { handler, peer, running, unread, resets }
     }
 }
 
-impl<S, B> hyper::service::Service<Request<Incoming>> for Calls<S>
-where
-    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
+impl hyper::service::Service<Request<Incoming>> for Calls {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -89,15 +107,11 @@ where
         let deadline = deadline(request.headers());
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.peer.clone());
-        let mut service = self.service.clone();
+        let handler = self.handler.clone();
         let method = request.uri().path().to_owned();
         let unread = self.unread.clone();
 
-        let answer = AssertUnwindSafe(async move {
-            poll_fn(|context| service.poll_ready(context)).await.map_err(Into::into)?;
-            service.call(request).await.map_err(Into::into)
-        })
-        .catch_unwind();
+        let answer = AssertUnwindSafe(async move { (handler.0)(request).await }).catch_unwind();
         Box::pin(async move {
             let answer = match deadline {
                 None => answer.await,
@@ -120,7 +134,7 @@ where
                             }
                             Body::new(Answer { body: unread.watch(body), begun, _call: call })
                         };
-                        return Ok(response.map(|body| watched(Body::new(body))));
+                        return Ok(response.map(watched));
                     }
                 },
                 Ok(Err(error)) => Ok(Status::from_error(error).into_http()),

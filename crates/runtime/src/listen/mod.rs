@@ -13,6 +13,7 @@
 
 mod accept;
 mod calls;
+mod doors;
 mod gathered;
 mod half_open;
 mod handed;

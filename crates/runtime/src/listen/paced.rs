@@ -15,11 +15,11 @@ use crate::turns::Turns;
 /// A connection; without turns one like any other.
 pub(super) struct Paced<S> {
     stream: S,
-    turns: Option<Turns>,
+    turns: Option<Turns<u32>>,
 }
 
 impl<S> Paced<S> {
-    pub(super) const fn new(stream: S, turns: Option<Turns>) -> Self {
+    pub(super) const fn new(stream: S, turns: Option<Turns<u32>>) -> Self {
         Self { stream, turns }
     }
 }
@@ -110,7 +110,7 @@ mod tests {
     #[tokio::test]
     async fn r00_a_step_reads_and_writes_so_much_and_the_next_goes_on() {
         let group = Group::new(CancellationToken::new());
-        let turns = Turns::new(group.clone());
+        let turns = Turns::new(group.clone(), 4);
         let sent = vec![7; 3 * WRITE];
         let (mut theirs, ours) = tokio::io::duplex(64 << 10);
         theirs.write_all(&sent).await.unwrap();

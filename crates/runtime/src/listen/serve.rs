@@ -19,7 +19,8 @@ use tonic::body::Body;
 use tower_service::Service;
 
 use super::accept::Refusals;
-use super::calls::{Calls, Running, Spawner};
+use super::calls::{Calls, Handler, Running, Spawner};
+use super::doors::Doors;
 use super::gathered::Gathered;
 use super::half_open::{HalfOpen, Owner, Place};
 use super::io::{Greeted, Io};
@@ -115,13 +116,16 @@ pub async fn serve<S, B>(
     service: S,
     stop: CancellationToken,
 ) where
-    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let mut listener = listener.into();
+    hold(listener.into(), limits, Handler::new(service), stop).await;
+}
+
+async fn hold(mut listener: Listener, limits: Limits, handler: Handler, stop: CancellationToken) {
     let floor = Floor::new(limits, stop);
     let mut refusals = Refusals::default();
     while let Some(room) = floor.room().await {
@@ -144,18 +148,34 @@ pub async fn serve<S, B>(
                     () = floor.stop.cancelled() => break,
                     place = floor.place(&arrival) => place,
                 };
+                let (floor, handler) = (floor.clone(), handler.clone());
                 let spawner = floor.spawner(user);
-                let starter = spawner.clone();
-                let (floor, service) = (floor.clone(), service.clone());
-                // On the heap before it is handed from one to the next: it is large.
-                let connection = Box::pin(async move {
-                    let opened = floor.open(arrival, place).await;
-                    if let Some((io, peer, _share)) = opened {
-                        floor.converse(io, peer, service, spawner).await;
+                match &arrival {
+                    Arrival::Tls(tls) => {
+                        let (doors, address) = (floor.doors.clone(), network_of(tls.remote().ip()));
+                        let opening = async move {
+                            let Some((io, peer, share)) = floor.open(arrival, place).await else { return };
+                            let starter = spawner.clone();
+                            let connection = Box::pin(async move {
+                                floor.converse(io, peer, handler, spawner).await;
+                                drop((share, room));
+                            });
+                            starter.spawn("connection", connection);
+                        };
+                        doors.spawn(address, opening);
                     }
-                    drop((share, room));
-                });
-                starter.spawn("connection", connection);
+                    Arrival::Unix(_) => {
+                        let starter = spawner.clone();
+                        // On the heap before it is handed from one to the next: it is large.
+                        let connection = Box::pin(async move {
+                            if let Some((io, peer, _)) = floor.open(arrival, place).await {
+                                floor.converse(io, peer, handler, spawner).await;
+                            }
+                            drop((share, room));
+                        });
+                        starter.spawn("connection", connection);
+                    }
+                }
             }
             Err(error) => refusals.wait(&error).await,
         }
@@ -191,7 +211,10 @@ impl Arrival {
 struct Floor {
     limits: Limits,
     group: Group,
-    turns: Option<Turns>,
+    /// On a Unix socket.
+    turns: Option<Turns<u32>>,
+    /// On a network.
+    doors: Doors,
     rooms: Arc<Semaphore>,
     half_open: HalfOpen,
     users: Shares<u32>,
@@ -208,7 +231,8 @@ impl Floor {
         let group = Group::new(cut.clone());
         Self {
             limits,
-            turns: limits.users_take_turns.then(|| Turns::new(group.clone())),
+            turns: limits.users_take_turns.then(|| Turns::new(group.clone(), AT_ONCE)),
+            doors: Doors::new(&group),
             group,
             rooms: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
             half_open: HalfOpen::new(limits.half_open),
@@ -315,19 +339,12 @@ impl Floor {
     }
 
     /// Serves an open connection to its end.
-    async fn converse<S, B>(&self, io: Io, peer: Peer, service: S, spawner: Spawner)
-    where
-        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send,
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
+    async fn converse(&self, io: Io, peer: Peer, handler: Handler, spawner: Spawner) {
         let retired = peer.retired().clone();
         let running = peer.is_anonymous().then(Running::default);
         let unread = Unread::default();
         let resets = Resets::new(self.limits.resets);
-        let calls = Calls::new(service, peer, running.clone(), unread.clone(), resets.clone());
+        let calls = Calls::new(handler, peer, running.clone(), unread.clone(), resets.clone());
         let outlet = io.outlet();
         let io = TokioIo::new(spawner.paced(io));
         let mut connection = pin!(self.http(spawner).serve_connection(io, calls));
@@ -429,6 +446,10 @@ impl Floor {
 fn refused(error: &(impl std::error::Error + 'static)) {
     tracing::debug!(error = crate::chain(error), "Connection refused");
 }
+
+/// Steps of users before the thread is handed back: what a call does goes on at once, and who accepts has a
+/// turn.
+const AT_ONCE: usize = 4;
 
 const AGE_JITTER: f64 = 0.1;
 
