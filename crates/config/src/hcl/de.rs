@@ -284,9 +284,30 @@ impl<'de> MapAccess<'de> for Fields<'_> {
             Some((name, Field::Views(views))) => {
                 seed.deserialize(TreeDeserializer::new(views, format!("{}.{name}", self.path)))
             }
-            Some((_, Field::Names(names))) => seed.deserialize(SeqDeserializer::new(names.into_iter())),
+            Some((_, Field::Names(names))) => seed.deserialize(Names(names)),
             None => Err(HclError::bare("a value was asked for before its key")),
         }
+    }
+}
+
+/// The keys that nobody knows: a list, and nothing else. A deserializer that could be more would have code
+/// for it in each struct.
+struct Names(Vec<String>);
+
+impl<'de> Deserializer<'de> for Names {
+    type Error = HclError;
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, HclError> {
+        visitor.visit_seq(SeqDeserializer::new(self.0.into_iter()))
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, HclError> {
+        Err(HclError::bare("unknown keys are a list"))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct tuple tuple_struct map struct enum identifier ignored_any
     }
 }
 

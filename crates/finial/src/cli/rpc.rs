@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::pin::Pin;
 
 use hyper_util::rt::TokioIo;
 use runtime::codes;
@@ -93,6 +94,11 @@ fn choose_socket(flags: &Flags, default: &str, variable: &str, no_template: &str
 
 /// Runs one asynchronous command to its end on this thread.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    // One runtime for the futures of all commands, rather than code of its own for each.
+    block_on_one(Box::pin(work))
+}
+
+fn block_on_one<T>(work: Pin<Box<dyn Future<Output = Result<T, Failure>> + '_>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
