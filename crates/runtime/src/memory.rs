@@ -20,6 +20,36 @@ pub fn zero_what_is_freed() {
     sys::memory::zero_freed();
 }
 
+/// As long as this exists, memory is zeroed when it is freed, by whatever thread; and at its end, what the
+/// calls before left on the stack is overwritten.
+///
+/// For steps that a secret passes through in the hands of parsers and drivers, which free their copies as
+/// they are: between such steps nothing is paid for it. Needs [`Allocator`] as the global one.
+#[derive(Debug)]
+#[must_use = "memory is zeroed until this is dropped"]
+pub struct Zeroing(());
+
+impl Zeroing {
+    /// From now on.
+    pub fn begin() -> Self {
+        sys::memory::zero_freed();
+        Self(())
+    }
+}
+
+impl Drop for Zeroing {
+    fn drop(&mut self) {
+        overwrite_stack();
+        sys::memory::keep_freed();
+    }
+}
+
+/// Overwrites what calls that returned left on the stack below the caller: ciphers and hashes work there.
+#[inline(never)]
+fn overwrite_stack() {
+    std::hint::black_box(&mut [0_u8; 16 << 10]);
+}
+
 /// Waits until the process has settled and then gives back the code that only its start needed, some
 /// ten megabytes of the program's file. What is still in use comes back from the page cache.
 pub async fn give_back_the_start(clock: &dyn Clock) {

@@ -22,6 +22,7 @@ use runtime::listen::{
     Callers, ListenError, Network, NoNetwork, TlsListener, UnixListener, UnixOptions, check_exposure,
 };
 use runtime::log::Log;
+use runtime::memory::Zeroing;
 use runtime::snapshot::{Publisher, Snapshot};
 use spiffe::tls::{OwnCertificate, PostQuantum};
 use spiffe::{IdError, TrustDomain};
@@ -141,7 +142,7 @@ impl From<ListenError> for StartError {
 
 /// Builds a server; see [`Server::build`].
 pub(crate) async fn build(
-    config: ServerConfig,
+    mut config: ServerConfig,
     log: Log,
     clock: Arc<dyn Clock>,
 ) -> Result<Server, StartError> {
@@ -160,11 +161,15 @@ pub(crate) async fn build(
     let health = Health::new();
     // From here on somebody who asks is told how far the start is.
     let mut told = health_listener(&config, &health).await?;
+    // Until the settings of the plugins are forgotten, which may hold passwords.
+    let zeroing = Zeroing::begin();
     let (committed, changes) = mpsc::channel(QUEUE);
     let store = datastore::open(&config, &clock, &health, committed, &metrics);
     let (store, replica) = meanwhile(&mut told, store).await?;
     let bundles = Publisher::new(BundleSet::default());
     let plugins = load_plugins(&config, &clock, &bundles).await?;
+    config.plugins = Vec::new();
+    drop(zeroing);
     check_trust_domain(&store, &config.trust_domain).await?;
 
     let hub = Hub::new(meters.watchers.clone());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
+use crate::memory::copies_in_memory;
 use crate::plane::{Plane, PlaneConfig, Product};
 use crate::secrets::{encodings, private_number};
 use crate::workload::{Svids, Workload};
@@ -63,16 +64,13 @@ impl Served {
 
     /// Which of them stand in the memory of this process; `None` where nobody may look.
     fn found_in(&self, pid: u32) -> Option<Vec<String>> {
-        let mut found = Vec::new();
-        for_each_region(pid, |place, bytes| {
-            for ((id, _), key) in &self.0 {
-                let count = count_of(private_number(key), bytes);
-                if count > 0 {
-                    found.push(format!("{id}: {count} in {place}"));
-                }
-            }
-        })?;
-        Some(found)
+        let numbers: Vec<_> = self.0.values().map(|key| private_number(key)).collect();
+        let found = copies_in_memory(pid, &numbers)?;
+        let ids = || self.0.keys().map(|(id, _)| id);
+        let told = ids()
+            .zip(found)
+            .flat_map(|(id, copies)| copies.into_iter().map(move |copy| format!("{id}: {}", copy.place)));
+        Some(told.collect())
     }
 
     /// Those that are not among `others`.
@@ -104,28 +102,6 @@ impl Served {
     pub fn ids(&self) -> Vec<&str> {
         self.0.keys().map(|(id, _)| id.as_str()).collect()
     }
-}
-
-fn count_of(secret: &[u8], bytes: &[u8]) -> usize {
-    let starts = bytes.iter().enumerate().filter(|(_, byte)| Some(*byte) == secret.first());
-    starts.filter(|(at, _)| bytes[*at..].starts_with(secret)).count()
-}
-
-/// The memory that a process may write, region by region; `None` where nobody may look.
-fn for_each_region(pid: u32, mut look: impl FnMut(&str, &[u8])) -> Option<()> {
-    let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
-    let number = |text: &str| u64::from_str_radix(text, 16).ok();
-    for line in maps.lines().filter(|line| line.contains(" rw")) {
-        let range = line.split(' ').next()?.split_once('-')?;
-        let (from, to) = (number(range.0)?, number(range.1)?);
-        let mut bytes = vec![0; usize::try_from(to - from).ok()?];
-        // What cannot be read is nobody's.
-        if memory.read_exact_at(&mut bytes, from).is_ok() {
-            look(line, &bytes);
-        }
-    }
-    Some(())
 }
 
 impl Outage {

@@ -32,6 +32,9 @@ const WATCH: &str = r#"
     if read -r word; then kill -s "$word" $pid; wait $pid; else kill -s KILL $pid; wait $pid; rm -rf "$dir"; fi
 "#;
 
+/// The user who must show a password.
+const GUARDED: &str = "guarded";
+
 /// What a server needs to speak TLS, in PEM; clients must show a certificate of the same authority.
 #[derive(Clone, Copy, Debug)]
 pub struct Secrets<'a> {
@@ -210,6 +213,11 @@ impl Server {
             let rules = "local all all trust\nhostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n";
             fs::write(data.join("pg_hba.conf"), rules)?;
         }
+        if make == Make::Postgres {
+            let rules = data.join("pg_hba.conf");
+            let others = fs::read_to_string(&rules)?;
+            fs::write(&rules, format!("local all {GUARDED} scram-sha-256\n{others}"))?;
+        }
         server.up()?;
         Ok(server)
     }
@@ -333,6 +341,30 @@ impl Database<'_> {
             Make::Postgres => format!("host={folder} user=spire dbname={} sslmode=disable", self.name),
             Make::MariaDb => format!("root@unix({folder}/socket)/{}?parseTime=true", self.name),
         }
+    }
+
+    /// The same for a user who must show a password, and who is made the owner of all in it; once on each
+    /// server.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub fn guarded_connection_string(&self, password: &str) -> Result<String> {
+        let (folder, name) = (self.server.folder.display(), &self.name);
+        self.run(&match self.server.make {
+            Make::Postgres => format!(
+                "CREATE ROLE {GUARDED} LOGIN PASSWORD '{password}'; ALTER DATABASE {name} OWNER TO {GUARDED};"
+            ),
+            Make::MariaDb => format!(
+                "CREATE USER {GUARDED}@localhost IDENTIFIED BY '{password}'; \
+                 GRANT ALL ON {name}.* TO {GUARDED}@localhost;"
+            ),
+        })?;
+        Ok(match self.server.make {
+            Make::Postgres => {
+                format!("host={folder} user={GUARDED} password={password} dbname={name} sslmode=disable")
+            }
+            Make::MariaDb => format!("{GUARDED}:{password}@unix({folder}/socket)/{name}?parseTime=true"),
+        })
     }
 
     /// Runs SQL by hand; the rows of its answers, columns between tabs.

@@ -3,11 +3,12 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use mimalloc::MiMalloc;
 
-static ZERO_FREED: AtomicBool = AtomicBool::new(false);
+/// How many want freed memory zeroed.
+static ZERO_FREED: AtomicUsize = AtomicUsize::new(0);
 
 /// How many blocks were taken and given back. Threads count in different places, so that they do not
 /// wait for each other.
@@ -44,7 +45,7 @@ pub(crate) fn blocks() -> Option<(u64, u64)> {
     (taken > 0).then_some((taken, freed))
 }
 
-/// mimalloc that counts its blocks, and zeroes what is freed once `zero_what_is_freed` was called.
+/// mimalloc that counts its blocks, and zeroes what is freed while somebody wants that.
 #[derive(Debug, Default)]
 pub struct Allocator;
 
@@ -65,7 +66,7 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         Counts::own().freed.fetch_add(1, Ordering::Relaxed);
-        if ZERO_FREED.load(Ordering::Relaxed) {
+        if ZERO_FREED.load(Ordering::Relaxed) > 0 {
             // SAFETY: the block is the caller's until it is freed and has the size of its layout.
             unsafe { wipe(block, layout.size()) };
         }
@@ -74,7 +75,7 @@ unsafe impl GlobalAlloc for Allocator {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        if !ZERO_FREED.load(Ordering::Relaxed) {
+        if ZERO_FREED.load(Ordering::Relaxed) == 0 {
             // SAFETY: as the caller promises.
             return unsafe { MiMalloc.realloc(block, layout, size) };
         }
@@ -102,9 +103,14 @@ unsafe fn wipe(block: *mut u8, size: usize) {
     std::hint::black_box(block);
 }
 
-/// From here on, freed memory is zeroed.
+/// From here on, freed memory is zeroed, until `keep_freed` was called as often as this.
 pub(crate) fn zero_freed() {
-    ZERO_FREED.store(true, Ordering::Relaxed);
+    ZERO_FREED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Takes one call of `zero_freed` back.
+pub(crate) fn keep_freed() {
+    ZERO_FREED.fetch_sub(1, Ordering::Relaxed);
 }
 
 /// mimalloc's option `arena_eager_commit`, whose number its Rust names leave out.

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use finial_conformance::{
-    DatabaseSecrets, Kills, Minted, Plane, PlaneConfig, Ports, Product, Takeover, get, pause,
+    DatabaseSecrets, Kills, Minted, Plane, PlaneConfig, Ports, Product, Takeover, copies_in_memory, get,
+    pause, skip,
 };
 use testkit::database::{Database, Make, Secrets, Server};
 
@@ -137,6 +138,48 @@ fn check_judged_without(make: Make) {
     server.up().unwrap();
     until("an answer from a database that is back", || admin.call(COUNT).0 == "OK");
     assert_eq!(refused("PERMISSION_DENIED", &["AGENT_NOT_ATTESTED"]), denied);
+}
+
+/// The password of the database is kept once, to connect with: what reading the configuration and
+/// connecting, by all threads that do, leave behind is zero.
+fn check_password_is_kept_once(make: Make) {
+    let Some(server) = Server::start(make) else { return };
+    let database = server.database().unwrap();
+    let password = format!("of-{}-alone", database.name());
+    let string = database.guarded_connection_string(&password).unwrap();
+    let datastore = format!("database_type = \"{}\" connection_string = \"{string}\"", name(make));
+    let config = PlaneConfig { datastore, ..PlaneConfig::default() };
+    let mut plane = Plane::start(&Product::under_test(), &config, &BTreeMap::new());
+    let pid = plane.server().unwrap().pid();
+    let copies = || Some(copies_in_memory(pid, &[password.as_bytes()])?.remove(0));
+    let check = |when: &str| {
+        // Listening to other servers begins by itself.
+        std::thread::park_timeout(Duration::from_secs(5));
+        let found = copies().expect("a running server");
+        assert_eq!(found.len(), 1, "{when}: {found:#?}");
+    };
+    if copies().is_none() {
+        return skip("a password in memory", "this process may not read another's memory");
+    }
+    assert_eq!(create(&plane, "/before").0, 0);
+    check("after the start");
+
+    server.down().unwrap();
+    assert_ne!(create(&plane, "/during").0, 0);
+    server.up().unwrap();
+    until("a write to a database that is back", || create(&plane, "/after").0 == 0);
+
+    check("after the database was away");
+}
+
+#[test]
+fn k07_the_password_of_a_postgres_is_in_the_servers_memory_once() {
+    check_password_is_kept_once(Make::Postgres);
+}
+
+#[test]
+fn k07_the_password_of_a_mysql_is_in_the_servers_memory_once() {
+    check_password_is_kept_once(Make::MariaDb);
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {

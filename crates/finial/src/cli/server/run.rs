@@ -1,6 +1,7 @@
 //! `run`.
 
 use config::{ServerConfig, ServerFlags};
+use runtime::memory::Zeroing;
 
 use crate::cli::flags::{Flag, Flags, Kind, flag};
 use crate::cli::{Command, Failure, FlagError, Printer, refused, unbuilt};
@@ -53,7 +54,10 @@ pub(super) fn given(flags: &Flags) -> ServerFlags {
 }
 
 fn run(flags: &Flags, _: &mut Printer) -> Result<(), Failure> {
+    // The file may hold the password of the database.
+    let zeroing = Zeroing::begin();
     let loaded = ServerConfig::load(&given(flags)).map_err(|error| Failure::Bare(refused(&error)))?;
+    drop(zeroing);
     unbuilt("server", &loaded.unbuilt)?;
     let log = programs::start_log(&loaded.config.log, &loaded.notes).map_err(Failure::Bare)?;
     programs::run_server(loaded.config, log).map_err(|Crashed| Failure::Exit(1))

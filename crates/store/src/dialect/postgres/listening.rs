@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use runtime::memory::Zeroing;
 use sqlx_core::Error;
 use sqlx_core::executor::Executor as _;
 use sqlx_core::raw_sql::raw_sql;
 use sqlx_core::row::Row as _;
-use sqlx_postgres::{PgListener, PgPool, PgPoolOptions};
+use sqlx_postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 use uuid::Uuid;
 
 use super::Locator;
@@ -48,6 +49,7 @@ impl Locator {
 
     async fn listen_at(&self, host: &str, port: u16, within: Duration) -> Result<Listening, Error> {
         let mark = Uuid::new_v4().simple().to_string();
+        let _zeroing = Zeroing::begin();
         let options = self.options(host, port).options([(MARK, &*mark), ("tcp_keepalives_idle", KEEPALIVE)]);
         let pool = PgPoolOptions::new()
             .max_connections(1)
@@ -57,6 +59,8 @@ impl Locator {
             .acquire_slow_threshold(within)
             .connect_lazy_with(options);
         let mut listener = PgListener::connect_with(&pool).await?;
+        // It makes no other connection, and needs the password no more.
+        pool.set_connect_options(PgConnectOptions::new_without_pgpass().password(""));
         listener.eager_reconnect(false);
         let row = listener.fetch_one(raw_sql("SELECT current_setting('finial.listener', true)")).await?;
         if row.try_get::<Option<&str>, _>(0)? != Some(&mark) {

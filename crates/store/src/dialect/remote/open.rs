@@ -40,7 +40,7 @@ impl Remote {
     pub(crate) fn open_replica(options: &Options) -> Result<Self, StoreError> {
         let open = || {
             let string = &options.ro_connection_string;
-            let target = Arc::new(Target::new(place(options, string)?, place(options, string)?)?);
+            let target = Arc::new(Target::new(place(options, string)?)?);
             let statements = Arc::new(AtomicU64::new(0));
             let role = Role::Reader { keeps: true };
             let conn = Conn::new(target, role, Arc::clone(&statements), options.conn_max_lifetime)?;
@@ -59,7 +59,7 @@ impl Remote {
             place(options, &options.ro_connection_string)?;
         }
         let string = &options.connection_string;
-        let target = Arc::new(Target::new(place(options, string)?, place(options, string)?)?);
+        let target = Arc::new(Target::new(place(options, string)?)?);
         let statements = Arc::new(AtomicU64::new(0));
         let conn =
             |role| Conn::new(Arc::clone(&target), role, Arc::clone(&statements), options.conn_max_lifetime);

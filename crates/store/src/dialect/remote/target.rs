@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use runtime::memory::Zeroing;
 use sqlx_core::Error;
 use sqlx_core::connection::Connection as _;
 use sqlx_mysql::MySqlConnection;
@@ -76,7 +77,8 @@ impl Place {
 
 /// A database server, as all connections to it share it.
 pub(crate) struct Target {
-    place: Place,
+    /// Holds the password: the one copy of it that is kept.
+    place: Arc<Place>,
     away: Arc<Away>,
     probe: Option<JoinHandle<()>>,
 }
@@ -97,17 +99,16 @@ struct State {
 }
 
 impl Target {
-    /// The database at `place`, which is taken to be there. `probe` is another reading of the same string:
-    /// it belongs to the thread that looks whether the database is back.
-    pub(crate) fn new(place: Place, probe: Place) -> Result<Self, StoreError> {
-        let away = Arc::new(Away::default());
+    /// The database at `place`, which is taken to be there.
+    pub(crate) fn new(place: Place) -> Result<Self, StoreError> {
+        let (place, away) = (Arc::new(place), Arc::new(Away::default()));
         let runtime = runtime()?;
-        let seen = Arc::clone(&away);
-        let probe = tasks::spawn("store-probe", move || watch(&runtime, &probe, &seen))?;
+        let (sought, seen) = (Arc::clone(&place), Arc::clone(&away));
+        let probe = tasks::spawn("store-probe", move || watch(&runtime, &sought, &seen))?;
         Ok(Self { place, away, probe: Some(probe) })
     }
 
-    pub(crate) const fn dialect(&self) -> Dialect {
+    pub(crate) fn dialect(&self) -> Dialect {
         self.place.dialect()
     }
 
@@ -132,7 +133,7 @@ impl Target {
 
     /// Connects to hear what other servers notify; an error says why not.
     pub(crate) async fn listen(&self) -> Result<Listening, String> {
-        match &self.place {
+        match &*self.place {
             Place::Postgres(place) => {
                 place.listen(self.place.patience()).await.map_err(|error| words(&error))
             }
@@ -219,8 +220,9 @@ fn watch(runtime: &Runtime, place: &Place, away: &Away) {
     }
 }
 
-/// Connects within the time.
+/// Connects within the time. What the driver was told is zeroed when it is done.
 fn attempt(runtime: &Runtime, place: &Place) -> Result<Link, Failed> {
+    let _zeroing = Zeroing::begin();
     let within = place.patience();
     let connected = runtime.block_on(async { tokio::time::timeout(within, place.connect()).await });
     match connected {
