@@ -13,6 +13,10 @@ use crate::slots::{Facts, Family, SlotName, Status};
 /// How many entries of a family are kept.
 const KEPT: usize = 10;
 
+/// How long an authority that was withdrawn is remembered after its end, in seconds: bundles keep what
+/// has ended for a while, and who verifies tokens does not ask when an authority ends.
+const REMEMBERED: i64 = 7 * 24 * 3600;
+
 /// The journal of one server.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Journal {
@@ -191,6 +195,21 @@ impl Journal {
         };
         *place.ok_or_else(|| JournalError::Unknown(id.to_owned()))? = number(status);
         Ok(())
+    }
+
+    /// Notes that this JWT authority was revoked here, and does not come back from servers above.
+    pub fn withdraw_jwt(&mut self, id: String, not_after: UnixSecs, now: UnixSecs) {
+        let withdrawn = &mut self.entries.withdrawn_jwt_keys;
+        // 0 is no end.
+        withdrawn.retain(|key| {
+            key.kid != id && (key.not_after == 0 || key.not_after.saturating_add(REMEMBERED) > now.0)
+        });
+        withdrawn.push(wire::WithdrawnKey { kid: id, not_after: not_after.0 });
+    }
+
+    /// The ids of the JWT authorities that were revoked here.
+    pub fn withdrawn_jwt(&self) -> impl Iterator<Item = &str> {
+        self.entries.withdrawn_jwt_keys.iter().map(|key| key.kid.as_str())
     }
 
     /// The id of the X.509 authority that signs, which the row is found by.

@@ -155,6 +155,8 @@ measured! {
         as ["bundle", "jwt", "taint"];
     revoke_jwt_authority(trust_domain: TrustDomain, key_id: String) -> Committed<JwtAuthority>
         as ["bundle", "jwt", "revoke"];
+    revoke_jwt_authority_with_journal(trust_domain: TrustDomain, key_id: String, journal: CaJournal)
+        -> Committed<(JwtAuthority, CaJournal)> as ["bundle", "jwt", "revoke"] & ["ca_journal", "set"];
     create_join_token(token: JoinToken, alias: Option<NewEntry>) -> Committed<Option<CreatedEntry>>
         as ["join_token", "create"];
     fetch_join_token(token: String) -> Option<JoinToken> as ["join_token", "fetch"];

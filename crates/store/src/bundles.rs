@@ -238,23 +238,20 @@ impl Store {
         trust_domain: TrustDomain,
         key_id: String,
     ) -> Result<Committed<JwtAuthority>, StoreError> {
-        self.write(move |tx| {
-            let mut bundle = must_fetch(tx, &trust_domain)?;
-            let mut named = bundle.jwt_authorities.iter().filter(|key| key.key_id == key_id);
-            let key = named.next().ok_or_else(no_such_jwt_key)?.clone();
-            if !key.tainted {
-                return Err(StoreError::InvalidArgument(
-                    "it is not possible to revoke an untainted key".to_owned(),
-                ));
-            }
-            if named.next().is_some() {
-                return Err(StoreError::Internal("another key found with the same KeyID".to_owned()));
-            }
-            bundle.jwt_authorities.retain(|other| other.key_id != key_id);
-            raise(tx, bundle)?;
-            Ok(key)
-        })
-        .await
+        self.write(move |tx| revoke_jwt(tx, &trust_domain, &key_id)).await
+    }
+
+    /// Removes a compromised JWT authority and stores the journal that says so, both or neither.
+    ///
+    /// # Errors
+    /// As for [`Self::revoke_jwt_authority`] and [`Self::set_ca_journal`].
+    pub async fn revoke_jwt_authority_with_journal(
+        &self,
+        trust_domain: TrustDomain,
+        key_id: String,
+        journal: CaJournal,
+    ) -> Result<Committed<(JwtAuthority, CaJournal)>, StoreError> {
+        self.write(move |tx| Ok((revoke_jwt(tx, &trust_domain, &key_id)?, journal::set(tx, &journal)?))).await
     }
 }
 
@@ -267,6 +264,21 @@ pub(crate) fn set(tx: &mut Tx<'_>, bundle: &Bundle) -> Result<(), StoreError> {
         return create(tx, bundle).map_err(|error| tx.lost_race(error));
     }
     replace(tx, bundle.clone()).map(drop)
+}
+
+fn revoke_jwt(tx: &mut Tx<'_>, trust_domain: &TrustDomain, key_id: &str) -> Result<JwtAuthority, StoreError> {
+    let mut bundle = must_fetch(tx, trust_domain)?;
+    let mut named = bundle.jwt_authorities.iter().filter(|key| key.key_id == key_id);
+    let key = named.next().ok_or_else(no_such_jwt_key)?.clone();
+    if !key.tainted {
+        return Err(StoreError::InvalidArgument("it is not possible to revoke an untainted key".to_owned()));
+    }
+    if named.next().is_some() {
+        return Err(StoreError::Internal("another key found with the same KeyID".to_owned()));
+    }
+    bundle.jwt_authorities.retain(|other| other.key_id != key_id);
+    raise(tx, bundle)?;
+    Ok(key)
 }
 
 /// The bundle of a trust domain.

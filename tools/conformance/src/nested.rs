@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
@@ -16,6 +17,8 @@ use crate::workload::{Svid, Svids, Workload};
 const REACH: Duration = Duration::from_secs(90);
 /// How long one look at a stream takes.
 const GLANCE: Duration = Duration::from_millis(50);
+/// How long a server may take to end.
+const FAREWELL: Duration = Duration::from_secs(30);
 /// The audience of all tokens here.
 const AUDIENCE: &str = "nested";
 
@@ -156,6 +159,59 @@ impl Nested {
             Ok(())
         })
     }
+
+    /// A JWT key of the lowest server is revoked there, while the one above still publishes it: it is not
+    /// taken from above again, neither after a restart nor by a server that lost its keys.
+    ///
+    /// # Errors
+    /// Says when it came back, or what did not happen in time.
+    pub fn revoke_key_below(&mut self) -> Result<(), String> {
+        let [.., above, below] = &mut *self.levels else { return Err("no server below another".to_owned()) };
+        let (above, below) = (&above.plane, &mut below.plane);
+        let old = command(below, "jwt", "show", "active", None)?;
+        let new = command(below, "jwt", "prepare", "prepared_authority", None)?;
+        command(below, "jwt", "activate", "activated_authority", Some(&new))?;
+        command(below, "jwt", "taint", "tainted_authority", Some(&old))?;
+        command(below, "jwt", "revoke", "revoked_authority", Some(&old))?;
+        for when in ["after the revocation", "after a restart", "after the loss of its keys"] {
+            let fresh = command(above, "jwt", "prepare", "prepared_authority", None)?;
+            let deadline = Instant::now() + REACH;
+            loop {
+                let known = jwt_keys(below)?;
+                if known.contains(&old) {
+                    return Err(format!("{when} {old} is back"));
+                }
+                if known.contains(&fresh) {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    return Err(format!("{when} {fresh} does not come from above"));
+                }
+                std::thread::park_timeout(GLANCE);
+            }
+            if !jwt_keys(above)?.contains(&old) {
+                return Err(format!("{when} {old} is gone above too"));
+            }
+            let server = below.server().ok_or("no server")?;
+            server.signal("TERM");
+            server.wait(FAREWELL);
+            if when == "after a restart" {
+                let keys = below.dir().join("server-data/keys.json");
+                std::fs::remove_file(keys).map_err(|error| error.to_string())?;
+            }
+            below.start_server_again();
+        }
+        Ok(())
+    }
+}
+
+/// The ids of the JWT keys in the bundle of a server.
+fn jwt_keys(plane: &Plane) -> Result<Vec<String>, String> {
+    let shown = plane.ok("server", &["bundle", "show", "-format", "spiffe", "-socketPath", "{sock}"]);
+    let shown: Value = serde_json::from_str(&shown).map_err(|error| format!("{shown}: {error}"))?;
+    let keys = shown["keys"].as_array().into_iter().flatten();
+    let ids = keys.filter(|key| key["use"] == "jwt-svid").filter_map(|key| key["kid"].as_str());
+    Ok(ids.map(str::to_owned).collect())
 }
 
 impl Watch {

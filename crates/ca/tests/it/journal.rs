@@ -34,6 +34,23 @@ fn a_stored_journal_is_read_and_written_back_byte_by_byte() {
 }
 
 #[test]
+fn what_was_revoked_is_remembered_beyond_its_end() {
+    const DAY: i64 = 24 * 3600;
+    let (bytes, _) = stored();
+    let mut journal = Journal::decode(&bytes).unwrap();
+
+    journal.withdraw_jwt("a".to_owned(), UnixSecs(DAY), UnixSecs(0));
+    journal.withdraw_jwt("without an end".to_owned(), UnixSecs(0), UnixSecs(2 * DAY));
+    journal.withdraw_jwt("a".to_owned(), UnixSecs(DAY), UnixSecs(3 * DAY));
+    let read = Journal::decode(&journal.encode()).unwrap();
+    journal.withdraw_jwt("b".to_owned(), UnixSecs(20 * DAY), UnixSecs(10 * DAY));
+
+    assert_eq!(read.withdrawn_jwt().collect::<Vec<_>>(), ["without an end", "a"]);
+    assert_eq!(read.counts(), (3, 3, 0));
+    assert_eq!(journal.withdrawn_jwt().collect::<Vec<_>>(), ["without an end", "b"]);
+}
+
+#[test]
 fn a_stored_journal_restores_the_slots() {
     let (bytes, _) = stored();
     let journal = Journal::decode(&bytes).unwrap();

@@ -256,11 +256,10 @@ impl Driver {
                     Err(SlotError::Unexpected) => self.check_in_bundle(&id).await?,
                     checked => checked?,
                 }
-                let revoked = self.parts.store.revoke_jwt_authority(trust_domain, id.clone()).await?;
-                if let Some(upstream) = &mut self.upstream {
-                    upstream.withdrawn.insert(id);
+                if self.upstream.is_some() {
+                    return self.withdraw_jwt(id).await;
                 }
-                Ok(revoked.changes)
+                Ok(self.parts.store.revoke_jwt_authority(trust_domain, id).await?.changes)
             }
             Family::Wit => Err(Refusal::Disabled),
         }

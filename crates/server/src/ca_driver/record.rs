@@ -1,7 +1,7 @@
 //! What of the authorities is stored: the journal row of this server, and its part of the bundle.
 
 use ca::journal::Journal;
-use spiffe::Bundle;
+use spiffe::{Bundle, TrustDomain};
 use store::{CaJournal, Changes, StoreError};
 
 use crate::measured::Datastore;
@@ -28,6 +28,25 @@ impl Record {
     ) -> Result<Option<Changes>, StoreError> {
         let row = row(self.row, &journal);
         let stored = store.append_bundle_with_journal(more, row).await?;
+        let (_, row) = stored.value;
+        *self = Self { journal, row: row.id, needs_saving: false };
+        Ok(stored.changes)
+    }
+
+    /// Stores `journal` and removes a compromised JWT authority from the bundle, both or neither; what
+    /// changed.
+    ///
+    /// # Errors
+    /// If the datastore fails, or refuses; then all is as it was.
+    pub(super) async fn revoke_jwt(
+        &mut self,
+        store: &Datastore,
+        trust_domain: TrustDomain,
+        id: String,
+        journal: Journal,
+    ) -> Result<Option<Changes>, StoreError> {
+        let row = row(self.row, &journal);
+        let stored = store.revoke_jwt_authority_with_journal(trust_domain, id, row).await?;
         let (_, row) = stored.value;
         *self = Self { journal, row: row.id, needs_saving: false };
         Ok(stored.changes)

@@ -12,14 +12,15 @@ use std::time::Duration;
 
 use ca::authority::X509Signer;
 use ca::issue::{upstream_ca, upstream_csr};
+use ca::journal::Journal;
 use ca::slots::Held;
-use ca::upstream::{compare_keys, compare_roots, subject_key_id};
+use ca::upstream::{KeyChanges, compare_keys, compare_roots, subject_key_id};
 use futures::StreamExt;
 use plugin::{Code, Key, PluginError, Updates, UpstreamAuthority, UpstreamBundle};
 use runtime::clock;
 use spiffe::x509::Certificate;
-use spiffe::{Bundle, JwtAuthority, X509Authority};
-use store::{Committed, StoreError};
+use spiffe::{Bundle, JwtAuthority, UnixSecs, X509Authority};
+use store::{Changes, Committed, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use super::{Driver, DriverError, Parts, Refusal};
@@ -41,8 +42,6 @@ pub(super) struct Upstream {
     tainted: Vec<X509Authority>,
     /// Ends waiting for the servers above; nothing was written by then.
     stop: CancellationToken,
-    /// Ids of JWT keys that an operator revoked here: the servers above may still have them.
-    pub(super) withdrawn: HashSet<String>,
 }
 
 /// What came from above.
@@ -74,7 +73,6 @@ impl Upstream {
             warned: false,
             tainted: Vec::new(),
             stop: CancellationToken::new(),
-            withdrawn: HashSet::new(),
         }
     }
 
@@ -266,8 +264,7 @@ impl Driver {
 
     async fn follow_keys(&mut self, above: &[JwtAuthority]) -> Result<(), DriverError> {
         let stored = self.stored().await?;
-        let Some(upstream) = &self.upstream else { return Ok(()) };
-        let changes = compare_keys(&stored.jwt_authorities, above, &upstream.withdrawn);
+        let changes = self.news_of_keys(&stored, above).await?;
         if !changes.set.is_empty() {
             let more = Bundle { jwt_authorities: changes.set, ..Bundle::empty(stored.trust_domain.clone()) };
             self.parts.store.append_bundle(more).await?;
@@ -277,6 +274,37 @@ impl Driver {
             tracing::info!(subsystem_name = "ca_manager", local_authority_id = id, "JWT authority revoked");
         }
         Ok(())
+    }
+
+    /// What of the JWT keys above is to be changed here. What an operator revoked here or at a server of
+    /// the same database does not come back, though those above may still have it.
+    async fn news_of_keys(
+        &mut self,
+        stored: &Bundle,
+        above: &[JwtAuthority],
+    ) -> Result<KeyChanges, DriverError> {
+        let changes = compare_keys(&stored.jwt_authorities, above, &HashSet::new());
+        if changes.set.is_empty() {
+            return Ok(changes);
+        }
+        let mut withdrawn: HashSet<_> = self.record.journal.withdrawn_jwt().map(str::to_owned).collect();
+        for row in self.parts.store.list_ca_journals().await? {
+            // A damaged journal is its server's trouble.
+            if let Ok(journal) = Journal::decode(&row.data) {
+                withdrawn.extend(journal.withdrawn_jwt().map(str::to_owned));
+            }
+        }
+        Ok(compare_keys(&stored.jwt_authorities, above, &withdrawn))
+    }
+
+    /// Takes a compromised JWT key out of the bundle for good; what was written.
+    pub(super) async fn withdraw_jwt(&mut self, id: String) -> Result<Option<Changes>, Refusal> {
+        let stored = self.stored().await?;
+        let key = stored.jwt_authorities.iter().find(|key| key.key_id == id);
+        let mut journal = self.record.journal.clone();
+        journal.withdraw_jwt(id.clone(), key.map_or(UnixSecs(0), |key| key.expires_at), self.now());
+        let trust_domain = stored.trust_domain;
+        Ok(self.record.revoke_jwt(&self.parts.store, trust_domain, id, journal).await?)
     }
 
     async fn stored(&mut self) -> Result<Bundle, DriverError> {
@@ -337,7 +365,7 @@ impl Driver {
         let stored = self.stored().await?;
         let Some(upstream) = &mut self.upstream else { return Ok(vec![key]) };
         let Some(above) = upstream.publish(&self.parts, &key).await? else { return Ok(vec![key]) };
-        let mut keys = compare_keys(&stored.jwt_authorities, &above, &upstream.withdrawn).set;
+        let mut keys = self.news_of_keys(&stored, &above).await?.set;
         if keys.iter().all(|known| known.key_id != key.key_id) {
             keys.push(key);
         }

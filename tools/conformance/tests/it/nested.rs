@@ -18,6 +18,13 @@ fn nested_root_is_replaced_without_a_failed_validation() {
     Nested::start(&[&product, &product, &product]).unwrap().replace_root().unwrap();
 }
 
+#[test]
+fn nested_key_that_was_revoked_below_does_not_come_back_from_above() {
+    let product = Product::under_test();
+
+    Nested::start(&[&product, &product]).unwrap().revoke_key_below().unwrap();
+}
+
 /// Finial and SPIRE above and below each other; without `SPIRE_BIN` there is nothing to mix.
 fn mixed(check: impl FnOnce(&Product, &Product)) {
     match std::env::var_os("SPIRE_BIN").map(PathBuf::from) {
