@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use graph::{AgentRecord, Change, ChangeBatch, EntryGraph, View};
+use proto::convert::field::put_entry;
 use proto::raw::Encoded;
 use spiffe::{Entry, EntryId, Selector, SelectorSet, SpiffeId, Texts, TrustDomain, UnixSecs};
 
@@ -181,6 +182,14 @@ fn all(criterion: &mut Criterion) {
     }
     group.bench_function("100 updates", |bencher| bencher.iter(|| graph.apply(&changes)));
     group.bench_function("100 created, 100 deleted", |bencher| bencher.iter(|| graph.apply(&turnover)));
+    group.bench_function("1,000 listed", |bencher| {
+        bencher.iter(|| {
+            let mut bytes = Vec::with_capacity(256_000);
+            let page = graph.entries_from(ENTRIES / 2).take(1000);
+            page.for_each(|(_, entry)| put_entry(1, entry, None, &mut bytes));
+            bytes.len()
+        });
+    });
     group.finish();
 
     let mut group = criterion.benchmark_group("an agent of 500 entries");

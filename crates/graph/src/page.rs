@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use prost::encoding::message;
-use proto::convert::entry::{AGENT_MASK, masked};
+use proto::convert::entry::AGENT_MASK;
+use proto::convert::field::put_entry;
 use proto::spire::server::entry::EntryRevision;
 use spiffe::Entry;
 
@@ -119,7 +120,7 @@ impl Page {
     pub(crate) fn entries(&self) -> &Encoding {
         self.entries.get_or_init(|| {
             Encoding::of(&self.slots, |entry, bytes| {
-                message::encode(ENTRIES, &masked(entry, Some(&AGENT_MASK)), bytes);
+                put_entry(ENTRIES, entry, Some(&AGENT_MASK), bytes);
             })
         })
     }

@@ -6,6 +6,7 @@
 pub mod bundle;
 pub mod entry;
 pub mod federation;
+pub mod field;
 pub mod id;
 pub mod selector;
 pub mod status;

@@ -96,7 +96,8 @@ impl Services {
                 Some((service, method)) => (service, method),
                 None => ("", ""),
             };
-        // What agents ask for all the time is answered with bytes that were encoded before.
+        // What agents ask for all the time is answered with bytes that were encoded before, and what
+        // holds many entries with bytes that were never messages.
         match (service, method) {
             (BUNDLE, "GetBundle") => {
                 return raw::unary(request, async |request| all.bundles.own(request)).await;
@@ -107,6 +108,7 @@ impl Services {
             (ENTRY, "GetAuthorizedEntries") => {
                 return raw::unary(request, |request| all.entries.authorised(request)).await;
             }
+            (ENTRY, "ListEntries") => return raw::unary(request, |request| all.entries.list(request)).await,
             (ENTRY, "SyncAuthorizedEntries") => {
                 return raw::streaming(request, |request| all.entries.sync(request)).await;
             }

@@ -5,17 +5,23 @@ use std::sync::Arc;
 
 use graph::EntryGraph;
 use spiffe::{Entry, TrustDomain};
-use store::{EntryFilter, EntryPage, FederatesWithFilter, Match, Page, StoreError, StoredEntry};
+use store::{EntryFilter, FederatesWithFilter, Match, Page, StoreError};
+
+/// Entries of a page, and what asks for the next one.
+pub(super) struct Listed<'a> {
+    pub(super) entries: Vec<&'a Arc<Entry>>,
+    pub(super) next_token: String,
+}
 
 /// One page (or everything) that matches. Selectors are not looked at.
 ///
 /// A page is cut before downstream entries are picked from it: one without any is empty and the last,
 /// as SPIRE's clients have always seen it.
-pub(super) fn page(
-    graph: &EntryGraph,
-    filter: &EntryFilter,
+pub(super) fn page<'a>(
+    graph: &'a EntryGraph,
+    filter: &'a EntryFilter,
     page: Option<&Page>,
-) -> Result<EntryPage, StoreError> {
+) -> Result<Listed<'a>, StoreError> {
     let (after, size) = match page {
         Some(page) => (page.after()?, usize::try_from(page.size).unwrap_or(usize::MAX)),
         None => (i64::MIN, usize::MAX),
@@ -25,12 +31,12 @@ pub(super) fn page(
     for (row_id, entry) in matching(graph, filter, after.saturating_add(1)).take(size) {
         last = Some(row_id);
         if entry.downstream || !filter.downstream {
-            entries.push(StoredEntry { row_id, entry: Arc::clone(entry) });
+            entries.push(entry);
         }
     }
     let is_last = page.is_none() || entries.is_empty();
     let next_token = last.filter(|_| !is_last).map(|row| row.to_string()).unwrap_or_default();
-    Ok(EntryPage { entries, next_token })
+    Ok(Listed { entries, next_token })
 }
 
 /// How many match.
@@ -135,8 +141,10 @@ mod tests {
 
     fn rows(filter: &EntryFilter, size: u32, token: &str) -> (Vec<i64>, String) {
         let asked = (size > 0).then(|| Page { size, token: token.to_owned() });
-        let page = page(&graph(), filter, asked.as_ref()).unwrap();
-        (page.entries.iter().map(|stored| stored.row_id).collect(), page.next_token)
+        let graph = graph();
+        let page = page(&graph, filter, asked.as_ref()).unwrap();
+        let row = |entry: &&Arc<Entry>| entry.id.as_str().trim_start_matches('e').parse().unwrap();
+        (page.entries.iter().map(row).collect(), page.next_token)
     }
 
     #[test]

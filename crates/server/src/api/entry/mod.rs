@@ -6,12 +6,14 @@ mod sync;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use proto::convert::entry::{self, RequestedEntry, masked};
+use proto::convert::field::put_entry;
 use proto::raw::Encoded;
 use proto::spire::server::entry as wire;
 use proto::spire::types;
 use spiffe::{Entry, EntryId};
-use store::{CreatedEntry, EntryFilter, EntryMask, EntryPage, NewEntry, Page, StoreError, as_written};
+use store::{CreatedEntry, EntryFilter, EntryMask, NewEntry, StoreError, as_written};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use self::filter::Asked;
@@ -40,8 +42,7 @@ impl Entries {
         let caller = Caller::of(&request)?;
         let mask = request.into_inner().output_mask;
         let view = self.0.graph.load().view(caller.id()?);
-        let entries = view.entries().map(|entry| masked(entry, mask.as_ref())).collect();
-        Ok(Response::new(Encoded::of(&wire::GetAuthorizedEntriesResponse { entries })))
+        Ok(Response::new(Encoded::new(vec![fields(view.entries(), mask.as_ref())])))
     }
 
     /// `SyncAuthorizedEntries`. What the agent gets is fixed when the call begins.
@@ -55,14 +56,33 @@ impl Entries {
         Ok(Response::new(Box::pin(replies)))
     }
 
-    /// A page of entries: from the snapshot, but for selectors by SQL, where old bugs left rows that
-    /// clients see as page tokens.
-    async fn listed(&self, filter: EntryFilter, page: Option<Page>) -> Result<EntryPage, StoreError> {
-        if filter.selectors.is_some() {
-            return self.0.store.list_entries(filter, page).await;
+    /// `ListEntries`: a page of entries from the snapshot, but for selectors by SQL, where old bugs left
+    /// rows that clients see as page tokens.
+    pub(super) async fn list(
+        &self,
+        request: Request<wire::ListEntriesRequest>,
+    ) -> Result<Response<Encoded>, Status> {
+        let what = "failed to list entries";
+        let wire::ListEntriesRequest { filter, output_mask, page_size, page_token } = request.into_inner();
+        let asked = filter.map(Asked::from).unwrap_or_default();
+        let filter = asked.filter(self.0.trust_domain(), what)?;
+        let (page, mask) = (page(page_size, page_token), output_mask.as_ref());
+        let (entries, next_page_token) = if filter.selectors.is_some() {
+            let listed = self.0.store.list_entries(filter, page).await;
+            let listed = listed.map_err(|why| failed(what, why))?;
+            (fields(listed.entries.iter().map(|stored| &stored.entry), mask), listed.next_token)
+        } else {
+            self.0.fresh.wait().await.map_err(|why| failed(what, why))?;
+            let graph = self.0.graph.load();
+            let listed = list::page(&graph, &filter, page.as_ref()).map_err(|why| failed(what, why))?;
+            (fields(listed.entries.iter().copied(), mask), listed.next_token)
+        };
+        let mut reply = Encoded::new(vec![entries]);
+        if !next_page_token.is_empty() {
+            let rest = wire::ListEntriesResponse { entries: Vec::new(), next_page_token };
+            reply.push(Encoded::of(&rest).to_bytes());
         }
-        self.0.fresh.wait().await?;
-        list::page(&self.0.graph.load(), &filter, page.as_ref())
+        Ok(Response::new(reply))
     }
 
     async fn counted(&self, filter: EntryFilter) -> Result<i32, StoreError> {
@@ -101,22 +121,9 @@ impl wire::entry_server::Entry for Entries {
 
     async fn list_entries(
         &self,
-        request: Request<wire::ListEntriesRequest>,
+        _request: Request<wire::ListEntriesRequest>,
     ) -> Result<Response<wire::ListEntriesResponse>, Status> {
-        let what = "failed to list entries";
-        let wire::ListEntriesRequest { filter, output_mask, page_size, page_token } = request.into_inner();
-        let asked = filter.map(Asked::from).unwrap_or_default();
-        let filter = asked.filter(self.0.trust_domain(), what)?;
-        let listed = self.listed(filter, page(page_size, page_token)).await;
-        let listed = listed.map_err(|why| failed(what, why))?;
-        Ok(Response::new(wire::ListEntriesResponse {
-            entries: listed
-                .entries
-                .iter()
-                .map(|stored| masked(&stored.entry, output_mask.as_ref()))
-                .collect(),
-            next_page_token: listed.next_token,
-        }))
+        Err(encoded_elsewhere())
     }
 
     async fn get_entry(
@@ -276,6 +283,16 @@ const fn update_mask(mask: &types::EntryMask) -> EntryMask {
         additional_attributes: mask.additional_attributes,
     }
 }
+
+/// Entries as the fields `entries` of `ListEntriesResponse` and `GetAuthorizedEntriesResponse`.
+fn fields<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>, mask: Option<&types::EntryMask>) -> Bytes {
+    let mut bytes = Vec::with_capacity(entries.size_hint().0 * USUAL);
+    entries.for_each(|entry| put_entry(1, entry, mask, &mut bytes));
+    bytes.into()
+}
+
+/// How long an entry usually is at most, in bytes.
+const USUAL: usize = 256;
 
 /// A new entry as SPIRE shows it; one that was there as lists show it.
 fn shown(created: &CreatedEntry, mask: Option<&types::EntryMask>) -> types::Entry {
