@@ -217,18 +217,37 @@ where
     F: FnOnce(Request<Streaming<M>>) -> A + Send,
     A: Future<Output = Result<Response<Replies>, Status>> + Send,
 {
-    let request = request
-        .map(|body| Streaming::new_request(ProstDecoder::<M>::default(), body, None, Some(RECEIVE_LIMIT)));
+    streaming_by(ProstDecoder::default(), request, answer).await
+}
+
+/// The same with another reader of messages.
+pub(crate) async fn streaming_by<M, D, F, A>(
+    decoder: D,
+    request: http::Request<Body>,
+    answer: F,
+) -> http::Response<Body>
+where
+    D: tonic::codec::Decoder<Item = M, Error = Status> + Send + 'static,
+    F: FnOnce(Request<Streaming<M>>) -> A + Send,
+    A: Future<Output = Result<Response<Replies>, Status>> + Send,
+{
+    let request = request.map(|body| Streaming::new_request(decoder, body, None, Some(RECEIVE_LIMIT)));
     reply(answer(Request::from_http(request)).await)
 }
 
 /// The one message of a request. What a client sends behind it is not waited for.
 async fn received<M: Message + Default + Name>(request: http::Request<Body>) -> Result<Request<M>, Status> {
-    let (parts, body) = request.into_parts();
-    let bytes = first_message(body, parts.headers.get("grpc-encoding")).await?;
+    let (metadata, extensions, bytes) = gathered(request).await?.into_parts();
     let message = decoded::<M>(&bytes)
         .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
-    Ok(Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, message))
+    Ok(Request::from_parts(metadata, extensions, message))
+}
+
+/// The same before it is read.
+async fn gathered(request: http::Request<Body>) -> Result<Request<Bytes>, Status> {
+    let (parts, body) = request.into_parts();
+    let bytes = first_message(body, parts.headers.get("grpc-encoding")).await?;
+    Ok(Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, bytes))
 }
 
 /// The message of a request as it came, and the request, which still has it.

@@ -78,7 +78,7 @@ impl WorkloadApi {
     /// Over an open channel.
     #[must_use]
     pub fn new(channel: Channel) -> Self {
-        let client = SpiffeWorkloadApiClient::with_interceptor(channel, SecurityHeader);
+        let client = SpiffeWorkloadApiClient::new(InterceptedService::new(channel, SecurityHeader));
         Self { client: client.max_decoding_message_size(RECEIVE_LIMIT) }
     }
 

@@ -9,6 +9,8 @@ use std::{env, fs};
 
 use prost::Message;
 use protox::Compiler;
+
+mod services;
 use protox::prost_reflect::prost_types::FileDescriptorSet;
 
 /// Messages with private keys, tokens or configuration of plugins. Their `Debug` is written by hand
@@ -75,14 +77,15 @@ fn compile(protos: &Path, files: &[String]) -> Result<FileDescriptorSet, Box<dyn
 
 fn generate(out: &Path, set: FileDescriptorSet) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(out)?;
-    let mut prost = tonic_prost_build::Config::new();
-    prost.enable_type_names().type_name_domain(["."], "type.googleapis.com").btree_map(["."]);
-    tonic_prost_build::configure()
-        .codec_path("crate::codec::Codec")
-        .out_dir(out)
-        .bytes(".")
+    prost_build::Config::new()
+        .enable_type_names()
+        .type_name_domain(["."], "type.googleapis.com")
+        .btree_map(["."])
+        .bytes(["."])
         .skip_debug(SECRET)
+        .service_generator(Box::new(services::Services))
+        .out_dir(out)
         .include_file("all.rs")
-        .compile_fds_with_config(set, prost)?;
+        .compile_fds(set)?;
     Ok(())
 }
