@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -25,6 +26,9 @@ pub struct Tasks {
     token: CancellationToken,
     grace: Duration,
 }
+
+/// What the threads run: one kind of task, or each would have code of its own there.
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The task that failed first, and why.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +70,8 @@ impl Tasks {
         name: &'static str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        let handle = self.running.spawn(async move { task.await.map_err(Into::into) });
+        let task: Boxed<Result<(), BoxError>> = Box::pin(async move { task.await.map_err(Into::into) });
+        let handle = self.running.spawn(task);
         self.names.insert(handle.id(), name);
     }
 
@@ -148,6 +153,12 @@ impl Group {
 
     /// Starts a task. A panic ends it alone, and is logged with the name.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let task: Boxed<()> = Box::pin(task);
+        self.spawn_unboxed(name, task);
+    }
+
+    /// The same for small tasks of which there are very many: the code that runs it is its own.
+    pub(crate) fn spawn_unboxed(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn(alone(name, task));
     }
 

@@ -191,8 +191,11 @@ impl Spawner {
 }
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner {
-    fn execute(&self, future: F) {
-        self.spawn("call", future);
+    fn execute(&self, call: F) {
+        match self {
+            Self::Free(group) => group.spawn_unboxed("call", call),
+            Self::InTurn(turns, user) => turns.spawn(*user, "call", call),
+        }
     }
 }
 

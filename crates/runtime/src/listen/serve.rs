@@ -156,24 +156,21 @@ async fn hold(mut listener: Listener, limits: Limits, handler: Handler, stop: Ca
                         let opening = async move {
                             let Some((io, peer, share)) = floor.open(arrival, place).await else { return };
                             let starter = spawner.clone();
-                            let connection = Box::pin(async move {
+                            starter.spawn("connection", async move {
                                 floor.converse(io, peer, handler, spawner).await;
                                 drop((share, room));
                             });
-                            starter.spawn("connection", connection);
                         };
                         doors.spawn(address, opening);
                     }
                     Arrival::Unix(_) => {
                         let starter = spawner.clone();
-                        // On the heap before it is handed from one to the next: it is large.
-                        let connection = Box::pin(async move {
+                        starter.spawn("connection", async move {
                             if let Some((io, peer, _)) = floor.open(arrival, place).await {
                                 floor.converse(io, peer, handler, spawner).await;
                             }
                             drop((share, room));
                         });
-                        starter.spawn("connection", connection);
                     }
                 }
             }
