@@ -93,19 +93,27 @@ pub(crate) fn format_rfc3339(unix_seconds: i64) -> String {
     formatted(unix_seconds, "[year]-[month]-[day]T[hour]:[minute]:[second]Z")
 }
 
+/// Entries may end in any year, so the instant is looked up within the first cycle of the calendar.
 fn formatted(unix_seconds: i64, form: &str) -> String {
-    let Ok(instant) = OffsetDateTime::from_unix_timestamp(unix_seconds) else {
+    let cycle = unix_seconds.div_euclid(SECONDS_OF_400_YEARS);
+    let Ok(instant) = OffsetDateTime::from_unix_timestamp(unix_seconds.rem_euclid(SECONDS_OF_400_YEARS))
+    else {
         return format!("{unix_seconds} s");
     };
-    let date = format_description!("[year]-[month]-[day]");
+    let year = i64::from(instant.year()) + 400 * cycle;
+    let sign = if year < 0 { "-" } else { "" };
+    let date = format_description!("-[month]-[day]");
     let clock = format_description!("[hour]:[minute]:[second]");
     match (instant.format(date), instant.format(clock)) {
-        (Ok(date), Ok(clock)) => {
-            form.replace("[year]-[month]-[day]", &date).replace("[hour]:[minute]:[second]", &clock)
-        }
+        (Ok(date), Ok(clock)) => form
+            .replace("[year]-[month]-[day]", &format!("{sign}{:04}{date}", year.unsigned_abs()))
+            .replace("[hour]:[minute]:[second]", &clock),
         _ => format!("{unix_seconds} s"),
     }
 }
+
+/// After so many seconds the calendar begins anew.
+const SECONDS_OF_400_YEARS: i64 = 146_097 * 86_400;
 
 #[cfg(test)]
 mod tests {
@@ -134,6 +142,8 @@ mod tests {
     fn instants() {
         assert_eq!(format_time(4_102_444_800), "2100-01-01 00:00:00 +0000 UTC");
         assert_eq!(format_time(-5), "1969-12-31 23:59:55 +0000 UTC");
+        assert_eq!(format_time(1_099_511_627_776), "36812-02-20 00:36:16 +0000 UTC");
+        assert_eq!(format_time(-62_198_755_200), "-0001-01-01 00:00:00 +0000 UTC");
         assert_eq!(format_rfc3339(0), "1970-01-01T00:00:00Z");
     }
 }
