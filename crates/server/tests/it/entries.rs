@@ -170,6 +170,31 @@ async fn a_batch_is_listed_in_its_own_order_and_bad_items_fail_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_token_that_is_none_is_told_in_the_words_of_a_status() {
+    let place = Place::new();
+    let server = place.start().await;
+    let by_selectors = types::SelectorMatch {
+        selectors: vec![types::Selector { r#type: "t".to_owned(), value: "v".to_owned() }],
+        r#match: 0,
+    };
+    let by_selectors =
+        wire::list_entries_request::Filter { by_selectors: Some(by_selectors), ..Default::default() };
+
+    for filter in [None, Some(by_selectors)] {
+        let page_token = "x".to_owned();
+        let request = wire::ListEntriesRequest { filter, page_size: 1, page_token, ..Default::default() };
+        let refused = server.local().entry().list_entries(request).await;
+        expect_status(
+            refused,
+            Code::Internal,
+            "failed to list entries: datastore-sql: rpc error: code = InvalidArgument desc = could not \
+             parse token 'x'",
+        );
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a12_ids_of_others_are_answered_with_silence() {
     let place = Place::new();
     let server = place.start().await;

@@ -67,14 +67,24 @@ impl Entries {
         let asked = filter.map(Asked::from).unwrap_or_default();
         let filter = asked.filter(self.0.trust_domain(), what)?;
         let (page, mask) = (page(page_size, page_token), output_mask.as_ref());
+        let refused = |why| {
+            // Of all lists this one alone passes the datastore's refusal on as a status in words.
+            if let StoreError::InvalidArgument(why) = &why {
+                return failed(
+                    what,
+                    format!("datastore-sql: rpc error: code = InvalidArgument desc = {why}"),
+                );
+            }
+            failed(what, why)
+        };
         let (entries, next_page_token) = if filter.selectors.is_some() {
             let listed = self.0.store.list_entries(filter, page).await;
-            let listed = listed.map_err(|why| failed(what, why))?;
+            let listed = listed.map_err(refused)?;
             (fields(listed.entries.iter().map(|stored| &stored.entry), mask), listed.next_token)
         } else {
             self.0.fresh.wait().await.map_err(|why| failed(what, why))?;
             let graph = self.0.graph.load();
-            let listed = list::page(&graph, &filter, page.as_ref()).map_err(|why| failed(what, why))?;
+            let listed = list::page(&graph, &filter, page.as_ref()).map_err(refused)?;
             (fields(listed.entries.iter().copied(), mask), listed.next_token)
         };
         let mut reply = Encoded::new(vec![entries]);
