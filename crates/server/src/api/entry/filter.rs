@@ -25,6 +25,8 @@ impl Asked {
     /// The criteria, read in SPIRE's order: the first that is wrong is named.
     pub(super) fn filter(self, trust_domain: &TrustDomain, what: &str) -> Result<EntryFilter, Status> {
         let mut filter = EntryFilter { hint: self.by_hint.unwrap_or_default(), ..EntryFilter::default() };
+        // It is the datastore that judges how sets are matched, when all else is read.
+        let mut unhandled = None;
         if let Some(wire) = &self.by_parent_id {
             let parent = id::member(trust_domain, Some(wire));
             filter.parent_id = Some(parent.map_err(|why| invalid("malformed parent ID filter", why))?);
@@ -39,9 +41,10 @@ impl Asked {
             if selectors.is_empty() {
                 return Err(invalid(malformed, "empty selector set"));
             }
-            let matching =
-                matching(wire.r#match).ok_or_else(|| failed(what, unhandled("selectors", wire.r#match)))?;
-            filter.selectors = Some(SelectorFilter { selectors, matching });
+            match matching(wire.r#match) {
+                Some(matching) => filter.selectors = Some(SelectorFilter { selectors, matching }),
+                None => unhandled = Some(("selectors", wire.r#match)),
+            }
         }
         if let Some(wire) = &self.by_federates_with {
             let malformed = "malformed federates with filter";
@@ -51,9 +54,16 @@ impl Asked {
             if trust_domains.is_empty() {
                 return Err(invalid(malformed, "empty trust domain set"));
             }
-            let matching = matching(wire.r#match)
-                .ok_or_else(|| failed(what, unhandled("federates with", wire.r#match)))?;
-            filter.federates_with = Some(FederatesWithFilter { trust_domains, matching });
+            match matching(wire.r#match) {
+                Some(matching) => {
+                    filter.federates_with = Some(FederatesWithFilter { trust_domains, matching });
+                }
+                None => unhandled = unhandled.or(Some(("federates with", wire.r#match))),
+            }
+        }
+        if let Some((set, number)) = unhandled {
+            let number = quoted_number(number);
+            return Err(failed(what, format!("datastore-sql: unhandled {set} match behavior {number}")));
         }
         // `false` is no filter either.
         filter.downstream = self.by_downstream.unwrap_or_default();
@@ -70,10 +80,6 @@ const fn matching(number: i32) -> Option<Match> {
         3 => Some(Match::Any),
         _ => None,
     }
-}
-
-fn unhandled(what: &str, number: i32) -> String {
-    format!("datastore-sql: unhandled {what} match behavior {}", quoted_number(number))
 }
 
 impl From<list_entries_request::Filter> for Asked {
@@ -133,6 +139,14 @@ mod tests {
                 asked.by_federates_with = Some(types::FederatesWithMatch { trust_domains, r#match: 9 });
             }),
             "failed to list entries: datastore-sql: unhandled federates with match behavior '\\t'"
+        );
+        assert_eq!(
+            refusal(|asked| {
+                let selectors = vec![types::Selector { r#type: "t".to_owned(), value: "v".to_owned() }];
+                asked.by_selectors = Some(types::SelectorMatch { selectors, r#match: 9 });
+                asked.by_federates_with = Some(types::FederatesWithMatch::default());
+            }),
+            "malformed federates with filter: empty trust domain set"
         );
     }
 
