@@ -72,8 +72,8 @@ pub enum RelationshipError {
         "trust domain bundle (\"{bundle}\") must match the trust domain of the federation relationship (\"{relationship}\")"
     )]
     ForeignBundle {
-        /// Whose bundle it is.
-        bundle: TrustDomain,
+        /// Whose bundle it is, as the request names it.
+        bundle: String,
         /// Whose it should be.
         relationship: TrustDomain,
     },
@@ -154,7 +154,7 @@ fn own_bundle(wire: &types::Bundle, relationship: &TrustDomain) -> Result<Bundle
     let bundle = bundle::requested(Some(wire)).map_err(RelationshipError::Bundle)?;
     if bundle.trust_domain != *relationship {
         return Err(RelationshipError::ForeignBundle {
-            bundle: bundle.trust_domain,
+            bundle: wire.trust_domain.clone(),
             relationship: relationship.clone(),
         });
     }
@@ -226,6 +226,14 @@ mod tests {
         assert_eq!(
             refusal(|wire| wire.trust_domain = "third.org".into()),
             "trust domain bundle (\"other.org\") must match the trust domain of the federation relationship (\"third.org\")"
+        );
+        assert_eq!(
+            refusal(|wire| {
+                if let Some(bundle) = &mut wire.trust_domain_bundle {
+                    bundle.trust_domain = "spiffe://third.org".into();
+                }
+            }),
+            "trust domain bundle (\"spiffe://third.org\") must match the trust domain of the federation relationship (\"other.org\")"
         );
     }
 
