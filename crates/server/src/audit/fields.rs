@@ -294,10 +294,8 @@ fn call(around: &Around<'_>, path: &str, requests: &[Bytes], answers: &[Bytes]) 
             vec![text("trust_domain_id", only::<trustdomain::RefreshBundleRequest>(requests).trust_domain)]
         }
         "logger.v1.Logger/SetLogLevel" => {
-            vec![text(
-                "new_log_level",
-                only::<logger::SetLogLevelRequest>(requests).new_level().as_str_name(),
-            )]
+            let level = only::<logger::SetLogLevelRequest>(requests).new_level;
+            vec![text("new_log_level", named(level, types::LogLevel::as_str_name))]
         }
         _ => match path.split_once('/') {
             Some(("svid.v1.SVID", method)) => of_svid(trust_domain, method, requests, answers),
@@ -410,10 +408,20 @@ fn of_agent_filter(
     fields.extend(banned.map(|value| number("by_banned", value)));
     fields.extend(can_reattest.map(|value| number("by_can_reattest", value)));
     if let Some(wanted) = selectors {
-        fields.push(text("by_selector_match", wanted.r#match().as_str_name()));
+        fields.push(text("by_selector_match", of_match(wanted.r#match)));
         fields.push(text("by_selectors", joined(&wanted.selectors)));
     }
     fields
+}
+
+/// How sets are matched; the numbers and names are the same for selectors and trust domains.
+fn of_match(number: i32) -> String {
+    named(number, types::selector_match::MatchBehavior::as_str_name)
+}
+
+/// What a number of an enumeration is called: the number itself where it has no name.
+fn named<E: TryFrom<i32>>(number: i32, name: impl Fn(&E) -> &'static str) -> String {
+    E::try_from(number).map_or_else(|_| number.to_string(), |value| name(&value).to_owned())
 }
 
 fn of_entry_filter(trust_domain: &TrustDomain, filter: &entry::list_entries_request::Filter) -> Fields {
@@ -430,11 +438,11 @@ fn of_entry_filter(trust_domain: &TrustDomain, filter: &entry::list_entries_requ
         fields.push(text("spiffe_id", id));
     }
     if let Some(wanted) = &filter.by_selectors {
-        fields.push(text("by_selector_match", wanted.r#match().as_str_name()));
+        fields.push(text("by_selector_match", of_match(wanted.r#match)));
         fields.push(text("by_selectors", joined(&wanted.selectors)));
     }
     if let Some(wanted) = &filter.by_federates_with {
-        fields.push(text("federates_with_match", wanted.r#match().as_str_name()));
+        fields.push(text("federates_with_match", of_match(wanted.r#match)));
         fields.push(text("federates_with", wanted.trust_domains.join(",")));
     }
     fields.extend(filter.by_downstream.map(|value| number("downstream", value)));
@@ -581,4 +589,16 @@ fn digest(bytes: &[u8]) -> String {
 fn instant(seconds: i64) -> String {
     let at = OffsetDateTime::from_unix_timestamp(seconds).ok();
     at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_without_a_name_is_told_as_it_was_sent() {
+        assert_eq!(of_match(1), "MATCH_SUBSET");
+        assert_eq!(of_match(7), "7");
+        assert_eq!(named(99, types::LogLevel::as_str_name), "99");
+    }
 }
