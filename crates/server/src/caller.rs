@@ -2,7 +2,7 @@
 //! time.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use runtime::listen;
@@ -98,6 +98,8 @@ pub(crate) struct Caller {
     pub(crate) open: Open,
     /// When the client stops to wait, if it said so.
     pub(crate) deadline: Option<Instant>,
+    /// Where to note who it is that attests, if that is to be told.
+    pub(crate) attesting: Option<Arc<OnceLock<SpiffeId>>>,
 }
 
 impl Caller {

@@ -79,7 +79,8 @@ impl Door {
         };
         let deadline = listen::deadline(request.headers())
             .and_then(|patience| self.context.clock.instant().checked_add(patience));
-        let caller = Caller { peer, role, rule, open, deadline };
+        let attesting = self.context.config.audit_log.then(Arc::default);
+        let caller = Caller { peer, role, rule, open, deadline, attesting };
         request.extensions_mut().insert(caller.clone());
         let watch = self.context.config.audit_log.then(|| Watch::new(&self.context, &caller, connection));
         let watch = match watch.transpose() {

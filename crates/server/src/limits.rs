@@ -222,6 +222,7 @@ mod tests {
             rule,
             open: Open::to(rule.who),
             deadline: patience.map(|(clock, seconds)| clock.instant() + Duration::from_secs(seconds)),
+            attesting: None,
         }
     }
 

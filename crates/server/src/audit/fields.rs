@@ -28,6 +28,8 @@ pub(super) struct Around<'a> {
     pub(super) trust_domain: &'a TrustDomain,
     /// The caller's id.
     pub(super) caller: Option<&'a str>,
+    /// Who attests, if that came out.
+    pub(super) attesting: Option<&'a SpiffeId>,
 }
 
 /// The lines of a call that ended with `status`.
@@ -61,10 +63,6 @@ const NOT_TOLD: [&str; 2] = ["debug.v1.Debug", "grpc.health.v1.Health"];
 /// The one message of a request or an answer; an empty one if there is none.
 fn only<M: Message + Default>(messages: &[Bytes]) -> M {
     messages.first().and_then(|bytes| M::decode(bytes.clone()).ok()).unwrap_or_default()
-}
-
-fn last<M: Message + Default>(messages: &[Bytes]) -> M {
-    messages.last().and_then(|bytes| M::decode(bytes.clone()).ok()).unwrap_or_default()
 }
 
 /// Fields of items beside what became of them.
@@ -240,7 +238,7 @@ fn call(around: &Around<'_>, path: &str, requests: &[Bytes], answers: &[Bytes]) 
         "agent.v1.Agent/BanAgent" => {
             of_agent_id(trust_domain, only::<agent::BanAgentRequest>(requests).id.as_ref())
         }
-        "agent.v1.Agent/AttestAgent" => of_attestation(requests, answers),
+        "agent.v1.Agent/AttestAgent" => of_attestation(requests, around.attesting),
         "agent.v1.Agent/RenewAgent" => {
             let request: agent::RenewAgentRequest = only(requests);
             let csr = request.params.map(|params| params.csr).filter(|csr| !csr.is_empty());
@@ -376,18 +374,15 @@ fn of_authority(method: &str, requests: &[Bytes]) -> Fields {
     }
 }
 
-fn of_attestation(requests: &[Bytes], answers: &[Bytes]) -> Fields {
+fn of_attestation(requests: &[Bytes], agent: Option<&SpiffeId>) -> Fields {
     use agent::attest_agent_request::Step;
-    use agent::attest_agent_response::Step as Answer;
     let mut fields = Fields::new();
     if let Some(Step::Params(params)) = only::<agent::AttestAgentRequest>(requests).step
         && let Some(data) = params.data
     {
         fields.push(text("node_attestor_type", data.r#type));
     }
-    if let Some(Answer::Result(result)) = last::<agent::AttestAgentResponse>(answers).step {
-        fields.push(text("agent_id", svid_id(result.svid.as_ref().and_then(|svid| svid.id.as_ref()))));
-    }
+    fields.extend(agent.map(|id| text("agent_id", id)));
     fields
 }
 
@@ -594,6 +589,22 @@ fn instant(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_that_is_refused_is_named() {
+        let agent = SpiffeId::parse("spiffe://example.org/spire/agent/a/banned").unwrap();
+        let around = Around {
+            method: "/spire.api.server.agent.v1.Agent/AttestAgent",
+            trust_domain: &TrustDomain::parse("example.org").unwrap(),
+            caller: None,
+            attesting: Some(&agent),
+        };
+
+        let lines = items(&around, &[], &[], &Status::permission_denied("agent is banned"));
+
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].fields.iter().any(|(name, _)| name == "agent_id"));
+    }
 
     #[test]
     fn a_number_without_a_name_is_told_as_it_was_sent() {

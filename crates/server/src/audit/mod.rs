@@ -10,12 +10,13 @@ mod fields;
 mod tee;
 
 use std::fmt::Display;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::{Request, Response};
 use proto::spire::types;
 use runtime::log::{Level, Value};
 use runtime::{codes, listen};
+use spiffe::SpiffeId;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
@@ -38,6 +39,8 @@ pub(crate) struct Watch {
     context: Arc<Context>,
     method: &'static str,
     caller: Option<String>,
+    /// Who it is that attests. Of one who is refused no message tells.
+    attesting: Option<Arc<OnceLock<SpiffeId>>>,
     /// What all lines of the call have in common.
     common: Fields,
     request: Arc<Seen>,
@@ -66,6 +69,7 @@ impl Watch {
             context: Arc::clone(context),
             method: caller.rule.method,
             caller: id,
+            attesting: caller.attesting.clone(),
             common,
             request: Arc::default(),
         })
@@ -94,6 +98,7 @@ impl Watch {
             method: self.method,
             trust_domain: self.context.trust_domain(),
             caller: self.caller.as_deref(),
+            attesting: self.attesting.as_ref().and_then(|id| id.get()),
         };
         for Item { fields, status } in fields::items(&around, &requests, &answers, status) {
             self.line(fields, status.as_ref());

@@ -96,6 +96,9 @@ async fn run(
         (ask_plugin(context, &attestor, request.payload, &mut agent).await?, None)
     };
     let (id, selectors) = judge_id(context, &attestor, &attested)?;
+    if let Some(attesting) = &caller.attesting {
+        attesting.get_or_init(|| id.clone());
+    }
     context.up_to_date().await?;
     if context.graph.load().agent(&id).is_some_and(|known| known.is_banned()) {
         return Err(banned());
