@@ -139,12 +139,11 @@ fn batch(service: &str, method: &str, requests: &[Bytes], answers: &[Bytes]) -> 
             zipped(fields, answer.results.into_iter().map(|result| result.status))
         }
         ("trustdomain.v1.TrustDomain", "BatchDeleteFederationRelationship") => {
+            let request: trustdomain::BatchDeleteFederationRelationshipRequest = only(requests);
             let answer: trustdomain::BatchDeleteFederationRelationshipResponse = only(answers);
-            let item = |result: trustdomain::batch_delete_federation_relationship_response::Result| Item {
-                fields: vec![text("trust_domain_id", result.trust_domain)],
-                status: result.status,
-            };
-            Some(answer.results.into_iter().map(item).collect())
+            // As the request names it.
+            let fields = request.trust_domains.iter().map(|name| vec![text("trust_domain_id", name)]);
+            zipped(fields, answer.results.into_iter().map(|result| result.status))
         }
         ("svid.v1.SVID", "BatchNewX509SVID") => {
             let request: svid::BatchNewX509svidRequest = only(requests);
@@ -604,6 +603,29 @@ mod tests {
 
         assert_eq!(lines.len(), 1);
         assert!(lines[0].fields.iter().any(|(name, _)| name == "agent_id"));
+    }
+
+    #[test]
+    fn a_deleted_relationship_is_told_as_the_request_names_it() {
+        let request = trustdomain::BatchDeleteFederationRelationshipRequest {
+            trust_domains: vec!["spiffe://a.test".to_owned()],
+        };
+        let result = trustdomain::batch_delete_federation_relationship_response::Result {
+            trust_domain: "a.test".to_owned(),
+            status: None,
+        };
+        let answer = trustdomain::BatchDeleteFederationRelationshipResponse { results: vec![result] };
+        let around = Around {
+            method: "/spire.api.server.trustdomain.v1.TrustDomain/BatchDeleteFederationRelationship",
+            trust_domain: &TrustDomain::parse("example.org").unwrap(),
+            caller: None,
+            attesting: None,
+        };
+
+        let messages = [[request.encode_to_vec().into()], [answer.encode_to_vec().into()]];
+        let lines = items(&around, &messages[0], &messages[1], &Status::ok(""));
+
+        assert!(format!("{:?}", lines[0].fields).contains("spiffe://a.test"));
     }
 
     #[test]
