@@ -69,6 +69,26 @@ pub(crate) struct TreeDeserializer<'a> {
 }
 
 impl<'a> TreeDeserializer<'a> {
+    /// The fields of a struct that knows these: apart, as all structs have this in common.
+    fn fields(self, known: &[&str]) -> Result<Fields<'a>, HclError> {
+        let mut blocks: Vec<Vec<Entry<'_>>> = Vec::with_capacity(self.views.len());
+        for view in &self.views {
+            blocks.push(view.struct_items(&self.path)?);
+        }
+        let mut fields = Vec::new();
+        for name in known {
+            let views: Vec<_> = blocks.iter().flat_map(|items| view::field(items, name)).collect();
+            if !views.is_empty() {
+                fields.push(((*name).to_owned(), Field::Views(views)));
+            }
+        }
+        if known.contains(&UNUSED) {
+            let unused = blocks.iter().map(|items| view::unused(items, known)).rfind(|keys| !keys.is_empty());
+            fields.push((UNUSED.to_owned(), Field::Names(unused.unwrap_or_default())));
+        }
+        Ok(Fields::new(fields, self.path))
+    }
+
     pub(crate) const fn new(views: Vec<View<'a>>, path: String) -> Self {
         Self { views, path }
     }
@@ -211,22 +231,7 @@ impl<'de> Deserializer<'de> for TreeDeserializer<'_> {
         known: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, HclError> {
-        let mut blocks: Vec<Vec<Entry<'_>>> = Vec::with_capacity(self.views.len());
-        for view in &self.views {
-            blocks.push(view.struct_items(&self.path)?);
-        }
-        let mut fields = Vec::new();
-        for name in known {
-            let views: Vec<_> = blocks.iter().flat_map(|items| view::field(items, name)).collect();
-            if !views.is_empty() {
-                fields.push(((*name).to_owned(), Field::Views(views)));
-            }
-        }
-        if known.contains(&UNUSED) {
-            let unused = blocks.iter().map(|items| view::unused(items, known)).rfind(|keys| !keys.is_empty());
-            fields.push((UNUSED.to_owned(), Field::Names(unused.unwrap_or_default())));
-        }
-        visitor.visit_map(Fields::new(fields, self.path))
+        visitor.visit_map(self.fields(known)?)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(

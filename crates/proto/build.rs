@@ -10,6 +10,7 @@ use std::{env, fs};
 use prost::Message;
 use protox::Compiler;
 
+#[path = "build/services.rs"]
 mod services;
 use protox::prost_reflect::prost_types::FileDescriptorSet;
 
