@@ -143,10 +143,11 @@ async fn hold(mut listener: Listener, limits: Limits, handler: Handler, stop: Ca
                     Some(share) => share,
                     None => None,
                 };
+                // Who was let in is served, if there is a place, however short before the end.
                 let place = tokio::select! {
                     biased;
-                    () = floor.stop.cancelled() => break,
                     place = floor.place(&arrival) => place,
+                    () = floor.stop.cancelled() => break,
                 };
                 let (floor, handler) = (floor.clone(), handler.clone());
                 let spawner = floor.spawner(user);
