@@ -147,19 +147,35 @@ impl tonic::codec::Decoder for Plain {
 /// A call that is being answered.
 pub(crate) type Answering = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
+/// What reads a message, answers it and writes the answer.
+type Method = Box<dyn FnOnce(Request<Bytes>) -> Written + Send>;
+
+type Written = Pin<Box<dyn Future<Output = Result<Response<Encoded>, Status>> + Send>>;
+
 pub(crate) fn unary<M, R, F, A>(request: http::Request<Body>, answer: F) -> Answering
 where
     M: Message + Default + Name + Send + 'static,
-    R: Message,
+    R: Message + 'static,
     F: FnOnce(Request<M>) -> A + Send + 'static,
-    A: Future<Output = Result<Response<R>, Status>> + Send,
+    A: Future<Output = Result<Response<R>, Status>> + Send + 'static,
 {
-    Box::pin(async move {
-        let answer = |request| async move {
-            answer(request).await.map(|answer| answer.map(|message| encoded(&message)))
-        };
-        Ok(raw::unary(request, answer).await)
-    })
+    let method = |request| match raw::read(request) {
+        Ok(request) => {
+            let answer = answer(request);
+            Box::pin(async { Ok(answer.await?.map(|message| encoded(&message))) }) as Written
+        }
+        Err(status) => Box::pin(std::future::ready(Err(status))),
+    };
+    Box::pin(answered(request, Box::new(method)))
+}
+
+/// The same for all methods.
+async fn answered(request: http::Request<Body>, method: Method) -> Result<http::Response<Body>, Infallible> {
+    let answered = match raw::gathered(request).await {
+        Ok(request) => method(request).await,
+        Err(status) => Err(status),
+    };
+    Ok(raw::reply_once(answered))
 }
 
 pub(crate) fn server_streaming<M, R, S, F, A>(request: http::Request<Body>, answer: F) -> Answering

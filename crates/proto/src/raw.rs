@@ -194,6 +194,11 @@ where
         Ok(request) => answer(request).await,
         Err(status) => Err(status),
     };
+    reply_once(answered)
+}
+
+/// The reply to a unary call.
+pub(crate) fn reply_once(answered: Result<Response<Encoded>, Status>) -> http::Response<Body> {
     reply(answered.map(|response| response.map(|encoded| tokio_stream::once(Ok(encoded)))))
 }
 
@@ -237,14 +242,19 @@ where
 
 /// The one message of a request. What a client sends behind it is not waited for.
 async fn received<M: Message + Default + Name>(request: http::Request<Body>) -> Result<Request<M>, Status> {
-    let (metadata, extensions, bytes) = gathered(request).await?.into_parts();
+    read(gathered(request).await?)
+}
+
+/// The message of a request that was received.
+pub(crate) fn read<M: Message + Default + Name>(request: Request<Bytes>) -> Result<Request<M>, Status> {
+    let (metadata, extensions, bytes) = request.into_parts();
     let message = decoded::<M>(&bytes)
         .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
     Ok(Request::from_parts(metadata, extensions, message))
 }
 
 /// The same before it is read.
-async fn gathered(request: http::Request<Body>) -> Result<Request<Bytes>, Status> {
+pub(crate) async fn gathered(request: http::Request<Body>) -> Result<Request<Bytes>, Status> {
     let (parts, body) = request.into_parts();
     let bytes = first_message(body, parts.headers.get("grpc-encoding")).await?;
     Ok(Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, bytes))
