@@ -144,8 +144,8 @@ mod tests {
 
         assert!(symbols.mapping_of(here) > 0);
         let name = symbols.name_of(here);
-        // The release profile strips them.
-        assert_eq!(name.is_some(), cfg!(debug_assertions));
+        // The release profile may strip them.
+        assert!(name.is_some() || !cfg!(debug_assertions));
         assert!(name.is_none_or(|name| name.contains("functions_of_this_program_have_names")));
         assert_eq!(symbols.name_of(1), None);
         assert!(functions(b"\x7fELF\x02\x01", 0).is_none());
