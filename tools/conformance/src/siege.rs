@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
 
@@ -105,6 +105,39 @@ impl Siege {
         self.runtime.block_on(self.watch(time, true))
     }
 
+    /// What callers notice while connections like these are made to somebody else on this machine, which
+    /// they share with them: what is left of it under [`Attack::HalfOpen`] is the server's own.
+    ///
+    /// # Errors
+    /// A call fails.
+    ///
+    /// # Panics
+    /// If nobody else can be.
+    pub fn beside_a_crowd(&self, count: usize, time: Duration) -> Result<Noticed, String> {
+        let bystander = Runtime::new().expect("a runtime");
+        let address = bystander.block_on(async {
+            let listener = tokio::net::TcpSocket::new_v4().expect("a socket");
+            listener.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+            let listener = listener.listen(4096).expect("a port");
+            let address = listener.local_addr().expect("an address");
+            tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    tokio::spawn(async move {
+                        while stream.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
+                    });
+                }
+            });
+            address
+        });
+        let stop = Arc::new(AtomicBool::new(false));
+        let attackers = again(&stop, move || drop(crowd(address, count)));
+        let noticed = self.runtime.block_on(self.watch(time, true));
+        stop.store(true, Ordering::Relaxed);
+        attackers.join().map_err(|_| "the crowd ended in a panic")?;
+        bystander.shutdown_background();
+        noticed
+    }
+
     /// What callers notice under this attack.
     ///
     /// # Errors
@@ -166,14 +199,7 @@ impl Siege {
     fn attack(&self, attack: Attack, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHandle<()>> {
         let port = self.plane.word("port").to_owned();
         let address: SocketAddr = format!("127.0.0.1:{port}").parse().expect("an address");
-        let again = |act: Box<dyn Fn() + Send>| {
-            let stop = Arc::clone(stop);
-            vec![std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    act();
-                }
-            })]
-        };
+        let again = |act: Box<dyn Fn() + Send>| vec![again(stop, act)];
         match attack {
             Attack::HalfOpen(count) => again(Box::new(move || drop(crowd(address, count)))),
             Attack::Descriptors => {
@@ -228,6 +254,26 @@ impl Siege {
             }
         }
     }
+}
+
+/// Does this on a thread of its own, over and over.
+fn again(stop: &Arc<AtomicBool>, act: impl Fn() + Send + 'static) -> std::thread::JoinHandle<()> {
+    let stop = Arc::clone(stop);
+    std::thread::spawn(move || {
+        give_way();
+        while !stop.load(Ordering::Relaxed) {
+            act();
+        }
+    })
+}
+
+/// Has this thread, and those it starts, take of this machine's processors what nobody else wants. Attackers
+/// of a server have machines of their own.
+fn give_way() {
+    let thread = std::fs::read_link("/proc/thread-self").expect("the number of this thread");
+    let number = thread.file_name().expect("the number of this thread");
+    let given = std::process::Command::new("renice").args(["-n", "19", "-p"]).arg(number).output();
+    assert!(given.is_ok_and(|given| given.status.success()), "renice is there");
 }
 
 /// Connections from 64 addresses, some silent, some in the middle of a greeting.
