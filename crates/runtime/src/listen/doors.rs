@@ -5,11 +5,10 @@
 //! Here they are a few tasks for the threads, one for each, that take a step and go to the end of the line
 //! again; and among those who come, an address with many connections has as many turns as one with one.
 
-use std::collections::hash_map::RandomState;
 use std::future::Future;
-use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::runtime::Handle;
 
@@ -20,8 +19,9 @@ use crate::turns::Turns;
 #[derive(Clone)]
 pub(super) struct Doors {
     doors: Arc<[Turns<IpAddr>]>,
-    /// Nobody chooses whom to stand in line with.
-    chance: RandomState,
+    /// How many came. All doors in turn, so that those who come from one address, as behind a balancer, are
+    /// opened by all threads.
+    came: Arc<AtomicUsize>,
 }
 
 impl Doors {
@@ -29,14 +29,13 @@ impl Doors {
     pub(super) fn new(group: &Group) -> Self {
         let threads = Handle::current().metrics().num_workers();
         let doors = (0..threads.max(1)).map(|_| Turns::new(group.clone(), AT_ONCE)).collect();
-        Self { doors, chance: RandomState::new() }
+        Self { doors, came: Arc::default() }
     }
 
     /// Opens a connection from this address.
     pub(super) fn spawn(&self, address: IpAddr, opening: impl Future<Output = ()> + Send + 'static) {
-        let hash = self.chance.hash_one(address);
-        let door = usize::try_from(hash % self.doors.len() as u64).unwrap_or_default();
-        if let Some(door) = self.doors.get(door) {
+        let came = self.came.fetch_add(1, Ordering::Relaxed);
+        if let Some(door) = self.doors.get(came % self.doors.len()) {
             door.spawn(address, "opening", opening);
         }
     }
