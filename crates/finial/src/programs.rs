@@ -3,7 +3,6 @@
 //! What a program has to say while it runs goes to its log, the reason for its end too: scripts and
 //! collectors that watch SPIRE look there.
 
-use std::pin::pin;
 use std::sync::Arc;
 
 use agent::Agent;
@@ -11,6 +10,7 @@ use config::{AgentConfig, LogConfig, Note, NoteLevel, ServerConfig};
 use runtime::clock::{Clock, SystemClock};
 use runtime::log::{Format, Level, Log, Options, Output};
 use runtime::shutdown::Shutdown;
+use runtime::tasks::Group;
 use runtime::upgrade::Upgrade;
 use runtime::{chain, listen, memory, process};
 use server::Server;
@@ -103,17 +103,12 @@ where
             }
             std::future::pending().await
         };
-        let mut program = pin!(async {
-            tokio::select! {
-                ended = program => ended,
-                never = without_successor => never,
-            }
-        });
+        Group::new(shutdown.token().clone())
+            .spawn("memory", async { memory::stay_small_at_rest(&SystemClock).await });
         tokio::select! {
-            ended = &mut program => return ended,
-            () = memory::give_back_the_start(&SystemClock) => {}
+            ended = program => ended,
+            never = without_successor => never,
         }
-        program.await
     });
     drop(runtime);
     if ended.is_ok() && upgrade.is_wanted() {

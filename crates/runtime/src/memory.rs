@@ -12,6 +12,19 @@ use crate::sys;
 /// How long after its start a process is taken to be at rest.
 const SETTLED: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether it is.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// How much of a processor a process at rest has between two looks, at most: to have code back takes some
+/// hundred microseconds, which one that works is spared.
+const BUSY: Duration = Duration::from_millis(10);
+
+/// What a look takes of a processor, at most.
+const LOOK: Duration = Duration::from_micros(300);
+
+/// The same after code was given back, when it has its own to get back.
+const LOOK_ANEW: Duration = Duration::from_micros(700);
+
 /// From now on, memory is zeroed when it is freed.
 ///
 /// For programs that hold others' private keys: encoders and sockets copy them into buffers that nobody
@@ -50,11 +63,68 @@ fn overwrite_stack() {
     std::hint::black_box(&mut [0_u8; 16 << 10]);
 }
 
-/// Waits until the process has settled and then gives back the code that only its start needed, some
-/// ten megabytes of the program's file. What is still in use comes back from the page cache.
-pub async fn give_back_the_start(clock: &dyn Clock) {
+/// Keeps a process small that does little: once it has settled, the code that its start needed is given
+/// back, and from then on what it ran whenever it has been at rest for a second. What is run again comes
+/// back from the page cache. Does not end.
+///
+/// Linux maps code by the run, up to hundreds of kilobytes for one function: otherwise a process has mapped
+/// all that it ever did, many times what it runs.
+pub async fn stay_small_at_rest(clock: &dyn Clock) {
+    let code = match sys::memory::Code::own() {
+        Ok(code) => code,
+        Err(error) => return tracing::debug!(%error, "Cannot tell what code is mapped"),
+    };
     clock.sleep(SETTLED).await;
-    if let Err(error) = sys::memory::unmap_code() {
-        tracing::debug!(error = %error, "Could not give back the memory of the start");
+    let mut rest = Rest::new();
+    loop {
+        if rest.is_worth_it(sys::memory::processor_time())
+            && let Err(error) = code.unmap()
+        {
+            tracing::debug!(%error, "Could not give back code");
+        }
+        clock.sleep(BETWEEN_LOOKS).await;
+    }
+}
+
+/// When code is given back, by how long the process has had a processor.
+struct Rest {
+    at_last_look: Option<Duration>,
+    has_run: bool,
+    has_given_back: bool,
+}
+
+impl Rest {
+    /// Of a process that has started.
+    const fn new() -> Self {
+        Self { at_last_look: None, has_run: true, has_given_back: false }
+    }
+
+    /// Whether the process is at rest, and has run something since code was given back.
+    fn is_worth_it(&mut self, used: Duration) -> bool {
+        let lately = self.at_last_look.replace(used).map_or(Duration::ZERO, |then| used.saturating_sub(then));
+        self.has_run |= lately > if self.has_given_back { LOOK_ANEW } else { LOOK };
+        self.has_given_back = self.has_run && lately < BUSY;
+        self.has_run &= !self.has_given_back;
+        self.has_given_back
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_is_given_back_by_a_process_that_ran_something_and_is_at_rest() {
+        let mut rest = Rest::new();
+        let mut is_worth_it = |milliseconds| rest.is_worth_it(Duration::from_millis(milliseconds));
+
+        assert!(is_worth_it(500), "what it ran at its start");
+        assert!(!is_worth_it(500), "it has done nothing but look");
+        assert!(is_worth_it(504), "it did a little");
+        assert!(is_worth_it(508), "and again at once");
+        assert!(!is_worth_it(600), "it is busy");
+        assert!(!is_worth_it(700), "still");
+        assert!(is_worth_it(700), "it was busy");
+        assert!(!is_worth_it(700), "nothing since");
     }
 }

@@ -1,9 +1,10 @@
 //! The allocator's and the loader's side of memory.
 
 use std::alloc::{GlobalAlloc, Layout};
-use std::io;
-use std::ptr;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+use std::{fs, io, ptr};
 
 use mimalloc::MiMalloc;
 
@@ -136,20 +137,54 @@ unsafe extern "C" {
     static etext: u8;
 }
 
-/// Unmaps the pages of the program's code and constants; those still used come back from the page
-/// cache when they are touched.
-pub(crate) fn unmap_code() -> io::Result<()> {
-    let page = rustix::param::page_size();
-    let start = (&raw const __executable_start).addr().next_multiple_of(page);
-    let end = (&raw const etext).addr() / page * page;
-    if end <= start {
-        return Ok(());
+/// The libraries that the program is linked with, by what their files' names begin with: they are there
+/// until it ends.
+const LIBRARIES: [&str; 4] = ["libc.so", "libm.so", "libgcc_s.so", "ld-linux"];
+
+/// Where code and constants of the program and its libraries are as the files have them, as addresses.
+#[derive(Debug)]
+pub(crate) struct Code(Vec<Range<usize>>);
+
+impl Code {
+    /// Of this process.
+    pub(crate) fn own() -> io::Result<Self> {
+        let page = rustix::param::page_size();
+        // Of the program, constants come first, then code; what the loader relocated stands behind both.
+        let first = (&raw const __executable_start).addr().next_multiple_of(page);
+        let program = first..(&raw const etext).addr() / page * page;
+        let maps = fs::read_to_string("/proc/self/maps")?;
+        Ok(Self(std::iter::once(program).chain(maps.lines().filter_map(code_of_a_library)).collect()))
     }
-    let first = (&raw const __executable_start).with_addr(start).cast_mut();
-    // SAFETY: these pages are mapped from the program's file without write access, constants first, then
-    // code: nothing of them differs from the file, so what is dropped is read again as it was.
-    unsafe { rustix::mm::madvise(first.cast(), end - start, rustix::mm::Advice::LinuxDontNeed)? };
-    Ok(())
+
+    /// Unmaps their pages; those still used come back from the page cache when they are touched.
+    pub(crate) fn unmap(&self) -> io::Result<()> {
+        for range in self.0.iter().filter(|range| !range.is_empty()) {
+            let start = (&raw const __executable_start).with_addr(range.start).cast_mut();
+            // SAFETY: these pages are mapped from files without write access and stay mapped; nothing of
+            // them differs from the files, so what is dropped is read again as it was.
+            unsafe { rustix::mm::madvise(start.cast(), range.len(), rustix::mm::Advice::LinuxDontNeed)? };
+        }
+        Ok(())
+    }
+}
+
+/// Where a line of `/proc/self/maps` maps code of one of the libraries.
+fn code_of_a_library(line: &str) -> Option<Range<usize>> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let access = fields.next()?;
+    let (_, name) = fields.nth(3)?.rsplit_once('/')?;
+    if access != "r-xp" || !LIBRARIES.iter().any(|library| name.starts_with(library)) {
+        return None;
+    }
+    Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+}
+
+/// How long the threads of the process have had a processor, all together.
+pub(crate) fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let (seconds, nanoseconds) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    Duration::new(seconds.unwrap_or(0), nanoseconds.unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -197,9 +232,26 @@ mod tests {
     #[test]
     fn code_and_constants_are_the_same_after_they_were_unmapped() {
         let text = std::hint::black_box("constants come back");
+        let code = Code::own().expect("read");
 
-        unmap_code().expect("unmapped");
+        code.unmap().expect("unmapped");
 
         assert_eq!(text.split(' ').rev().collect::<Vec<_>>(), ["back", "come", "constants"]);
+        let cosine = std::hint::black_box(0.0_f64).cos();
+        assert!((cosine - 1.0).abs() < f64::EPSILON, "nor are libraries: {cosine}");
+    }
+
+    #[test]
+    fn code_of_libraries_is_what_nobody_can_write() {
+        let of = |access: &str, file: &str| {
+            code_of_a_library(&format!("7f0058538000-7f005868e000 {access} 00026000 fe:00 39    {file}"))
+        };
+
+        assert_eq!(of("r-xp", "/usr/lib/libc.so.6"), Some(0x7f00_5853_8000..0x7f00_5868_e000));
+        assert_eq!(of("r--p", "/usr/lib/libc.so.6"), None);
+        assert_eq!(of("rwxp", "/usr/lib/libc.so.6"), None);
+        assert_eq!(of("r-xp", "/usr/lib/libnss_files.so.2"), None, "that may go");
+        assert_eq!(of("r-xp", "[vdso]"), None);
+        assert_eq!(of("r-xp", ""), None);
     }
 }
