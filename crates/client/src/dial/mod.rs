@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -18,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
+use tower::Service;
 
 pub use address::{Address, AddressError, HostNames};
 
@@ -137,27 +139,30 @@ impl Dialer {
     /// # Errors
     /// The host has no name.
     pub fn channel(&self) -> Result<Channel, DialError> {
-        let target = Arc::new(self.clone());
-        Ok(self.endpoint()?.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-            let target = Arc::clone(&target);
-            async move { target.open().await.map(TokioIo::new) }
-        })))
+        Ok(self.endpoint()?.connect_with_connector_lazy(self.connector()))
     }
 
     /// A channel that is connected.
     ///
     /// # Errors
     /// The connection does not open in time.
-    pub async fn connect(&self) -> Result<Channel, DialError> {
+    pub fn connect(&self) -> BoxFuture<'_, Result<Channel, DialError>> {
+        let failed = |source| DialError::Connect { address: self.address.clone(), source };
+        Box::pin(
+            async move { self.endpoint()?.connect_with_connector(self.connector()).await.map_err(failed) },
+        )
+    }
+
+    /// What opens connections: of one kind, so that what tonic does with it is compiled once.
+    fn connector(
+        &self,
+    ) -> impl Service<Uri, Response = TokioIo<Box<dyn Wire>>, Error = io::Error, Future: Send> + Send + use<>
+    {
         let target = Arc::new(self.clone());
-        let connector = tower::service_fn(move |_: Uri| {
+        tower::service_fn(move |_: Uri| {
             let target = Arc::clone(&target);
             async move { target.open().await.map(TokioIo::new) }
-        });
-        self.endpoint()?
-            .connect_with_connector(connector)
-            .await
-            .map_err(|source| DialError::Connect { address: self.address.clone(), source })
+        })
     }
 
     fn endpoint(&self) -> Result<Endpoint, DialError> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use futures::future::FusedFuture;
+use futures::future::{BoxFuture, FusedFuture};
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, LOCATION, USER_AGENT};
 use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
@@ -123,21 +123,27 @@ pub enum FetchError {
 ///
 /// # Errors
 /// See [`FetchError`]. An answer with any status is no error.
-pub async fn fetch(address: &str, route: &Route, limits: &FetchLimits) -> Result<Fetched, FetchError> {
-    let malformed = || FetchError::Address { address: address.to_owned() };
-    let mut address: Uri = address.parse().map_err(|_| malformed())?;
-    let fetching = async {
-        for _ in 0..limits.redirects {
-            let fetched = fetch_once(&address, route, limits.size).await?;
-            match redirection(&fetched, &address) {
-                Some(next) => address = next,
-                None => return Ok(fetched),
+pub fn fetch<'a>(
+    address: &'a str,
+    route: &'a Route,
+    limits: &'a FetchLimits,
+) -> BoxFuture<'a, Result<Fetched, FetchError>> {
+    Box::pin(async move {
+        let malformed = |_| FetchError::Address { address: address.to_owned() };
+        let mut address: Uri = address.parse().map_err(malformed)?;
+        let fetching = async {
+            for _ in 0..limits.redirects {
+                let fetched = fetch_once(&address, route, limits.size).await?;
+                match redirection(&fetched, &address) {
+                    Some(next) => address = next,
+                    None => return Ok(fetched),
+                }
             }
-        }
-        fetch_once(&address, route, limits.size).await
-    };
-    let timed_out = |_| FetchError::TimedOut(limits.timeout);
-    tokio::time::timeout(limits.timeout, fetching).await.map_err(timed_out)?
+            fetch_once(&address, route, limits.size).await
+        };
+        let timed_out = |_| FetchError::TimedOut(limits.timeout);
+        tokio::time::timeout(limits.timeout, fetching).await.map_err(timed_out)?
+    })
 }
 
 /// TLS for servers on the web: certificates are checked against the roots of the system, and TLS is
@@ -254,8 +260,8 @@ fn redirection(fetched: &Fetched, from: &Uri) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// A connection, whatever its kind.
-trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A connection, whatever its kind: HTTP/1.1 over it is compiled once.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 

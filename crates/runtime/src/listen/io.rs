@@ -12,11 +12,13 @@ use super::gathered::{Gathered, Outlet};
 use super::socket::Socket;
 use crate::authority::Filtered;
 
-/// One type for all listeners.
+/// One type for all listeners: HTTP/2 over it is compiled once.
 pub(super) enum Io {
     Tls(Gathered<Tls>),
     Unix(Filtered<Greeted<Socket>>),
     UnixTls(Filtered<Greeted<Box<TlsStream<Socket>>>>),
+    /// For documents rather than calls.
+    Web(Box<TlsStream<TcpStream>>),
 }
 
 type Tls = Greeted<Box<TlsStream<TcpStream>>>;
@@ -28,6 +30,7 @@ impl Io {
             Self::Tls(stream) => Some(stream.outlet()),
             // Private keys go over these, of which no copy may be made.
             Self::Unix(_) | Self::UnixTls(_) => None,
+            Self::Web(_) => None,
         }
     }
 }
@@ -162,6 +165,7 @@ impl AsyncRead for Io {
             Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::UnixTls(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Web(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
@@ -172,6 +176,7 @@ impl AsyncWrite for Io {
             Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::UnixTls(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Web(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -180,6 +185,7 @@ impl AsyncWrite for Io {
             Self::Tls(stream) => Pin::new(stream).poll_flush(context),
             Self::Unix(stream) => Pin::new(stream).poll_flush(context),
             Self::UnixTls(stream) => Pin::new(stream).poll_flush(context),
+            Self::Web(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
@@ -188,6 +194,7 @@ impl AsyncWrite for Io {
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
             Self::UnixTls(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Web(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 
@@ -200,6 +207,7 @@ impl AsyncWrite for Io {
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
             Self::UnixTls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::Web(stream) => Pin::new(stream).poll_write_vectored(context, slices),
         }
     }
 
@@ -208,6 +216,7 @@ impl AsyncWrite for Io {
             Self::Tls(stream) => stream.is_write_vectored(),
             Self::Unix(stream) => stream.is_write_vectored(),
             Self::UnixTls(stream) => stream.is_write_vectored(),
+            Self::Web(stream) => stream.is_write_vectored(),
         }
     }
 }

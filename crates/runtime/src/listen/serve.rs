@@ -9,6 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -122,7 +123,18 @@ pub async fn serve<S, B>(
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    hold(listener.into(), limits, Handler::new(service), stop).await;
+    compiled_here(listener.into(), limits, Handler::new(service), stop).await;
+}
+
+/// What carries calls, of HTTP/2 most of all, in this crate: a future that its user awaits as it is would
+/// be compiled with the user, once for each of them and not for speed.
+fn compiled_here(
+    listener: Listener,
+    limits: Limits,
+    handler: Handler,
+    stop: CancellationToken,
+) -> BoxFuture<'static, ()> {
+    Box::pin(hold(listener, limits, handler, stop))
 }
 
 async fn hold(mut listener: Listener, limits: Limits, handler: Handler, stop: CancellationToken) {

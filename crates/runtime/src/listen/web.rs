@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -29,9 +30,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::calls::Spawner;
 use super::half_open::HalfOpen;
+use super::io::Io;
 use super::tls::bind;
 use super::{ListenError, Refusals};
 use crate::BoxError;
+use crate::http::Wire;
 use crate::tasks::Group;
 
 /// A bound port for documents.
@@ -127,7 +130,11 @@ impl WebListener {
     }
 
     /// Answers until `stop` is cancelled; then connections are closed, as clients ask again anyway.
-    pub async fn serve(self, answer: WebAnswer, stop: CancellationToken) {
+    pub fn serve(self, answer: WebAnswer, stop: CancellationToken) -> BoxFuture<'static, ()> {
+        Box::pin(self.hold(answer, stop))
+    }
+
+    async fn hold(self, answer: WebAnswer, stop: CancellationToken) {
         let group = Group::new(stop.clone());
         let places = HalfOpen::new(self.limits.connections);
         let mut refusals = Refusals::default();
@@ -188,21 +195,23 @@ async fn converse(
     spawner: Spawner,
 ) -> Result<(), BoxError> {
     socket.set_nodelay(true)?;
-    let stream = timeout(limits.waiting, TlsAcceptor::from(config).accept(socket)).await??;
+    let stream = Box::new(timeout(limits.waiting, TlsAcceptor::from(config).accept(socket)).await??);
     let speaks_http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
     let service = service_fn(move |request: Request<Incoming>| {
         let reply = answer(request.method(), request.uri().path());
         async move { Ok::<_, Infallible>(response(reply)) }
     });
     if speaks_http2 {
+        let io = spawner.paced(Io::Web(stream));
         let mut http = http2::Builder::new(spawner);
         http.timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
             .max_header_list_size(HEADERS)
             .keep_alive_interval(limits.waiting)
             .keep_alive_timeout(limits.waiting);
-        pin!(http.serve_connection(TokioIo::new(stream), service)).await?;
+        pin!(http.serve_connection(TokioIo::new(io), service)).await?;
     } else {
+        let stream: Box<dyn Wire> = stream;
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(limits.waiting).max_buf_size(BUFFER);
         pin!(http.serve_connection(TokioIo::new(stream), service)).await?;

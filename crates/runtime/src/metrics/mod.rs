@@ -23,6 +23,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::BoxError;
@@ -225,7 +226,11 @@ impl Metrics {
     ///
     /// # Errors
     /// If signals cannot be listened to.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), BoxError> {
+    pub fn run(self, stop: CancellationToken) -> BoxFuture<'static, Result<(), BoxError>> {
+        Box::pin(self.feed(stop))
+    }
+
+    async fn feed(self, stop: CancellationToken) -> Result<(), BoxError> {
         let Some(registry) = &self.0 else { return Ok(()) };
         let lines = futures::future::join_all(registry.lines.iter().map(|lines| lines.run(&stop)));
         let m3 = futures::future::join_all(registry.m3.iter().map(|m3| m3.run(&stop)));

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Request, Response, StatusCode, request};
 use http_body_util::Full;
@@ -21,7 +22,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use tls::{Certificate, Clients, TlsError, tls};
 
+use crate::http::Wire;
 use crate::listen::{ListenError, Refusals, TlsSource};
 use crate::tasks::Group;
 
@@ -76,15 +77,24 @@ impl PageListener {
 
     /// Answers until `stop` is cancelled; then connections are closed, as they carry nothing that
     /// would be missed. With `tls` nothing else is spoken.
-    pub async fn serve<F>(
+    pub fn serve<F>(
         self,
         tls: Option<TlsSource>,
         answer: impl Fn(request::Parts) -> F + Send + Sync + 'static,
         stop: CancellationToken,
-    ) where
+    ) -> BoxFuture<'static, ()>
+    where
         F: Future<Output = Page> + Send + 'static,
     {
-        let answer = Arc::new(answer);
+        let answer: Answer = Arc::new(move |request| Box::pin(answer(request)));
+        self.hold(tls, answer, stop)
+    }
+
+    fn hold(self, tls: Option<TlsSource>, answer: Answer, stop: CancellationToken) -> BoxFuture<'static, ()> {
+        Box::pin(self.accept(tls, answer, stop))
+    }
+
+    async fn accept(self, tls: Option<TlsSource>, answer: Answer, stop: CancellationToken) {
         let group = Group::new(stop.clone());
         let rooms = Arc::new(Semaphore::new(CONNECTIONS));
         let mut refusals = Refusals::default();
@@ -135,26 +145,20 @@ pub fn refused(status: StatusCode, line: &str) -> Page {
     page
 }
 
-async fn connection<A, F>(socket: TcpStream, tls: Option<TlsSource>, answer: Arc<A>, patience: Duration)
-where
-    A: Fn(request::Parts) -> F + Send + Sync + 'static,
-    F: Future<Output = Page> + Send + 'static,
-{
-    let Some(tls) = tls else { return speak(socket, answer, patience).await };
+/// Has the page for a request.
+type Answer = Arc<dyn Fn(request::Parts) -> BoxFuture<'static, Page> + Send + Sync>;
+
+async fn connection(socket: TcpStream, tls: Option<TlsSource>, answer: Answer, patience: Duration) {
+    let Some(tls) = tls else { return speak(Box::new(socket), answer, patience).await };
     let shaking = TlsAcceptor::from(tls()).accept(socket);
     match tokio::time::timeout(patience, shaking).await {
-        Ok(Ok(stream)) => speak(stream, answer, patience).await,
+        Ok(Ok(stream)) => speak(Box::new(stream), answer, patience).await,
         Ok(Err(error)) => tracing::debug!(%error, "Page was not asked for as it must be: no TLS handshake"),
         Err(_elapsed) => {}
     }
 }
 
-async fn speak<S, A, F>(stream: S, answer: Arc<A>, patience: Duration)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    A: Fn(request::Parts) -> F + Send + Sync + 'static,
-    F: Future<Output = Page> + Send + 'static,
-{
+async fn speak(stream: Box<dyn Wire>, answer: Answer, patience: Duration) {
     let service = service_fn(move |request: Request<Incoming>| {
         let page = answer(request.into_parts().0);
         async move { Ok::<_, Infallible>(page.await) }

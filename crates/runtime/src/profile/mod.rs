@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use futures::future::BoxFuture;
 use http::{StatusCode, request};
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -40,9 +41,11 @@ pub struct Profiling {
 
 /// Serves profiles and writes them until `stop` is cancelled. What cannot be had is told in the log and
 /// ends nothing.
-pub async fn run(profiling: Profiling, clock: Arc<dyn Clock>, stop: CancellationToken) {
-    let served = serve(profiling.port, Arc::clone(&clock), stop.clone());
-    tokio::join!(served, write(&profiling, clock, stop));
+pub fn run(profiling: Profiling, clock: Arc<dyn Clock>, stop: CancellationToken) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let served = serve(profiling.port, Arc::clone(&clock), stop.clone());
+        tokio::join!(served, write(&profiling, clock, stop));
+    })
 }
 
 async fn serve(port: u16, clock: Arc<dyn Clock>, stop: CancellationToken) {
