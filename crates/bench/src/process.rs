@@ -82,11 +82,12 @@ impl Process {
         Usage { ticks: ticks(&stat), threads }
     }
 
-    /// Its resident memory in bytes.
-    pub(crate) fn resident(&self) -> u64 {
+    /// Resident memory of its own, in bytes: not its code, of which more or less is mapped from one second to
+    /// the next.
+    pub(crate) fn memory(&self) -> u64 {
         let status = fs::read_to_string(self.folder.join("status")).unwrap_or_default();
         let kilobytes =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+            status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next());
         kilobytes.and_then(|text| text.parse::<u64>().ok()).unwrap_or_default() * 1024
     }
 }
@@ -157,7 +158,7 @@ mod tests {
     fn this_process_has_used_something() {
         let own = Process::of_pid(i32::try_from(std::process::id()).unwrap()).unwrap();
 
-        assert!(own.resident() > 100_000);
+        assert!(own.memory() > 100_000);
         assert!(!own.program().is_empty());
         assert!(own.usage().total() > Duration::ZERO);
         assert!(Process::of_pid(0).is_err());

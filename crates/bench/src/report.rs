@@ -106,7 +106,7 @@ pub struct Latency {
     pub most: f64,
 }
 
-/// Resident memory of the target around something.
+/// Memory of the target around something: resident, and its own.
 #[derive(Clone, Debug, Serialize)]
 pub struct Memory {
     /// Around what.

@@ -89,9 +89,9 @@ pub(super) async fn idle(bench: &Bench<'_>) -> Result<Found, BenchError> {
     let Settings { entries, agents, interval, duration, callers, rate, patience, .. } = bench.settings;
     let mut fleet = Fleet::gather(bench.target, bench.traces, "idle", *agents).await?;
     fleet.furnish(bench.target, bench.traces, Settings::first(entries), *patience).await?;
-    let before = bench.target.server.resident();
+    let before = bench.target.server.memory();
     fleet.connect().await?;
-    let after = bench.target.server.resident();
+    let after = bench.target.server.memory();
     let memory = Memory::of("connected agents".to_owned(), before, after, *agents);
 
     let fleet = &fleet;

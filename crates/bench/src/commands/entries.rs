@@ -34,7 +34,7 @@ pub(super) async fn seed(bench: &Bench<'_>) -> Result<Found, BenchError> {
     let wanted = Settings::first(&bench.settings.entries);
     let batch = Settings::first(&bench.settings.batches);
     let admins = bench.target.admins(BATCHES_AT_ONCE).await?;
-    let before = bench.target.server.resident();
+    let before = bench.target.server.memory();
     let call = async |ticket: Ticket| {
         let start = usize::try_from(ticket.number).unwrap_or_default() * batch;
         let end = (start + batch).min(wanted);
@@ -60,7 +60,7 @@ pub(super) async fn seed(bench: &Bench<'_>) -> Result<Found, BenchError> {
     let load = Load { rate: None, callers: BATCHES_AT_ONCE, until: Until::Made(made) };
     let phase = bench.stage().drive("entries seeded", "entries", load, &call).await?;
     complete(&phase)?;
-    let memory = Memory::of("seeded entries".to_owned(), before, bench.target.server.resident(), wanted);
+    let memory = Memory::of("seeded entries".to_owned(), before, bench.target.server.memory(), wanted);
     Ok(Found { phases: vec![phase], memory: vec![memory] })
 }
 

@@ -59,7 +59,7 @@ pub(super) async fn soak(bench: &Bench<'_>) -> Result<Found, BenchError> {
         come_and_go(bench, number).await
     };
 
-    let before = bench.target.server.resident();
+    let before = bench.target.server.memory();
     let used = bench.target.server.usage();
     let ((mut first, mut second), (mut third, mut fourth)) = try_join(
         try_join(
@@ -80,7 +80,7 @@ pub(super) async fn soak(bench: &Bench<'_>) -> Result<Found, BenchError> {
     }
     let mut phases = vec![first, second, third, fourth];
     phases.push(total(&phases, cpu));
-    let after = bench.target.server.resident();
+    let after = bench.target.server.memory();
     let calls = phases.last().map_or(0, |phase| phase.calls);
     let memory = Memory::of("calls".to_owned(), before, after, usize::try_from(calls).unwrap_or_default());
     Ok(Found { phases, memory: vec![memory] })

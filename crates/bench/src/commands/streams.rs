@@ -49,13 +49,13 @@ pub(super) async fn hold(
     let Settings { streams, connections, rotations, patience, .. } = bench.settings;
     let connections = connections.unwrap_or(*streams).min(*streams);
     bench.target.say(&format!("opening {streams} streams on {connections} connections"));
-    let before = agent.resident();
+    let before = agent.memory();
     let mut open = Streams::open(bench, resident, *streams, connections).await?;
     let what = match connections == *streams {
         true => "open streams".to_owned(),
         false => format!("open streams on {connections} connections"),
     };
-    found.memory.push(Memory::of(what, before, agent.resident(), open.count));
+    found.memory.push(Memory::of(what, before, agent.memory(), open.count));
 
     let clock = SystemClock;
     let (usage, start) = (agent.usage(), clock.instant());
@@ -191,7 +191,7 @@ pub(super) async fn cache(
         Ok::<_, BenchError>(usize::try_from(info.into_inner().cached_x509_svids_count).unwrap_or_default())
     };
     let clock = SystemClock;
-    let (held_before, before) = (held().await?, agent.resident());
+    let (held_before, before) = (held().await?, agent.memory());
     bench.target.say(&format!("creating {count} entries"));
     for start in (0..count).step_by(BATCH) {
         let numbers = start..(start + BATCH).min(count);
@@ -218,7 +218,7 @@ pub(super) async fn cache(
     found.memory.push(Memory::of(
         "cached X.509-SVIDs with their entries".to_owned(),
         before,
-        agent.resident(),
+        agent.memory(),
         count,
     ));
     Ok(())

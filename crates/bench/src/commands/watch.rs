@@ -40,11 +40,10 @@ pub(super) async fn watch(bench: &Bench<'_>) -> Result<Found, BenchError> {
     let mut fleet = Fleet::gather(bench.target, bench.traces, "watch", *agents).await?;
     fleet.furnish(bench.target, bench.traces, Settings::first(entries), *patience).await?;
     fleet.connect().await?;
-    let resident = bench.target.server.resident();
+    let resident = bench.target.server.memory();
     bench.target.say(&format!("opening {agents} streams"));
     let mut watchers = Watchers::open(&fleet.agents).await?;
-    let memory =
-        Memory::of("agents that watch".to_owned(), resident, bench.target.server.resident(), *agents);
+    let memory = Memory::of("agents that watch".to_owned(), resident, bench.target.server.memory(), *agents);
 
     let mut histogram = Histogram::default();
     let (before, start) = (bench.target.server.usage(), clock.instant());
