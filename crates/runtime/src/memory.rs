@@ -2,6 +2,7 @@
 //!
 //! A program that links this crate takes memory from the kernel as it is needed rather than ahead of it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use crate::sys::memory::Allocator;
@@ -15,9 +16,12 @@ const SETTLED: Duration = Duration::from_secs(5);
 /// How often it is looked whether it is.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
-/// How much of a processor a process at rest has between two looks, at most: to have code back takes some
-/// hundred microseconds, which one that works is spared.
-const BUSY: Duration = Duration::from_millis(10);
+/// How long a process must have been at rest for that, in looks.
+const AWHILE: usize = 5;
+
+/// How much of a processor it had in that time, at most, with polls of its server and a call or two. To have
+/// code back takes milliseconds, which whoever calls more often is spared.
+const BUSY: Duration = Duration::from_millis(8);
 
 /// What a look takes of a processor, at most.
 const LOOK: Duration = Duration::from_micros(300);
@@ -64,7 +68,7 @@ fn overwrite_stack() {
 }
 
 /// Keeps a process small that does little: once it has settled, the code that its start needed is given
-/// back, and from then on what it ran whenever it has been at rest for a second. What is run again comes
+/// back, and from then on what it ran as long as it is at rest. What is run again comes
 /// back from the page cache. Does not end.
 ///
 /// Linux maps code by the run, up to hundreds of kilobytes for one function: otherwise a process has mapped
@@ -88,7 +92,8 @@ pub async fn stay_small_at_rest(clock: &dyn Clock) {
 
 /// When code is given back, by how long the process has had a processor.
 struct Rest {
-    at_last_look: Option<Duration>,
+    /// At the last looks, the oldest first.
+    looks: VecDeque<Duration>,
     has_run: bool,
     has_given_back: bool,
 }
@@ -96,14 +101,19 @@ struct Rest {
 impl Rest {
     /// Of a process that has started.
     const fn new() -> Self {
-        Self { at_last_look: None, has_run: true, has_given_back: false }
+        Self { looks: VecDeque::new(), has_run: true, has_given_back: false }
     }
 
     /// Whether the process is at rest, and has run something since code was given back.
     fn is_worth_it(&mut self, used: Duration) -> bool {
-        let lately = self.at_last_look.replace(used).map_or(Duration::ZERO, |then| used.saturating_sub(then));
+        let since = |look: Option<&Duration>| look.map_or(Duration::ZERO, |then| used.saturating_sub(*then));
+        let (lately, for_a_while) = (since(self.looks.back()), since(self.looks.front()));
+        if self.looks.len() == AWHILE {
+            self.looks.pop_front();
+        }
+        self.looks.push_back(used);
         self.has_run |= lately > if self.has_given_back { LOOK_ANEW } else { LOOK };
-        self.has_given_back = self.has_run && lately < BUSY;
+        self.has_given_back = self.has_run && for_a_while < BUSY;
         self.has_run &= !self.has_given_back;
         self.has_given_back
     }
@@ -120,11 +130,13 @@ mod tests {
 
         assert!(is_worth_it(500), "what it ran at its start");
         assert!(!is_worth_it(500), "it has done nothing but look");
-        assert!(is_worth_it(504), "it did a little");
-        assert!(is_worth_it(508), "and again at once");
-        assert!(!is_worth_it(600), "it is busy");
-        assert!(!is_worth_it(700), "still");
-        assert!(is_worth_it(700), "it was busy");
-        assert!(!is_worth_it(700), "nothing since");
+        assert!(is_worth_it(503), "it did a little");
+        assert!(is_worth_it(506), "and again at once");
+        assert!(!is_worth_it(520), "it is busy");
+        for _ in 0..4 {
+            assert!(!is_worth_it(521), "it was, a while ago");
+        }
+        assert!(is_worth_it(521), "it is at rest");
+        assert!(!is_worth_it(521), "nothing since");
     }
 }
