@@ -65,8 +65,31 @@ impl<U: Message + Default + Name> tonic::codec::Decoder for Decoder<U> {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let bytes = buffer.copy_to_bytes(buffer.remaining());
-        decoded(&bytes).map(Some).map_err(|error| Status::internal(error.to_string()))
+        decoded(&bytes).map(Some).map_err(|error| unreadable(&error))
     }
+}
+
+/// Reads messages of which nothing is known but their type.
+pub(crate) struct AsWritten<U>(PhantomData<fn() -> U>);
+
+impl<U> Default for AsWritten<U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<U: Message + Default> tonic::codec::Decoder for AsWritten<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        U::decode(buffer).map(Some).map_err(|error| unreadable(&error))
+    }
+}
+
+/// A message of a stream that is none, in the words of SPIRE's library.
+pub(crate) fn unreadable(error: &DecodeError) -> Status {
+    Status::internal(format!("grpc: failed to unmarshal the received message: {error}"))
 }
 
 /// Reads a message.

@@ -15,7 +15,7 @@ use tonic::codegen::tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::codec::{Codec, Decoder, decoded};
-use crate::raw::{self, Encoded, Replies};
+use crate::raw::{self, Encoded, Replied, Replies};
 
 /// What carries calls to a server: a channel, or something before one.
 pub trait Carrier:
@@ -159,7 +159,7 @@ where
     F: FnOnce(Request<M>) -> A + Send + 'static,
     A: Future<Output = Result<Response<R>, Status>> + Send + 'static,
 {
-    let method = |request| match raw::read(request) {
+    let method = |request| match raw::read(request, Replied::Once) {
         Ok(request) => {
             let answer = answer(request);
             Box::pin(async { Ok(answer.await?.map(|message| encoded(&message))) }) as Written
@@ -171,7 +171,7 @@ where
 
 /// The same for all methods.
 async fn answered(request: http::Request<Body>, method: Method) -> Result<http::Response<Body>, Infallible> {
-    let answered = match raw::gathered(request).await {
+    let answered = match raw::gathered(request, Replied::Once).await {
         Ok(request) => method(request).await,
         Err(status) => Err(status),
     };

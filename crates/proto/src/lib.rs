@@ -7,6 +7,7 @@
 
 pub mod codec;
 pub mod convert;
+mod framed;
 mod grpc;
 pub mod raw;
 pub mod reflection;

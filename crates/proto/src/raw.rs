@@ -20,20 +20,15 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use http_body::{Body as _, Frame};
 use prost::encoding::{WireType, encode_key, encode_varint};
-use prost::{Message, Name};
+use prost::{DecodeError, Message, Name};
 use tonic::body::Body;
 use tonic::codegen::tokio_stream::{self, Stream};
 use tonic::metadata::{GRPC_CONTENT_TYPE, MetadataMap};
 use tonic::{Request, Response, Status, Streaming};
-use tonic_prost::ProstDecoder;
 
-use crate::codec::decoded;
-
-/// The longest message that is received, as in SPIRE.
-pub const RECEIVE_LIMIT: usize = 4 << 20;
-
-/// Before each message on the wire: a flag and the length (gRPC over HTTP/2, "Length-Prefixed-Message").
-const PREFIX: usize = 5;
+use crate::codec::{AsWritten, decoded, unreadable};
+pub use crate::framed::RECEIVE_LIMIT;
+use crate::framed::{Encoding, Framed, PREFIX};
 
 /// Short pieces are copied together up to this length: cheaper than a frame for each.
 const COPIED: usize = 16 << 10;
@@ -190,7 +185,7 @@ where
     F: FnOnce(Request<M>) -> A + Send,
     A: Future<Output = Result<Response<Encoded>, Status>> + Send,
 {
-    let answered = match received(request).await {
+    let answered = match received(request, Replied::Once).await {
         Ok(request) => answer(request).await,
         Err(status) => Err(status),
     };
@@ -209,7 +204,7 @@ where
     F: FnOnce(Request<M>) -> A + Send,
     A: Future<Output = Result<Response<Replies>, Status>> + Send,
 {
-    match received(request).await {
+    match received(request, Replied::Often).await {
         Ok(request) => reply(answer(request).await),
         Err(status) => status.into_http(),
     }
@@ -222,7 +217,7 @@ where
     F: FnOnce(Request<Streaming<M>>) -> A + Send,
     A: Future<Output = Result<Response<Replies>, Status>> + Send,
 {
-    streaming_by(ProstDecoder::default(), request, answer).await
+    streaming_by(AsWritten::default(), request, answer).await
 }
 
 /// The same with another reader of messages.
@@ -236,27 +231,76 @@ where
     F: FnOnce(Request<Streaming<M>>) -> A + Send,
     A: Future<Output = Result<Response<Replies>, Status>> + Send,
 {
-    let request = request.map(|body| Streaming::new_request(decoder, body, None, Some(RECEIVE_LIMIT)));
+    let encoding = match Encoding::of(request.headers()) {
+        Ok(encoding) => encoding,
+        Err(status) => return status.into_http(),
+    };
+    let request = request.map(|body| {
+        let body = Body::new(Framed::new(body, encoding));
+        Streaming::new_request(decoder, body, None, Some(RECEIVE_LIMIT))
+    });
     reply(answer(Request::from_http(request)).await)
 }
 
+/// How many replies the one message of a request gets: what is wrong with it is told by that.
+#[derive(Clone, Copy)]
+pub(crate) enum Replied {
+    Once,
+    Often,
+}
+
+impl Replied {
+    /// There is no message, or not even the whole of what stands before it.
+    fn missing(self) -> Status {
+        match self {
+            Self::Once => Status::unknown("EOF"),
+            Self::Often => Status::internal(
+                "cardinality violation: received no request message from non-client-streaming RPC",
+            ),
+        }
+    }
+
+    /// The message is cut short.
+    fn cut(self) -> Status {
+        match self {
+            Self::Once => Status::unknown("unexpected EOF"),
+            Self::Often => Status::internal("unexpected EOF"),
+        }
+    }
+
+    fn unreadable(self, error: &DecodeError) -> Status {
+        match self {
+            Self::Once => Status::internal(format!("grpc: error unmarshalling request: {error}")),
+            Self::Often => unreadable(error),
+        }
+    }
+}
+
 /// The one message of a request. What a client sends behind it is not waited for.
-async fn received<M: Message + Default + Name>(request: http::Request<Body>) -> Result<Request<M>, Status> {
-    read(gathered(request).await?)
+async fn received<M: Message + Default + Name>(
+    request: http::Request<Body>,
+    replied: Replied,
+) -> Result<Request<M>, Status> {
+    read(gathered(request, replied).await?, replied)
 }
 
 /// The message of a request that was received.
-pub(crate) fn read<M: Message + Default + Name>(request: Request<Bytes>) -> Result<Request<M>, Status> {
+pub(crate) fn read<M: Message + Default + Name>(
+    request: Request<Bytes>,
+    replied: Replied,
+) -> Result<Request<M>, Status> {
     let (metadata, extensions, bytes) = request.into_parts();
-    let message = decoded::<M>(&bytes)
-        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
+    let message = decoded::<M>(&bytes).map_err(|error| replied.unreadable(&error))?;
     Ok(Request::from_parts(metadata, extensions, message))
 }
 
 /// The same before it is read.
-pub(crate) async fn gathered(request: http::Request<Body>) -> Result<Request<Bytes>, Status> {
+pub(crate) async fn gathered(
+    request: http::Request<Body>,
+    replied: Replied,
+) -> Result<Request<Bytes>, Status> {
     let (parts, body) = request.into_parts();
-    let bytes = first_message(body, parts.headers.get("grpc-encoding")).await?;
+    let bytes = first_message(body, &Encoding::of(&parts.headers)?, replied).await?;
     Ok(Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, bytes))
 }
 
@@ -266,7 +310,7 @@ pub(crate) async fn gathered(request: http::Request<Body>) -> Result<Request<Byt
 /// There is none, it is too long, or compressed.
 pub async fn peeked(request: http::Request<Body>) -> Result<(http::Request<Body>, Bytes), Status> {
     let (parts, body) = request.into_parts();
-    let message = first_message(body, parts.headers.get("grpc-encoding")).await?;
+    let message = first_message(body, &Encoding::of(&parts.headers)?, Replied::Once).await?;
     let mut whole = BytesMut::with_capacity(PREFIX + message.len());
     whole.extend_from_slice(&[0]);
     whole.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -293,13 +337,12 @@ impl http_body::Body for Whole {
     }
 }
 
-async fn first_message(body: Body, encoding: Option<&http::HeaderValue>) -> Result<Bytes, Status> {
+async fn first_message(body: Body, encoding: &Encoding, replied: Replied) -> Result<Bytes, Status> {
     let mut body = std::pin::pin!(body);
     let mut gathered = BytesMut::new();
     loop {
         let Some(frame) = std::future::poll_fn(|task| body.as_mut().poll_frame(task)).await else {
-            let nothing = gathered.is_empty();
-            return Err(if nothing { Status::unknown("EOF") } else { Status::internal("unexpected EOF") });
+            return Err(if gathered.len() < PREFIX { replied.missing() } else { replied.cut() });
         };
         let Ok(data) = frame?.into_data() else { continue };
         if gathered.is_empty()
@@ -316,30 +359,10 @@ async fn first_message(body: Body, encoding: Option<&http::HeaderValue>) -> Resu
 }
 
 /// Where the message ends that `bytes` begin with, once all of it is there.
-fn message_end(bytes: &[u8], encoding: Option<&http::HeaderValue>) -> Result<Option<usize>, Status> {
-    let Some((&[flag, ref size @ ..], _)) = bytes.split_first_chunk::<PREFIX>() else { return Ok(None) };
-    check_flag(flag, encoding)?;
-    let size = u32::from_be_bytes(*size) as usize;
-    if size > RECEIVE_LIMIT {
-        let text = format!("grpc: received message larger than max ({size} vs. {RECEIVE_LIMIT})");
-        return Err(Status::resource_exhausted(text));
-    }
-    let end = PREFIX + size;
+fn message_end(bytes: &[u8], encoding: &Encoding) -> Result<Option<usize>, Status> {
+    let Some((prefix, _)) = bytes.split_first_chunk() else { return Ok(None) };
+    let end = PREFIX + encoding.size_of(*prefix)?;
     Ok((end <= bytes.len()).then_some(end))
-}
-
-fn check_flag(flag: u8, encoding: Option<&http::HeaderValue>) -> Result<(), Status> {
-    let encoding = encoding.and_then(|name| name.to_str().ok()).unwrap_or_default();
-    match (flag, encoding) {
-        (0, _) => Ok(()),
-        (1, "" | "identity") => {
-            Err(Status::internal("grpc: compressed flag set with identity or empty encoding"))
-        }
-        (1, name) => Err(Status::unimplemented(format!(
-            "grpc: Decompressor is not installed for grpc-encoding {name:?}"
-        ))),
-        (other, _) => Err(Status::internal(format!("grpc: received unexpected payload format {other}"))),
-    }
 }
 
 fn reply<S>(answered: Result<Response<S>, Status>) -> http::Response<Body>

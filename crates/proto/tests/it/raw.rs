@@ -9,7 +9,7 @@ use proto::spire::server::entry::{GetAuthorizedEntriesRequest, GetAuthorizedEntr
 use proto::spire::types;
 use tonic::body::Body;
 use tonic::codegen::tokio_stream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 #[tokio::test]
 async fn pieces_arrive_as_one_message() {
@@ -78,7 +78,8 @@ async fn what_is_wrong_with_a_request_is_told_as_spire_tells_it() {
     };
 
     assert_eq!(refused(&[]).await, (Code::Unknown, "EOF".into()));
-    assert_eq!(refused(&[&[0, 0, 0, 0, 9, 1]]).await, (Code::Internal, "unexpected EOF".into()));
+    assert_eq!(refused(&[&[0, 0, 0, 0, 9, 1]]).await, (Code::Unknown, "unexpected EOF".into()));
+    assert_eq!(refused(&[&[0, 0, 0]]).await, (Code::Unknown, "EOF".into()));
     let long = "grpc: received message larger than max (4194305 vs. 4194304)";
     assert_eq!(refused(&[&[0, 0, 0x40, 0, 1]]).await, (Code::ResourceExhausted, long.into()));
     let flag = "grpc: compressed flag set with identity or empty encoding";
@@ -116,6 +117,74 @@ async fn a_stream_ends_with_its_status() {
     let status = Status::from_header_map(body.trailers().expect("trailers")).expect("a status");
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "no more"));
     assert_eq!(body.to_bytes(), [0_u8; 5].as_slice());
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_stream_is_told_as_spire_tells_it() {
+    // How many messages there were, and what came behind them.
+    let streamed = async |request: http::Request<Body>| {
+        let mut told = (0, None);
+        raw::streaming(request, |request: Request<Streaming<types::Bundle>>| {
+            let mut stream = request.into_inner();
+            let told = &mut told;
+            async move {
+                loop {
+                    match stream.message().await {
+                        Ok(Some(_)) => told.0 += 1,
+                        Ok(None) => break,
+                        Err(status) => {
+                            told.1 = Some((status.code(), status.message().to_owned()));
+                            break;
+                        }
+                    }
+                }
+                Err(Status::ok(""))
+            }
+        })
+        .await;
+        told
+    };
+    let empty = &[0; 5][..];
+
+    assert_eq!(streamed(request(&[])).await, (0, None));
+    assert_eq!(streamed(request(&[empty, &[0, 0, 0]])).await, (1, None));
+    assert_eq!(streamed(request(&[&[0][..]; 15])).await, (3, None));
+    let cut = Some((Code::Internal, "unexpected EOF".to_owned()));
+    assert_eq!(streamed(request(&[empty, &[0, 0, 0, 0, 9, 1]])).await, (1, cut));
+    let long = "grpc: received message larger than max (4194305 vs. 4194304)";
+    let long = Some((Code::ResourceExhausted, long.to_owned()));
+    assert_eq!(streamed(request(&[&[0, 0, 0x40], &[0, 1]])).await, (0, long));
+    let format = Some((Code::Internal, "grpc: received unexpected payload format 2".to_owned()));
+    assert_eq!(streamed(request(&[&[2, 0, 0, 0, 0]])).await, (0, format));
+    let (_, unreadable) = streamed(request(&[&[0, 0, 0, 0, 1, 0xff]])).await;
+    let (code, text) = unreadable.expect("it is no message");
+    assert_eq!(code, Code::Internal);
+    assert!(text.starts_with("grpc: failed to unmarshal the received message: "), "{text}");
+}
+
+#[tokio::test]
+async fn an_encoding_that_nobody_knows_is_refused_whatever_is_sent() {
+    let mut packed = request(&[&[0; 5]]);
+    packed.headers_mut().insert("grpc-encoding", "snappy".parse().expect("a value"));
+
+    let answer = |_: Request<types::Bundle>| async { Ok(Response::new(Encoded::default())) };
+    let refused = raw::unary(packed, answer).await;
+
+    let status = Status::from_header_map(refused.headers()).expect("a status");
+    let text = "grpc: Decompressor is not installed for grpc-encoding \"snappy\"";
+    assert_eq!((status.code(), status.message()), (Code::Unimplemented, text));
+}
+
+#[tokio::test]
+async fn a_call_with_many_replies_says_that_it_wants_one_message() {
+    let refused = raw::server_streaming(request(&[]), |_: Request<types::Bundle>| async {
+        Err(Status::unavailable("nobody asks"))
+    })
+    .await;
+
+    let status = Status::from_header_map(refused.headers()).expect("a status");
+    let text = "cardinality violation: received no request message from non-client-streaming RPC";
+    assert_eq!((status.code(), status.message()), (Code::Internal, text));
 }
 
 fn request(frames: &[&[u8]]) -> http::Request<Body> {
