@@ -34,7 +34,7 @@ impl Door {
     }
 
     async fn pass(self, request: Request<Body>) -> Response<Body> {
-        let path = request.uri().path().to_owned();
+        let path = listen::method(request.uri()).to_owned();
         let Some(connection) = request.extensions().get::<listen::Peer>() else {
             return Status::internal("caller missing from request").into_http();
         };
@@ -90,7 +90,7 @@ impl Door {
         if let Some(watch) = &watch {
             request = watch.request(request);
         }
-        let answer = in_known_words(self.services.answer(request).await);
+        let answer = self.services.answer(request).await;
         let answer = match watch {
             Some(watch) => watch.answer(answer),
             None => answer,
@@ -174,14 +174,4 @@ impl Service<Request<Body>> for Door {
 
 fn unimplemented(text: String) -> Response<Body> {
     Status::unimplemented(text).into_http()
-}
-
-/// The answer to a unary call without a message, as clients of SPIRE know it.
-fn in_known_words(response: Response<Body>) -> Response<Body> {
-    let is_empty_call =
-        |status: &Status| status.code() == Code::Internal && status.message() == "Missing request message.";
-    if Status::from_header_map(response.headers()).as_ref().is_some_and(is_empty_call) {
-        return Status::unknown("EOF").into_http();
-    }
-    response
 }

@@ -17,8 +17,8 @@ use crate::workload::Workload;
 /// Byte sequences that a server must survive, by name: each is the whole of what one connection sends.
 #[must_use]
 pub fn attacks() -> Vec<(&'static str, Vec<u8>)> {
-    // POST /a on http, no authority.
-    let call: &[u8] = &[0x83, 0x86, 0x04, 2, b'/', b'a'];
+    // POST /a on http, no authority, and the type of the content.
+    let call: &[u8] = b"\x83\x86\x04\x02/a\x0f\x10\x10application/grpc";
     let many = |one: &dyn Fn(u32) -> Vec<u8>, times: u32| (0..times).flat_map(one).collect::<Vec<u8>>();
     let bomb = {
         // One long field into the table, then named again and again.

@@ -19,7 +19,7 @@ use tonic::body::Body;
 use tower::service_fn;
 use tracing::info;
 
-use super::{PUBLIC, Public, bind, health, route};
+use super::{PUBLIC, Public, bind, health};
 
 /// The public socket, bound.
 pub struct Door {
@@ -108,10 +108,7 @@ impl Opener {
 impl Shared {
     /// Has a call wait until the APIs are there.
     async fn hold(&self, request: http::Request<Body>, stop: &CancellationToken) -> http::Response<Body> {
-        if let Some(status) = route::refusal(&request) {
-            return route::refused(status);
-        }
-        if health::is_asked(request.uri().path()) {
+        if health::is_asked(listen::method(request.uri())) {
             return health::not_serving(request).await;
         }
         let Ok(_place) = self.places.try_acquire() else {

@@ -177,10 +177,7 @@ impl Public {
     }
 
     async fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
-        if let Some(status) = route::refusal(&request) {
-            return route::refused(status);
-        }
-        let path = request.uri().path().to_owned();
+        let path = listen::method(request.uri()).to_owned();
         let (service, method) = match route::find(&path, &self.services) {
             Ok(found) => found,
             Err(status) => return status.into_http(),
@@ -222,10 +219,7 @@ impl Admin {
     }
 
     async fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
-        if let Some(status) = route::refusal(&request) {
-            return route::refused(status);
-        }
-        let path = request.uri().path().to_owned();
+        let path = listen::method(request.uri()).to_owned();
         let services =
             [budget::SERVICE, debug::SERVICE, delegated::SERVICE, explain::SERVICE, logger::SERVICE];
         let (service, method) = match route::find(&path, &services) {

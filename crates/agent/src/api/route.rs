@@ -1,8 +1,6 @@
 //! Which method a call is for, and the refusals of those that are for none.
 
-use http::{HeaderValue, Response, StatusCode};
 use tonic::Status;
-use tonic::body::Body;
 
 /// A service of a socket and its methods.
 pub(crate) struct Service {
@@ -29,26 +27,6 @@ pub(super) fn find<'a>(path: &'a str, services: &[Service]) -> Result<(&'static 
     Ok((found.name, method))
 }
 
-/// The HTTP status of what is no gRPC at all.
-pub(super) fn refusal<B>(request: &http::Request<B>) -> Option<StatusCode> {
-    if request.method() != http::Method::POST {
-        return Some(StatusCode::METHOD_NOT_ALLOWED);
-    }
-    let kind =
-        request.headers().get(http::header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    match kind.strip_prefix(b"application/grpc") {
-        Some([] | [b'+' | b';', ..]) => None,
-        _ => Some(StatusCode::UNSUPPORTED_MEDIA_TYPE),
-    }
-}
-
-/// An answer with this HTTP status and nothing else.
-pub(super) fn refused(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = status;
-    response
-}
-
 fn unimplemented(text: String) -> Box<Status> {
     Box::new(Status::unimplemented(text))
 }
@@ -72,22 +50,7 @@ mod tests {
         assert_eq!(refused("/"), "malformed method name: \"/\"");
         assert_eq!(refused("/a/B/C"), "unknown service a/B");
         assert_eq!(refused("/other.Service/Do"), "unknown service other.Service");
+        assert_eq!(refused("/a.B/C?d=e"), "unknown method C?d=e for service a.B");
         assert_eq!(refused("/a.B/c"), "unknown method c for service a.B");
-    }
-
-    #[test]
-    fn only_grpc_is_spoken() {
-        let code = |method: &str, kind: &str| {
-            let request =
-                http::Request::builder().method(method).header("content-type", kind).body(()).unwrap();
-            refusal(&request).map(|status| status.as_u16())
-        };
-
-        assert_eq!(code("POST", "application/grpc"), None);
-        assert_eq!(code("POST", "application/grpc+proto"), None);
-        assert_eq!(code("POST", "application/grpc;x=y"), None);
-        assert_eq!(code("POST", "application/grpc-web"), Some(415));
-        assert_eq!(code("POST", "application/json"), Some(415));
-        assert_eq!(code("GET", "application/grpc"), Some(405));
     }
 }

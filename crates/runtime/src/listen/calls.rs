@@ -6,19 +6,20 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures::FutureExt;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::Status;
 use tonic::body::Body;
-use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::Peer;
+use super::headers::{self, Asked};
 use super::paced::Paced;
 use super::resets::{Begun, Resets};
 use super::unread::{Unread, Watched};
@@ -104,51 +105,56 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let call = self.running.as_ref().map(Running::begin);
         let mut begun = self.resets.begin();
-        let deadline = deadline(request.headers());
+        let asked = match Asked::of(&request) {
+            Ok(asked) => asked,
+            Err(refusal) => {
+                begun.end();
+                return Box::pin(std::future::ready(Ok(*refusal)));
+            }
+        };
+        let until = asked.patience.and_then(|patience| Instant::now().checked_add(patience));
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.peer.clone());
         let handler = self.handler.clone();
-        let method = request.uri().path().to_owned();
+        let method = headers::method(request.uri()).to_owned();
         let unread = self.unread.clone();
 
         let answer = AssertUnwindSafe(async move { (handler.0)(request).await }).catch_unwind();
         Box::pin(async move {
-            let answer = match deadline {
+            let answer = match until {
                 None => answer.await,
-                Some(after) => match tokio::time::timeout(after, answer).await {
+                Some(until) => match tokio::time::timeout_at(until, answer).await {
                     Ok(answer) => answer,
                     Err(_) => {
                         begun.end();
-                        return Ok(Status::deadline_exceeded("context deadline exceeded").into_http());
+                        return Ok(asked.answered(too_late().into_http()));
                     }
                 },
             };
             let answer = match answer {
-                Ok(Ok(response)) => match too_large(&response) {
-                    Some(status) => Ok(status.into_http()),
-                    None => {
-                        let watched = |body: Body| {
-                            // Nobody asks for the parts of an answer that has none.
-                            if http_body::Body::is_end_stream(&body) {
-                                begun.end();
-                            }
-                            Body::new(Answer { body: unread.watch(body), begun, _call: call })
-                        };
-                        return Ok(response.map(watched));
-                    }
-                },
+                Ok(Ok(response)) => {
+                    let watched = |body: Body| {
+                        // Nobody asks for the parts of an answer that has none.
+                        if http_body::Body::is_end_stream(&body) {
+                            begun.end();
+                        }
+                        let body = unread.watch(body);
+                        Body::new(Answer { body, begun, until, alarm: None, _call: call })
+                    };
+                    return Ok(asked.answered(response.map(watched)));
+                }
                 Ok(Err(error)) => Ok(Status::from_error(error).into_http()),
                 Err(panic) => Err(panic),
             };
             begun.end();
-            Ok(match answer {
+            Ok(asked.answered(match answer {
                 Ok(answer) => answer,
                 Err(panic) => {
                     let error = crate::tasks::text_of(panic.as_ref());
                     tracing::error!(method, error, "Call panicked");
                     Status::internal("internal error").into_http()
                 }
-            })
+            }))
         })
     }
 }
@@ -203,6 +209,9 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner
 struct Answer {
     body: Watched,
     begun: Begun,
+    /// When the client gives up, and what wakes the answer then.
+    until: Option<Instant>,
+    alarm: Option<Pin<Box<Sleep>>>,
     _call: Option<Call>,
 }
 
@@ -218,8 +227,16 @@ impl http_body::Body for Answer {
         // Who has been answered may leave: of streams, many want but the first message.
         if frame.is_ready() {
             self.begun.end();
+            return frame;
         }
-        frame
+        let Some(until) = self.until else { return Poll::Pending };
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        ready!(alarm.as_mut().poll(context));
+        self.body.end();
+        self.begun.end();
+        let mut trailers = HeaderMap::with_capacity(2);
+        too_late().add_header(&mut trailers)?;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -231,57 +248,7 @@ impl http_body::Body for Answer {
     }
 }
 
-/// The refusal of a message that is too large, as all other makes of gRPC word it: tonic has another
-/// code for it, on which clients do not act.
-fn too_large<B>(response: &Response<B>) -> Option<Status> {
-    let status = response.extensions().get::<Status>().filter(|status| status.code() == Code::OutOfRange)?;
-    let sizes = status.message().strip_prefix("Error, decoded message length too large: found ")?;
-    let (found, limit) = sizes.strip_suffix(" bytes")?.split_once(" bytes, the limit is: ")?;
-    let text = format!("grpc: received message larger than max ({found} vs. {limit})");
-    Some(Status::resource_exhausted(text))
-}
-
-/// How long the client waits for the answer, from gRPC's header: at most eight digits and a unit. One
-/// that is malformed is passed over, as the client keeps the deadline itself.
-#[must_use]
-pub fn deadline(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
-    if digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
-        return None;
-    }
-    let number: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(number * 3600),
-        "M" => Duration::from_secs(number * 60),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn deadlines_are_read_as_grpc_writes_them() {
-        let read = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", value.parse().unwrap());
-            deadline(&headers)
-        };
-
-        assert_eq!(read("1H"), Some(Duration::from_secs(3600)));
-        assert_eq!(read("2M"), Some(Duration::from_secs(120)));
-        assert_eq!(read("99999999S"), Some(Duration::from_secs(99_999_999)));
-        assert_eq!(read("20m"), Some(Duration::from_millis(20)));
-        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
-        assert_eq!(read("0n"), Some(Duration::ZERO));
-        for bad in ["", "S", "1", "1s", "123456789S", "+1S", "-1S", "1.5S"] {
-            assert_eq!(read(bad), None, "{bad}");
-        }
-    }
+/// The end of a call that took longer than its client waits.
+fn too_late() -> Status {
+    Status::deadline_exceeded("context deadline exceeded")
 }

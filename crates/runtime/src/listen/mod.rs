@@ -17,6 +17,7 @@ mod doors;
 mod gathered;
 mod half_open;
 mod handed;
+mod headers;
 mod io;
 mod paced;
 mod peer;
@@ -35,9 +36,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 pub(crate) use accept::Refusals;
-pub use calls::deadline;
 pub use handed::{give_up, inherit};
 pub(crate) use handed::{hand_over, has_unclaimed, is_handing_over, pass_on, unclaimed};
+pub use headers::{deadline, method};
 pub use peer::{Peer, TlsPeer};
 pub use proxy::{Network, NoNetwork};
 pub use serve::{Limits, serve};

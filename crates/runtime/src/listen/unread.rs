@@ -62,6 +62,13 @@ impl Unread {
     }
 }
 
+impl Watched {
+    /// Nothing more comes, and whatever would have sent it is dropped.
+    pub(super) fn end(&mut self) {
+        self.body = Body::empty();
+    }
+}
+
 impl http_body::Body for Watched {
     type Data = Bytes;
     type Error = Status;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use finial_runtime::listen::{Limits, UnixListener};
 use tokio::net::UnixStream;
 
-use crate::support::{Client, Domain, OPTIONS, header, served, soon};
+use crate::support::{Client, Domain, OPTIONS, call_to, header, served, soon};
 
 #[tokio::test]
 async fn nobody_new_gets_in_and_idle_connections_close() {
@@ -32,7 +32,7 @@ async fn calls_that_end_in_time_are_answered() {
     let mut served = served(UnixListener::bind(&path, OPTIONS).unwrap(), Limits::local());
     let mut client = Client::unix(&path).await;
     client.sender.ready().await.unwrap();
-    let request = http::Request::post("http://localhost/hang").header("grpc-timeout", "200m");
+    let request = call_to("http://localhost/hang").header("grpc-timeout", "200m");
     let mut sender = client.sender.clone();
     let call = sender.send_request(request.body(http_body_util::Empty::new()).unwrap());
     let mut call = std::pin::pin!(call);

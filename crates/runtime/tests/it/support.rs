@@ -39,12 +39,17 @@ use tower_service::Service;
 /// Anything that takes longer has failed.
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 
+/// A call without a message.
+pub(crate) fn call_to(uri: impl AsRef<str>) -> http::request::Builder {
+    Request::post(uri.as_ref()).header("content-type", "application/grpc")
+}
+
 /// Fails the test if `future` takes too long.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, future).await.expect("it takes too long")
 }
 
-/// Answers `/who` with who called and `/endless` with ever more, never answers `/hang`, panics at `/panic`, and says of each call
+/// Answers `/who` with who called and `/endless` with ever more, begins to answer `/silence`, never answers `/hang`, panics at `/panic`, and says of each call
 /// that it has begun.
 #[derive(Clone)]
 pub(crate) struct Witness(mpsc::UnboundedSender<String>);
@@ -72,12 +77,8 @@ impl Service<Request<Body>> for Witness {
                 "/hang" => return std::future::pending().await,
                 "/panic" => panic!("on purpose"),
                 "/retire" => peer.retire(),
+                "/silence" => return Ok(Response::new(Body::new(Silence))),
                 "/endless" => return Ok(Response::new(Body::new(Endless))),
-                "/large" => {
-                    let text =
-                        "Error, decoded message length too large: found 5 bytes, the limit is: 4 bytes";
-                    return Ok(tonic::Status::out_of_range(text).into_http());
-                }
                 _ => {}
             }
             let mut response = Response::new(Body::empty());
@@ -88,6 +89,21 @@ impl Service<Request<Body>> for Witness {
             response.headers_mut().insert("authority", authority.parse().unwrap());
             Ok(response)
         })
+    }
+}
+
+/// An answer that begins, and then nothing comes.
+struct Silence;
+
+impl http_body::Body for Silence {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, tonic::Status>>> {
+        Poll::Pending
     }
 }
 
@@ -170,7 +186,7 @@ impl Client {
     ) -> Result<Response<hyper::body::Incoming>, hyper::Error> {
         self.sender.ready().await?;
         let uri = format!("http://{authority}{path}");
-        self.sender.send_request(Request::post(uri).body(Empty::new()).unwrap()).await
+        self.sender.send_request(call_to(uri).body(Empty::new()).unwrap()).await
     }
 
     pub(crate) async fn who(&mut self) -> String {

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::{
-    Client, Domain, LOCALHOST, SERVER, header as header_of, served, shake_hands, soon, wrap,
+    Client, Domain, LOCALHOST, SERVER, call_to, header as header_of, served, shake_hands, soon, wrap,
 };
 
 #[tokio::test]
@@ -194,8 +194,7 @@ async fn t06_r04_a_connection_ends_at_its_age_and_its_calls_do_not() {
     soon(idle.who()).await;
 
     let mut sender = client.sender.clone();
-    let hanging =
-        sender.send_request(http::Request::post("http://localhost/hang").body(Empty::new()).unwrap());
+    let hanging = sender.send_request(call_to("http://localhost/hang").body(Empty::new()).unwrap());
     let mut hanging = std::pin::pin!(hanging);
     assert!(futures::poll!(&mut hanging).is_pending());
     assert_eq!(soon(served.calls.recv()).await.unwrap(), "/who");
@@ -225,8 +224,7 @@ async fn r03_a_client_without_certificate_may_not_idle() {
     done.who().await;
     let busy = domain.client(address, OwnCertificate::empty()).await.unwrap();
     let mut sender = busy.sender.clone();
-    let hanging =
-        sender.send_request(http::Request::post("http://localhost/hang").body(Empty::new()).unwrap());
+    let hanging = sender.send_request(call_to("http://localhost/hang").body(Empty::new()).unwrap());
     let mut hanging = std::pin::pin!(hanging);
     assert!(futures::poll!(&mut hanging).is_pending());
     let mut known = domain.client(address, domain.own(SERVER)).await.unwrap();
@@ -285,7 +283,7 @@ async fn r05_one_connection_has_so_many_calls_at_once_and_so_much_to_say_in_each
 
     // One more than it may have: it waits until another ends.
     let hang = |sender: &mut SendRequest<Empty<Bytes>>| {
-        sender.send_request(http::Request::post("http://localhost/hang").body(Empty::new()).unwrap())
+        sender.send_request(call_to("http://localhost/hang").body(Empty::new()).unwrap())
     };
     let mut hanging = Vec::new();
     for _ in 0..251 {
@@ -305,7 +303,7 @@ async fn r05_one_connection_has_so_many_calls_at_once_and_so_much_to_say_in_each
 
     // Headers above the limit end their call.
     let long = "x".repeat(17 << 10);
-    let request = http::Request::post("http://localhost/who").header("long", long).body(Empty::new());
+    let request = call_to("http://localhost/who").header("long", long).body(Empty::new());
     let refused = soon(other.sender.send_request(request.unwrap())).await;
     assert!(refused.is_err() || refused.unwrap().status() == 431);
 }
@@ -326,7 +324,7 @@ async fn r05_who_takes_back_too_many_calls_is_cut_off() {
         if soon(sender.ready()).await.is_err() {
             break;
         }
-        let request = http::Request::post("http://localhost/hang").body(Empty::new()).unwrap();
+        let request = call_to("http://localhost/hang").body(Empty::new()).unwrap();
         let mut call = Box::pin(sender.send_request(request));
         let begun = tokio::select! {
             _ = &mut call => false,
@@ -344,7 +342,7 @@ async fn r05_who_takes_back_too_many_calls_is_cut_off() {
     }
     for _ in 0..50 {
         soon(honest.sender.ready()).await.expect("nor those that have begun");
-        let request = http::Request::post("http://localhost/endless").body(Empty::new()).unwrap();
+        let request = call_to("http://localhost/endless").body(Empty::new()).unwrap();
         drop(soon(honest.sender.send_request(request)).await.unwrap());
     }
 }

@@ -92,10 +92,7 @@ impl Served {
     }
 
     async fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
-        if let Some(status) = route::refusal(&request) {
-            return route::refused(status);
-        }
-        let path = request.uri().path().to_owned();
+        let path = listen::method(request.uri()).to_owned();
         let (service, method) = match route::find(&path, &SERVICES) {
             Ok(found) => found,
             Err(status) => return status.into_http(),
