@@ -18,8 +18,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{
-    ErrorResponse, FileDescriptorResponse, ListServiceResponse, ServerReflectionRequest,
-    ServerReflectionResponse, ServiceResponse,
+    ErrorResponse, ExtensionNumberResponse, FileDescriptorResponse, ListServiceResponse,
+    ServerReflectionRequest, ServerReflectionResponse, ServiceResponse,
 };
 use tonic_reflection::pb::{v1, v1alpha};
 
@@ -31,6 +31,8 @@ pub(super) const SERVICE: Service = Service { name: "grpc.reflection.v1.ServerRe
 pub(super) const OLD_SERVICE: Service =
     Service { name: "grpc.reflection.v1alpha.ServerReflection", methods: METHODS };
 const METHODS: &[&str] = &["ServerReflectionInfo"];
+/// In the words of SPIRE's library.
+const NOT_FOUND: &str = "proto: not found";
 
 /// The service. Cheap to clone; clones are the same.
 #[derive(Clone)]
@@ -69,21 +71,23 @@ impl Reflection {
                 let service = self.services.iter().map(|name| ServiceResponse { name: (*name).to_owned() });
                 Ok(MessageResponse::ListServicesResponse(ListServiceResponse { service: service.collect() }))
             }
-            Some(MessageRequest::FileByFilename(name)) => files.with_imports(name, sent).ok_or(name),
+            Some(MessageRequest::FileByFilename(name)) => files.with_imports(name, sent).ok_or(NOT_FOUND),
             Some(MessageRequest::FileContainingSymbol(name)) => {
-                let file = files.by_symbol.get(name.trim_start_matches('.'));
-                file.and_then(|file| files.with_imports(file, sent)).ok_or(name)
+                let file = files.by_symbol.get(name);
+                file.and_then(|file| files.with_imports(file, sent)).ok_or(NOT_FOUND)
             }
             // No file here has any.
-            Some(MessageRequest::FileContainingExtension(extension)) => Err(&extension.containing_type),
-            Some(MessageRequest::AllExtensionNumbersOfType(name)) => Err(name),
+            Some(MessageRequest::FileContainingExtension(_)) => Err(NOT_FOUND),
+            Some(MessageRequest::AllExtensionNumbersOfType(name)) => {
+                let none = ExtensionNumberResponse { base_type_name: name.clone(), ..Default::default() };
+                let is_known = files.by_symbol.contains_key(name);
+                is_known.then_some(MessageResponse::AllExtensionNumbersResponse(none)).ok_or(NOT_FOUND)
+            }
             None => return Err(Status::invalid_argument("invalid MessageRequest: <nil>")),
         };
-        let answer = answer.unwrap_or_else(|name| {
-            MessageResponse::ErrorResponse(ErrorResponse {
-                error_code: Code::NotFound.into(),
-                error_message: format!("proto: not found: {name}"),
-            })
+        let answer = answer.unwrap_or_else(|text| {
+            let error_message = text.to_owned();
+            MessageResponse::ErrorResponse(ErrorResponse { error_code: Code::NotFound.into(), error_message })
         });
         Ok(Encoded::of(&ServerReflectionResponse {
             valid_host: request.host.clone(),

@@ -144,6 +144,7 @@ async fn reflection_lists_what_is_served_and_describes_it() {
             MessageRequest::FileByFilename("no.proto".to_owned()),
             MessageRequest::FileContainingSymbol("grpc.health.v1.Health".to_owned()),
             MessageRequest::AllExtensionNumbersOfType("X509SVID".to_owned()),
+            MessageRequest::AllExtensionNumbersOfType(".X509SVID".to_owned()),
         ],
     )
     .await;
@@ -153,6 +154,7 @@ async fn reflection_lists_what_is_served_and_describes_it() {
         MessageResponse::FileDescriptorResponse(workload),
         MessageResponse::ErrorResponse(missing),
         MessageResponse::FileDescriptorResponse(_),
+        MessageResponse::AllExtensionNumbersResponse(extensions),
         MessageResponse::ErrorResponse(_),
     ] = answers.as_slice()
     else {
@@ -169,7 +171,8 @@ async fn reflection_lists_what_is_served_and_describes_it() {
         ]
     );
     assert_eq!(workload.file_descriptor_proto.len(), 2);
-    assert_eq!((missing.error_code, missing.error_message.as_str()), (5, "proto: not found: no.proto"));
+    assert_eq!((missing.error_code, missing.error_message.as_str()), (5, "proto: not found"));
+    assert_eq!((extensions.base_type_name.as_str(), extensions.extension_number.len()), ("X509SVID", 0));
 }
 
 #[tokio::test]
