@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use tonic::body::Body;
 
 use crate::live::Stage;
 use crate::plane::{Plane, PlaneConfig, Product};
-use crate::wire::{Caller, Messages};
+use crate::wire::{Caller, Connection, Messages};
 
 const SET_BUNDLE: &str = "/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle";
 const CREATE_ENTRY: &str = "/spire.api.server.entry.v1.Entry/BatchCreateEntry";
@@ -29,6 +30,37 @@ const QUESTIONS: [&str; 8] = [
     "/spire.api.server.bundle.v1.Bundle/CountBundles",
     "/spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships",
 ];
+
+/// Method, path and headers of a request.
+type Knock = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+/// Requests that are no calls.
+const NO_CALLS: [Knock; 22] = [
+    ("POST", "/a.B/c", &[GRPC]),
+    ("POST", "/a.B/c?d=e", &[GRPC]),
+    ("POST", "/a/b?c/d", &[GRPC]),
+    ("POST", "/", &[GRPC]),
+    ("POST", "//", &[GRPC]),
+    ("POST", "/a.B/c", &[("content-type", "application/grpc+proto")]),
+    ("POST", "/a.B/c", &[("content-type", "application/grpc;charset=utf-8")]),
+    ("POST", "/a.B/c", &[]),
+    ("POST", "/a.B/c", &[("content-type", "application/grpc-web")]),
+    ("POST", "/a.B/c", &[("content-type", "text/plain; charset=\"utf-8\"")]),
+    ("GET", "/a.B/c", &[GRPC]),
+    ("GET", "/a.B/c", &[]),
+    ("POST", "/a.B/c", &[GRPC, ("grpc-timeout", "")]),
+    ("POST", "/a.B/c", &[GRPC, ("grpc-timeout", "5X")]),
+    ("POST", "/a.B/c", &[GRPC, ("grpc-timeout", "-5S")]),
+    ("POST", "/a.B/c", &[GRPC, ("grpc-timeout", "1.5S")]),
+    ("POST", "/a.B/c", &[GRPC, ("grpc-timeout", "123456789S")]),
+    ("POST", "/a.B/c", &[GRPC, ("grpc-timeout", "5S"), ("grpc-timeout", "0S")]),
+    ("POST", "/a.B/c", &[GRPC, ("a-bin", "ab,cd")]),
+    ("POST", "/a.B/c", &[GRPC, ("a-bin", "YQ==YQ==")]),
+    ("POST", "/a.B/c", &[GRPC, ("a-bin", "!"), ("grpc-timeout", "x")]),
+    ("POST", "/a.B/c", &[GRPC, ("host", "a"), ("host", "b")]),
+];
+
+const GRPC: (&str, &str) = ("content-type", "application/grpc");
 
 /// Finial and SPIRE on one machine.
 #[derive(Debug)]
@@ -138,6 +170,47 @@ impl Crossing {
         }
         let agents = stage.plane.ok("server", &["agent", "count", "-socketPath", "{sock}"]);
         if agents.trim() == "1 attested agent" { Ok(()) } else { Err(format!("there are {agents}")) }
+    }
+
+    /// Requests that are no calls are refused by Finial's sockets as by SPIRE's.
+    ///
+    /// # Errors
+    /// Says where the refusals differ.
+    ///
+    /// # Panics
+    /// If a server or agent does not start.
+    pub fn refusals(&self) -> Result<(), String> {
+        let mut told = Vec::new();
+        for product in self.products() {
+            let stage = Stage::set(product, &self.messages, "")?;
+            let refusals = stage.run(async {
+                let mut refusals = Vec::new();
+                for socket in ["sock", "asock"] {
+                    let connection = Connection::local(stage.plane.word(socket));
+                    for (method, path, headers) in NO_CALLS {
+                        let mut request = http::Request::builder().method(method).uri(path);
+                        for (name, value) in headers {
+                            request = request.header(*name, *value);
+                        }
+                        let request = request.body(Body::empty()).map_err(|error| error.to_string())?;
+                        let refusal = connection.knock(request).await;
+                        let refusal =
+                            refusal.map_err(|error| format!("{method} {path} {headers:?}: {error}"))?;
+                        refusals.push(format!("{socket} {method} {path} {headers:?}: {refusal}"));
+                    }
+                }
+                Ok::<_, String>(refusals)
+            })?;
+            told.push(refusals);
+        }
+        match told.as_slice() {
+            [finial, spire] if finial != spire => {
+                let pairs = finial.iter().zip(spire).filter(|(finial, spire)| finial != spire);
+                let pairs = pairs.map(|(finial, spire)| format!("{finial}\ninstead of\n{spire}"));
+                Err(pairs.collect::<Vec<_>>().join("\n"))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn answers(&self, plane: &Plane) -> Result<Vec<(&'static str, Value)>, String> {

@@ -21,10 +21,12 @@ use serde_json::{Value, json};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_stream::Stream;
+use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::AsciiMetadataKey;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status, Streaming};
+use tower::ServiceExt as _;
 
 use crate::pki::Key;
 
@@ -295,6 +297,16 @@ impl Connection {
         metadata: &[(String, String)],
     ) -> Result<Streaming<Bytes>, Status> {
         self.converse(method, tokio_stream::iter(messages), metadata).await
+    }
+
+    /// Sends a request without a message, that is perhaps no call; tells the statuses of HTTP and gRPC and
+    /// the kind of content of the answer.
+    pub(crate) async fn knock(&self, request: http::Request<Body>) -> Result<String, String> {
+        let answer = tokio::time::timeout(PATIENCE, self.channel.clone().oneshot(request)).await;
+        let answer = answer.map_err(|_| "no answer")?.map_err(|error| error.to_string())?;
+        let status = Status::from_header_map(answer.headers()).ok_or("an answer without a status")?;
+        let kind = answer.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+        Ok(format!("{} {kind:?} {:?}: {}", answer.status(), status.code(), status.message()))
     }
 
     /// Sends what `messages` brings, as it comes, and hands back the stream of answers.

@@ -82,6 +82,11 @@ fn oracle_database_goes_to_spire_and_back() {
 }
 
 #[test]
+fn oracle_requests_that_are_no_calls_are_refused_alike() {
+    with_both(Crossing::refusals);
+}
+
+#[test]
 fn oracle_agent_folder_goes_to_spire_and_back_on_finial() {
     with_both(|both| both.agent_folder(Server::Finial));
 }
