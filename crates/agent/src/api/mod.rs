@@ -130,7 +130,7 @@ impl Apis {
                 let apis = Arc::clone(&apis);
                 async move { Ok::<_, Infallible>(apis.answer(request).await) }
             });
-            listen::serve(listener, Limits::local(), service, token.clone()).await;
+            listen::serve(listener, Limits::delegates(), service, token.clone()).await;
             info!("Admin APIs have stopped");
         };
         let brokers = async {

@@ -104,6 +104,12 @@ impl Limits {
     pub const fn local() -> Self {
         Self { per_user: 1024, age: None, calls: 100, keepalive: None, ..Self::tcp() }
     }
+
+    /// Of a Unix socket for those who act for others, with a stream open for each of them.
+    #[must_use]
+    pub const fn delegates() -> Self {
+        Self { calls: 4096, ..Self::local() }
+    }
 }
 
 /// Answers the calls that come in on `listener` with `service`, such as tonic's `Routes`, until `stop`

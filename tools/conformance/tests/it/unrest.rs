@@ -94,6 +94,9 @@ fn r06_a_connection_has_a_hundred_streams_and_others_have_theirs() {
     assert_eq!(streams_allowed(socket, 101), (Some(100), 1));
     assert_eq!(streams_allowed(socket, 150), (Some(100), 50));
 
+    // Who acts for others has a stream open for each of them.
+    assert_eq!(streams_allowed(Path::new(plane.word("admin")), 101), (Some(4096), 0));
+
     // A client that does waits by itself, until one ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -63,7 +63,7 @@ impl BrokerEndpoint {
         let local = async {
             let Some(socket) = self.socket else { return };
             info!(address = %socket.path().display(), network = "unix", "Starting SPIFFE Broker Endpoint");
-            listen::serve(socket, Limits::local(), service.clone(), token.clone()).await;
+            listen::serve(socket, Limits::delegates(), service.clone(), token.clone()).await;
         };
         let remote = async {
             let Some(port) = self.port else { return };
