@@ -27,7 +27,7 @@ const BUSY: Duration = Duration::from_millis(8);
 const LOOK: Duration = Duration::from_micros(300);
 
 /// The same after code was given back, when it has its own to get back.
-const LOOK_ANEW: Duration = Duration::from_micros(700);
+const LOOK_ANEW: Duration = Duration::from_micros(450);
 
 /// From now on, memory is zeroed when it is freed.
 ///
