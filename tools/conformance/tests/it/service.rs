@@ -108,6 +108,30 @@ fn service_manager_is_told_ready_alive_and_stopping() {
 }
 
 #[test]
+fn service_at_rest_gives_its_code_back() {
+    let mut plane = plane();
+    let server = plane.server().unwrap().pid();
+    let agent = plane.agent().unwrap().pid();
+    // In kilobytes.
+    let mapped = |pid: u32| -> u64 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    };
+
+    for pid in [server, agent] {
+        let (mut most, begun) = (mapped(pid), Instant::now());
+        while mapped(pid) > most / 2 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{most} kB, and {} now", mapped(pid));
+            pause();
+            most = most.max(mapped(pid));
+        }
+    }
+    // What was given back is there when it is run.
+    plane.await_identities(&[WORKLOAD]);
+}
+
+#[test]
 fn service_takes_the_sockets_that_were_made_for_it() {
     let mut plane = plane();
     stop(&mut plane);

@@ -31,10 +31,10 @@ fn watched() -> (Duration, bool) {
     if seconds == 0 { (Duration::from_millis(700), false) } else { (Duration::from_secs(seconds), true) }
 }
 
-/// No worse than so many times what it was, give or take what a machine of two processors does by itself.
-fn is_within(noticed: Noticed, before: Noticed, times: u32) -> bool {
-    let within = |noticed: Duration, before: Duration| noticed <= before * times + Duration::from_millis(2);
-    within(noticed.open, before.open) && within(noticed.fresh, before.fresh)
+/// No worse than five times what it was, give or take what a machine of two processors does by itself.
+fn is_borne(noticed: Noticed, quiet: Noticed) -> bool {
+    let within = |noticed: Duration, quiet: Duration| noticed <= quiet * 5 + Duration::from_millis(2);
+    within(noticed.open, quiet.open) && within(noticed.fresh, quiet.fresh)
 }
 
 #[test]
@@ -53,11 +53,10 @@ fn r00_under_each_attack_on_an_agent_honest_workloads_are_served() {
             "{riot:?}: {} calls, 99 of 100 within {:?} (quiet {:?}), on fresh connections {:?} (quiet {:?})",
             noticed.calls, noticed.open, quiet.open, noticed.fresh, quiet.fresh
         );
-        if is_strict && !is_within(noticed, quiet, 5) {
-            // Attackers that take all processors of a machine are not the agent's to hold back.
+        if is_strict && !is_borne(noticed, quiet) {
+            // How much of it is the machine's, whose processors the attackers take.
             let beside = unrest.beside(&product, riot, time, as_attacker).unwrap();
-            println!("{riot:?}: {beside:?} while it is done to another agent");
-            assert!(is_within(noticed, beside, 2), "{riot:?}: {beside:?} became {noticed:?}");
+            panic!("{riot:?}: {quiet:?} became {noticed:?}, {beside:?} while it is done to another agent");
         }
     }
     assert!(unrest.plane().agent().unwrap().is_running());
