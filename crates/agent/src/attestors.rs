@@ -7,13 +7,13 @@
 //! Nothing is remembered: each call finds out anew. So many run at once for one user; the others of
 //! the same user wait, and those of other users do not.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
 use plugin::{PluginError, WorkloadAttestor};
 use runtime::clock::{Clock, within};
+use runtime::keyed::Keyed;
 use runtime::metrics::{Call, Code};
 use runtime::peer::{Caller, CallerError};
 use spiffe::{Selector, SelectorSet};
@@ -26,14 +26,12 @@ use crate::meters::Meters;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How many attestations run at once for one user.
 const PER_USER: usize = 64;
-/// Queues of users that have gone are cleared away when there are so many.
-const MANY_QUEUES: usize = 64;
 
 /// The workload attestors of an agent.
 pub struct Attestors {
     plugins: Vec<Arc<dyn WorkloadAttestor>>,
     clock: Arc<dyn Clock>,
-    queues: Mutex<HashMap<u32, Weak<Semaphore>>>,
+    queues: Keyed<u32, Semaphore>,
     meters: Arc<Meters>,
     /// By plugin, in their order.
     calls: Vec<Call>,
@@ -57,7 +55,7 @@ impl Attestors {
     pub fn new(plugins: Vec<Arc<dyn WorkloadAttestor>>, clock: Arc<dyn Clock>) -> Self {
         let calls = plugins.iter().map(|_| Call::default()).collect();
         let own_pid = i32::try_from(std::process::id()).unwrap_or_default();
-        Self { plugins, clock, queues: Mutex::default(), meters: Arc::default(), calls, own_pid }
+        Self { plugins, clock, queues: Keyed::default(), meters: Arc::default(), calls, own_pid }
     }
 
     /// Measures what it does.
@@ -162,16 +160,7 @@ impl Attestors {
 
     /// Where the attestations of one user wait for their turn.
     fn queue(&self, user: u32) -> Arc<Semaphore> {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(queue) = queues.get(&user).and_then(Weak::upgrade) {
-            return queue;
-        }
-        if queues.len() >= MANY_QUEUES {
-            queues.retain(|_, queue| queue.strong_count() > 0);
-        }
-        let queue = Arc::new(Semaphore::new(PER_USER));
-        queues.insert(user, Arc::downgrade(&queue));
-        queue
+        self.queues.get_or_insert_with(user, || Semaphore::new(PER_USER))
     }
 }
 

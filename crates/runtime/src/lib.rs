@@ -14,6 +14,7 @@ pub mod files;
 pub mod health;
 pub mod http;
 mod json;
+pub mod keyed;
 pub mod listen;
 pub mod log;
 pub mod manager;

@@ -158,8 +158,22 @@ fn start_time(file: &File) -> io::Result<u64> {
 #[derive(Debug)]
 pub struct Process {
     pid: i32,
-    pidfd: OwnedFd,
+    handle: Handle,
     directory: OwnedFd,
+}
+
+/// What tells whether a process has ended, and no more.
+#[derive(Debug)]
+pub struct Handle(OwnedFd);
+
+impl Handle {
+    /// Whether it has not ended.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready == 0)
+    }
 }
 
 impl Process {
@@ -182,7 +196,7 @@ impl Process {
         let path = proc_root().join(pid.to_string());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(path, flags, Mode::empty())?;
-        let process = Self { pid, pidfd, directory };
+        let process = Self { pid, handle: Handle(pidfd), directory };
         if process.is_alive() { Ok(process) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
@@ -195,21 +209,27 @@ impl Process {
     /// The handle.
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.handle.0.as_fd()
     }
 
     /// Whether it has not ended.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        let mut polled = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready == 0)
+        self.handle.is_alive()
+    }
+
+    /// A handle for who wants to know that it ended, and nothing else of it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn handle(&self) -> io::Result<Handle> {
+        self.handle.0.try_clone().map(Handle)
     }
 
     /// Ends when the process has. To be called within a Tokio runtime.
     pub async fn ended(&self) {
         // A handle that cannot be watched is looked at when there is something to say.
-        let Ok(handle) = self.pidfd.try_clone() else { return std::future::pending().await };
+        let Ok(Handle(handle)) = self.handle() else { return std::future::pending().await };
         match sys::watched(handle) {
             Ok(handle) if handle.readable().await.is_ok() => {}
             Ok(_) | Err(_) => std::future::pending().await,

@@ -90,7 +90,7 @@ impl WorkloadAttestor for Unix {
                     PluginError::internal(format!("SHA256 digest: open /proc/{pid}/exe: {error}"))
                 })?;
                 let limit = self.settings.workload_size_limit.unsigned_abs();
-                let digest = Digests::digest(&self.digests, program, pid, limit).await?;
+                let digest = Digests::digest(&self.digests, program, caller, &status.user, limit).await?;
                 found.add("sha256", &digest);
             }
         }
