@@ -65,7 +65,7 @@ impl LastLook {
     /// Asks, within limits; who is told nothing of the outcome need not wait for it.
     pub(crate) fn ask(&self, selectors: &SelectorSet) {
         let allows = |limit: &Option<Limit>, selectors: &SelectorSet| {
-            limit.as_ref().is_none_or(|limit| limit.allows(selectors))
+            limit.as_ref().is_none_or(|limit| limit.take(selectors).is_ok())
         };
         // Callers that come too often use up nothing that others need.
         if allows(&self.per_selectors, selectors) && allows(&self.in_all, &SelectorSet::default()) {

@@ -88,21 +88,21 @@ impl Gate {
         Status::unavailable("workload attestation failed")
     }
 
-    /// Refuses a call beyond the limit of its method.
-    pub(super) fn check_rate(
+    /// Refuses a call beyond the limit of its method; those who ask on and on are told late.
+    pub(super) async fn check_rate(
         &self,
         call: &Call,
         limit: Option<&Limit>,
         selectors: &SelectorSet,
     ) -> Result<(), Status> {
-        match limit {
-            Some(limit) if !self.is_own(call) && !limit.allows(selectors) => {
-                self.context.meters.rate_exceeded(limited_name(call.method)).increment();
-                let service = self.service.0;
-                Err(Status::unavailable(format!("rate limit exceeded for /{service}/{}", call.method)))
-            }
-            _ => Ok(()),
+        let Some(limit) = limit.filter(|_| !self.is_own(call)) else { return Ok(()) };
+        let Err(beyond) = limit.take(selectors) else { return Ok(()) };
+        self.context.meters.rate_exceeded(limited_name(call.method)).increment();
+        if !beyond.after.is_zero() {
+            self.context.clock.sleep(beyond.after).await;
         }
+        let service = self.service.0;
+        Err(Status::unavailable(format!("rate limit exceeded for /{service}/{}", call.method)))
     }
 
     /// The refusal of a caller that no entry is for. Which of its selectors are told is configured.

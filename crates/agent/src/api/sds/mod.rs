@@ -101,7 +101,7 @@ impl SdsApi {
         requests: Streaming<DiscoveryRequest>,
     ) -> Result<Response<Replies>, Status> {
         let selectors = self.gate.attested(&call).await?;
-        self.gate.check_rate(&call, self.stream_limit.as_ref(), &selectors)?;
+        self.gate.check_rate(&call, self.stream_limit.as_ref(), &selectors).await?;
 
         let mut subscription = self.context.subscriptions.join(selectors);
         let update = subscription.current();
@@ -121,7 +121,7 @@ impl SdsApi {
 
     async fn fetch(&self, call: &Call, request: DiscoveryRequest) -> Result<Encoded, Status> {
         let selectors = self.gate.attested(call).await?;
-        self.gate.check_rate(call, self.fetch_limit.as_ref(), &selectors)?;
+        self.gate.check_rate(call, self.fetch_limit.as_ref(), &selectors).await?;
 
         let config = &self.context.config.sds;
         let how = validation(config, request.node.as_ref());

@@ -39,7 +39,7 @@ impl WorkloadApi {
             })?),
         };
         let selectors = self.gate.attested(call).await?;
-        self.gate.check_rate(call, self.limits.jwt_svid.as_ref(), &selectors)?;
+        self.gate.check_rate(call, self.limits.jwt_svid.as_ref(), &selectors).await?;
 
         let mut entries = shown(&self.context.state.load(), &selectors, wanted.as_ref());
         if entries.is_empty() && !self.gate.is_own(call) {

@@ -46,7 +46,7 @@ impl WorkloadApi {
             What::X509Bundles => &self.limits.x509_bundles,
             What::JwtBundles => &self.limits.jwt_bundles,
         };
-        self.gate.check_rate(&call, limit.as_ref(), &selectors)?;
+        self.gate.check_rate(&call, limit.as_ref(), &selectors).await?;
 
         let mut subscription = self.context.subscriptions.join(selectors);
         let update = match what {
