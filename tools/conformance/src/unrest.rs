@@ -21,6 +21,7 @@ use crate::workload::Workload;
 const BITTEN: &str = "held to the limit";
 
 const X509_SVID: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
+const X509_BUNDLES: &str = "/SpiffeWorkloadAPI/FetchX509Bundles";
 
 /// Who honest workloads are.
 const HONEST: &str = "spiffe://example.org/honest";
@@ -290,15 +291,30 @@ pub fn attack_agent(riot: Riot, socket: &Path) {
                 }
             }
             Riot::Streams => {
-                let mut connections: Vec<_> =
-                    (0..20).map(|_| ask_at_once(socket, 250)).collect::<Result<_, _>>().unwrap_or_default();
+                let mut connections: Vec<_> = (0..20)
+                    .map(|_| ask_at_once(socket, X509_SVID, 250))
+                    .collect::<Result<_, _>>()
+                    .unwrap_or_default();
                 for connection in &mut connections {
                     if refused_streams(connection) > 0 {
                         bite();
                     }
                 }
             }
-            Riot::Attestations | Riot::SlowAttestations | Riot::Rate => {
+            Riot::Attestations | Riot::Rate => {
+                let method = if riot == Riot::Rate { X509_SVID } else { X509_BUNDLES };
+                let mut connections: Vec<_> = (0..20)
+                    .map(|_| ask_at_once(socket, method, 99))
+                    .collect::<Result<_, _>>()
+                    .unwrap_or_default();
+                let refused: usize =
+                    connections.iter_mut().map(|connection| refused_calls(connection, 99)).sum();
+                // Those above the number that are attested at once wait for their turn: that bites by itself.
+                if refused > 0 || riot == Riot::Attestations {
+                    bite();
+                }
+            }
+            Riot::SlowAttestations => {
                 let runtime = Runtime::new().expect("a runtime");
                 let calls = async {
                     let mut calls = tokio::task::JoinSet::new();
@@ -311,30 +327,26 @@ pub fn attack_agent(riot: Riot, socket: &Path) {
                     }
                     calls.join_all().await
                 };
-                let limited = |answer: &Result<_, (String, String)>| {
-                    answer.as_ref().is_err_and(|(_, said)| said.contains("rate limit exceeded"))
-                };
-                // Those above the number that are attested at once wait for their turn: that bites by itself.
-                if runtime.block_on(calls).iter().any(|answer| limited(answer) || riot != Riot::Rate) {
-                    bite();
-                }
+                let _answers = runtime.block_on(calls);
+                bite();
             }
         }
     }
 }
 
-/// A connection on which so many streams of SVIDs were asked for at once.
-fn ask_at_once(socket: &Path, count: u32) -> std::io::Result<UnixStream> {
+/// A connection on which this was called so often at once.
+fn ask_at_once(socket: &Path, method: &str, count: u32) -> std::io::Result<UnixStream> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_millis(500)))?;
     // The settings of the agent are known as soon as they are said to be.
     let mut bytes = [PREFACE, &frame(4, 0, 0, &[])].concat();
     stream.write_all(&bytes)?;
     await_settings(&mut stream)?;
-    bytes = frame(4, 1, 0, &[]);
+    // Room for all answers.
+    bytes = [frame(4, 1, 0, &[]), frame(8, 0, 0, &(1_u32 << 30).to_be_bytes())].concat();
     let fields = [("content-type", "application/grpc"), ("te", "trailers"), ("workload.spiffe.io", "true")];
     for number in 0..count {
-        bytes.extend(call(2 * number + 1, X509_SVID, &fields));
+        bytes.extend(call(2 * number + 1, method, &fields));
     }
     stream.write_all(&bytes)?;
     Ok(stream)
@@ -352,6 +364,24 @@ fn await_settings(stream: &mut UnixStream) -> std::io::Result<Option<u32>> {
             );
         }
     }
+}
+
+/// How many of so many calls fail, once all have an answer, or the agent has fallen silent.
+fn refused_calls(stream: &mut UnixStream, calls: u32) -> usize {
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const END_STREAM: u8 = 1;
+    stream.set_read_timeout(Some(Duration::from_secs(3))).expect("a time limit");
+    let (mut answered, mut refused) = (0, 0);
+    while answered + refused < calls {
+        match read_frame(stream) {
+            Ok((DATA, ..)) => answered += 1,
+            Ok((HEADERS, flags, ..)) if flags & END_STREAM != 0 => refused += 1,
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    refused as usize
 }
 
 /// How many of its streams the agent refuses, as far as it says so before it falls silent.
@@ -383,6 +413,6 @@ pub fn streams_allowed(socket: &Path, count: u32) -> (Option<u32>, usize) {
     let mut greeted = UnixStream::connect(socket).expect("somebody listens");
     greeted.write_all(&[PREFACE, &frame(4, 0, 0, &[])].concat()).expect("a greeting");
     let allowed = await_settings(&mut greeted).expect("settings");
-    let mut asked = ask_at_once(socket, count).expect("calls");
+    let mut asked = ask_at_once(socket, X509_SVID, count).expect("calls");
     (allowed, refused_streams(&mut asked))
 }
