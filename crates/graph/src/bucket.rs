@@ -26,6 +26,32 @@ pub(crate) struct Bucket {
     federated: BTreeMap<TrustDomain, usize>,
 }
 
+/// A bucket that is filled in order of the rows.
+pub(crate) struct Filling {
+    bucket: Bucket,
+    slots: Vec<Slot>,
+}
+
+impl Filling {
+    /// Of this path.
+    pub(crate) fn new(path: Arc<str>) -> Self {
+        Self { bucket: Bucket::new(path), slots: Vec::new() }
+    }
+
+    /// Puts in an entry of a higher row than all before.
+    pub(crate) fn push(&mut self, slot: Slot) {
+        self.bucket.len += 1;
+        self.bucket.digest = self.bucket.digest.plus(slot.digest);
+        self.bucket.federate(&slot.entry);
+        self.slots.push(slot);
+    }
+
+    /// The bucket.
+    pub(crate) fn bucket(self) -> Bucket {
+        Bucket { pages: Tree::from_sorted(Page::of_sorted(self.slots)), ..self.bucket }
+    }
+}
+
 impl Bucket {
     /// The bucket of a parent's path, still empty.
     pub(crate) fn new(path: Arc<str>) -> Self {
@@ -37,16 +63,6 @@ impl Bucket {
             children: Tree::default(),
             federated: BTreeMap::new(),
         }
-    }
-
-    /// A bucket of entries in order of their rows.
-    pub(crate) fn of_sorted(path: Arc<str>, slots: Vec<Slot>) -> Self {
-        let len = slots.len();
-        let digest = slots.iter().fold(Token::default(), |sum, slot| sum.plus(slot.digest));
-        let mut bucket = Self { len, digest, ..Self::new(path) };
-        slots.iter().for_each(|slot| bucket.federate(&slot.entry));
-        bucket.pages = Tree::from_sorted(Page::of_sorted(slots));
-        bucket
     }
 
     /// Puts an entry in, or in the place of the one of that row.

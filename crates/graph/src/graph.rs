@@ -10,10 +10,10 @@ use spiffe::{Entry, EntryId, SelectorSet, SpiffeId, TrustDomain};
 use crate::affected::{Affected, Touched};
 use crate::agents::{AgentRecord, Agents};
 use crate::batch::{Change, ChangeBatch};
-use crate::bucket::Bucket;
+use crate::bucket::{Bucket, Filling};
 use crate::index::{Hashes, Index};
 use crate::page::Slot;
-use crate::token::Token;
+use crate::token::{Digests, Token};
 use crate::tree::Tree;
 use crate::view::View;
 
@@ -107,7 +107,7 @@ impl EntryGraph {
     ) -> Self {
         let mut version = Arc::unwrap_or_clone(Self::new(trust_domain).0);
         version.agents = Agents::build(&version.hashes, agents);
-        version.load(sound(entries));
+        version.load(sorted(entries));
         Self(Arc::new(version))
     }
 
@@ -148,7 +148,8 @@ impl EntryGraph {
         entries: impl IntoIterator<Item = (i64, Arc<Entry>)>,
         agents: impl IntoIterator<Item = Arc<AgentRecord>>,
     ) -> ChangeBatch {
-        let rows: HashMap<i64, Arc<Entry>> = sound(entries).into_iter().collect();
+        let rows = sorted(entries);
+        let rows: HashMap<i64, Arc<Entry>> = without_older(&rows).unwrap_or(rows).into_iter().collect();
         let differs = |row: i64, held: &Arc<Entry>| rows.get(&row) != Some(held);
         // Deleted first: a set of an older revision, or of an id that a higher row holds, is dropped.
         let mut batch: ChangeBatch = self
@@ -369,52 +370,71 @@ impl Version {
         self.entries_at(rows).filter(move |(_, entry)| entry.federates_with.contains(trust_domain))
     }
 
+    /// Takes in all entries, in order of their rows. They are looked at once, as far as that can be: a million
+    /// are more than a processor's caches hold.
     fn load(&mut self, entries: Vec<(i64, Arc<Entry>)>) {
         let [mut by_id, mut by_spiffe_id, mut by_parent] =
             [(); 3].map(|()| Vec::with_capacity(entries.len()));
         let (mut by_federated, mut aliases) = (Vec::new(), Vec::new());
-        let mut buckets: HashMap<Arc<str>, Vec<Slot>> = HashMap::new();
+        let mut buckets: HashMap<Arc<str>, Filling> = HashMap::new();
+        let (mut digests, mut revisions) = (Digests::default(), 0_i64);
         for (row, entry) in &entries {
             by_id.push((self.hashes.of(entry.id.as_str()), *row));
             by_spiffe_id.push((self.hashes.of(entry.spiffe_id.as_str()), *row));
             by_parent.push((self.hashes.of(entry.parent_id.as_str()), *row));
             by_federated
                 .extend(entry.federates_with.iter().map(|other| (self.hashes.of(other.as_str()), *row)));
+            revisions = revisions.wrapping_add(entry.revision_number);
             if self.is_visible(entry) {
-                let slot = Slot { row: *row, entry: Arc::clone(entry), digest: Token::of(entry) };
+                let slot = Slot { row: *row, entry: Arc::clone(entry), digest: digests.of(entry) };
                 match buckets.get_mut(entry.parent_id.path()) {
-                    Some(slots) => slots.push(slot),
-                    None => _ = buckets.insert(entry.parent_id.path().into(), vec![slot]),
+                    Some(filling) => filling.push(slot),
+                    None => {
+                        let path: Arc<str> = entry.parent_id.path().into();
+                        buckets.entry(Arc::clone(&path)).or_insert_with(|| Filling::new(path)).push(slot);
+                    }
                 }
             } else if self.is_alias(entry) {
                 aliases.push((*row, entry));
             }
         }
+        by_id.sort_unstable();
+        // Two of one hash are likely to be of one id, which only their texts can tell.
+        if by_id.windows(2).any(|pair| matches!(pair, [one, next] if one.0 == next.0))
+            && let Some(entries) = without_older(&entries)
+        {
+            return self.load(entries);
+        }
         for (row, entry) in aliases {
             self.file_alias(row, entry);
         }
-        self.buckets = self.placed(buckets);
+        self.revisions = revisions;
         self.by_id = Index::build(by_id);
         self.by_spiffe_id = Index::build(by_spiffe_id);
         self.by_parent = Index::build(by_parent);
         self.by_federated = Index::build(by_federated);
-        self.revisions = entries.iter().fold(0, |sum, (_, entry)| sum.wrapping_add(entry.revision_number));
         self.entries = Tree::from_sorted(entries);
+        self.buckets = self.placed(buckets);
     }
 
-    /// Buckets of entries by the path of their parent.
-    fn placed(&self, buckets: HashMap<Arc<str>, Vec<Slot>>) -> Tree<Place, Arc<Bucket>> {
+    /// Buckets by the path of their parent, each with those right below it.
+    fn placed(&self, buckets: HashMap<Arc<str>, Filling>) -> Tree<Place, Arc<Bucket>> {
         let mut children: HashMap<Arc<str>, Vec<(Arc<str>, i64)>> = HashMap::new();
-        for (path, slots) in &buckets {
-            for slot in slots {
-                if let Some((child, _)) = buckets.get_key_value(slot.entry.spiffe_id.path()) {
-                    children.entry(Arc::clone(path)).or_default().push((Arc::clone(child), slot.row));
+        for path in buckets.keys() {
+            // Few identities are parents: these are looked for among the entries, not the other way round.
+            let Ok(parent) = self.trust_domain.id_with_path(path) else { continue };
+            let rows = self.by_spiffe_id.rows(self.hashes.of(parent.as_str()));
+            for (row, entry) in self.entries_at(rows).filter(|(_, entry)| entry.spiffe_id == parent) {
+                if self.is_visible(entry)
+                    && let Some((above, _)) = buckets.get_key_value(entry.parent_id.path())
+                {
+                    children.entry(Arc::clone(above)).or_default().push((Arc::clone(path), row));
                 }
             }
         }
         let mut placed: Vec<(Place, Arc<Bucket>)> = Vec::with_capacity(buckets.len());
-        for (path, slots) in buckets {
-            let mut bucket = Bucket::of_sorted(Arc::clone(&path), slots);
+        for (path, filling) in buckets {
+            let mut bucket = filling.bucket();
             for (child, row) in children.get(&path).into_iter().flatten() {
                 bucket.adopt(child, *row);
             }
@@ -590,8 +610,8 @@ impl Version {
     }
 }
 
-/// Entries in order of their rows, each row and each id once.
-fn sound(entries: impl IntoIterator<Item = (i64, Arc<Entry>)>) -> Vec<(i64, Arc<Entry>)> {
+/// Entries in order of their rows, each row once.
+fn sorted(entries: impl IntoIterator<Item = (i64, Arc<Entry>)>) -> Vec<(i64, Arc<Entry>)> {
     let mut entries: Vec<(i64, Arc<Entry>)> = entries.into_iter().collect();
     if !entries.is_sorted_by(|a, b| a.0 < b.0) {
         entries.sort_by_key(|(row, _)| *row);
@@ -599,11 +619,13 @@ fn sound(entries: impl IntoIterator<Item = (i64, Arc<Entry>)>) -> Vec<(i64, Arc<
         entries.dedup_by_key(|(row, _)| *row);
         entries.reverse();
     }
-    let mut ids = HashSet::with_capacity(entries.len());
-    let unique: Vec<bool> = entries.iter().rev().map(|(_, entry)| ids.insert(entry.id.as_str())).collect();
-    if unique.contains(&false) {
-        let mut unique = unique.into_iter().rev();
-        entries.retain(|_| unique.next().unwrap_or(true));
-    }
     entries
+}
+
+/// Of several entries with one id those of the highest rows; `None` if there are no such.
+fn without_older(entries: &[(i64, Arc<Entry>)]) -> Option<Vec<(i64, Arc<Entry>)>> {
+    let mut ids = HashSet::with_capacity(entries.len());
+    let mut newest: Vec<_> = entries.iter().rev().filter(|(_, entry)| ids.insert(&entry.id)).cloned().collect();
+    newest.reverse();
+    (newest.len() < entries.len()).then_some(newest)
 }

@@ -16,60 +16,9 @@ use spiffe::entry::AdditionalAttributes;
 pub struct Token([u64; 2]);
 
 impl Token {
-    /// The digest of one entry. The order of its federated trust domains does not count: some
-    /// databases do not keep it.
+    /// The digest of one entry.
     pub(crate) fn of(entry: &Entry) -> Self {
-        let Entry {
-            id,
-            spiffe_id,
-            parent_id,
-            selectors,
-            selector_set: _, // follows from the selectors
-            x509_svid_ttl,
-            jwt_svid_ttl,
-            federates_with,
-            admin,
-            downstream,
-            expires_at,
-            dns_names,
-            revision_number,
-            store_svid,
-            hint,
-            created_at,
-            additional_attributes,
-        } = entry;
-        let mut text = Text(Vec::with_capacity(512));
-        text.bytes(id.as_str());
-        text.bytes(spiffe_id.as_str());
-        text.bytes(parent_id.as_str());
-        text.count(selectors.len());
-        for selector in selectors.iter() {
-            text.bytes(selector.kind());
-            text.bytes(selector.value());
-        }
-        text.number(i64::from(*x509_svid_ttl));
-        text.number(i64::from(*jwt_svid_ttl));
-        let mut federated: Vec<&str> = federates_with.iter().map(AsRef::as_ref).collect();
-        federated.sort_unstable();
-        text.count(federated.len());
-        for trust_domain in federated {
-            text.bytes(trust_domain);
-        }
-        text.number(expires_at.0);
-        text.count(dns_names.len());
-        for name in dns_names.iter() {
-            text.bytes(name);
-        }
-        text.number(*revision_number);
-        text.bytes(hint);
-        text.number(created_at.0);
-        text.flags([*admin, *downstream, *store_svid, additional_attributes.is_some()]);
-        if let Some(AdditionalAttributes { disable_x509_svid_prefetch, jwt_svid_include_jti }) =
-            additional_attributes
-        {
-            text.flags([*disable_x509_svid_prefetch, *jwt_svid_include_jti]);
-        }
-        Self::naming(&text.0)
+        Digests::default().of(entry)
     }
 
     /// The digest of something else, such as a bundle.
@@ -117,6 +66,74 @@ impl Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.as_u128())
+    }
+}
+
+/// What makes digests of many entries.
+pub(crate) struct Digests(Text);
+
+impl Default for Digests {
+    fn default() -> Self {
+        Self(Text(Vec::with_capacity(512)))
+    }
+}
+
+impl Digests {
+    /// The digest of one entry. The order of its federated trust domains does not count: some
+    /// databases do not keep it.
+    pub(crate) fn of(&mut self, entry: &Entry) -> Token {
+        let Entry {
+            id,
+            spiffe_id,
+            parent_id,
+            selectors,
+            selector_set: _, // follows from the selectors
+            x509_svid_ttl,
+            jwt_svid_ttl,
+            federates_with,
+            admin,
+            downstream,
+            expires_at,
+            dns_names,
+            revision_number,
+            store_svid,
+            hint,
+            created_at,
+            additional_attributes,
+        } = entry;
+        let text = &mut self.0;
+        text.0.clear();
+        text.bytes(id.as_str());
+        text.bytes(spiffe_id.as_str());
+        text.bytes(parent_id.as_str());
+        text.count(selectors.len());
+        for selector in selectors.iter() {
+            text.bytes(selector.kind());
+            text.bytes(selector.value());
+        }
+        text.number(i64::from(*x509_svid_ttl));
+        text.number(i64::from(*jwt_svid_ttl));
+        let mut federated: Vec<&str> = federates_with.iter().map(AsRef::as_ref).collect();
+        federated.sort_unstable();
+        text.count(federated.len());
+        for trust_domain in federated {
+            text.bytes(trust_domain);
+        }
+        text.number(expires_at.0);
+        text.count(dns_names.len());
+        for name in dns_names.iter() {
+            text.bytes(name);
+        }
+        text.number(*revision_number);
+        text.bytes(hint);
+        text.number(created_at.0);
+        text.flags([*admin, *downstream, *store_svid, additional_attributes.is_some()]);
+        if let Some(AdditionalAttributes { disable_x509_svid_prefetch, jwt_svid_include_jti }) =
+            additional_attributes
+        {
+            text.flags([*disable_x509_svid_prefetch, *jwt_svid_include_jti]);
+        }
+        Token::naming(&text.0)
     }
 }
 

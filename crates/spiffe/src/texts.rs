@@ -12,13 +12,22 @@ use crate::{IdError, Selector, SpiffeId};
 #[derive(Debug, Default)]
 pub struct Texts {
     words: HashSet<Arc<str>>,
+    /// The type of the last selector: the next is likely to be of the same.
+    kind: Option<Arc<str>>,
     ids: HashMap<Arc<str>, SpiffeId>,
 }
 
 impl Texts {
     /// A selector, as [`Selector::new`].
     pub fn selector(&mut self, kind: &str, value: &str) -> Selector {
-        Selector::shared(self.word(kind), self.word(value))
+        let kind = match &self.kind {
+            Some(last) if **last == *kind => Arc::clone(last),
+            _ => {
+                let kind = self.word(kind);
+                Arc::clone(self.kind.insert(kind))
+            }
+        };
+        Selector::shared(kind, self.word(value))
     }
 
     /// A SPIFFE ID that is likely to come again.

@@ -19,5 +19,5 @@ mod value;
 pub(crate) use conn::{Conn, Dialect, Trouble, Tx};
 pub(crate) use tasks::Tasks;
 pub(crate) use value::{
-    Cell, Row, Value, blob, flag, instant, int, readable_int, readable_text, text, values,
+    Cell, Row, Value, blob, borrowed_text, flag, instant, int, readable_int, readable_text, text, values,
 };

@@ -98,21 +98,29 @@ impl Row<'_> {
 
 /// A column's text; empty for NULL.
 pub(crate) fn text(row: &Row<'_>, column: usize) -> Result<String, StoreError> {
+    borrowed_text(row, column).map(Cow::into_owned)
+}
+
+/// The same, where it stands in the row if it can.
+pub(crate) fn borrowed_text<'row>(row: &'row Row<'_>, column: usize) -> Result<Cow<'row, str>, StoreError> {
     Ok(match row.cell(column)? {
-        Cell::Null => String::new(),
-        Cell::Int(number) => number.to_string(),
-        Cell::Real(number) => number.to_string(),
-        Cell::Text(bytes) | Cell::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        Cell::Instant(at) => stamp::format(at, 0),
+        Cell::Null => Cow::Borrowed(""),
+        Cell::Int(number) => number.to_string().into(),
+        Cell::Real(number) => number.to_string().into(),
+        Cell::Text(bytes) | Cell::Bytes(bytes) => String::from_utf8_lossy(bytes),
+        Cell::Instant(at) => stamp::format(at, 0).into(),
     })
 }
 
 /// The same, and `None` for bytes that are no text. [`text`] puts a mark in the place of those, and then two
 /// values that differ may read alike.
-pub(crate) fn readable_text(row: &Row<'_>, column: usize) -> Result<Option<String>, StoreError> {
+pub(crate) fn readable_text<'row>(
+    row: &'row Row<'_>,
+    column: usize,
+) -> Result<Option<Cow<'row, str>>, StoreError> {
     match row.cell(column)? {
-        Cell::Text(bytes) | Cell::Bytes(bytes) => Ok(std::str::from_utf8(bytes).ok().map(str::to_owned)),
-        Cell::Null | Cell::Int(_) | Cell::Real(_) | Cell::Instant(_) => text(row, column).map(Some),
+        Cell::Text(bytes) | Cell::Bytes(bytes) => Ok(std::str::from_utf8(bytes).ok().map(Cow::Borrowed)),
+        Cell::Null | Cell::Int(_) | Cell::Real(_) | Cell::Instant(_) => borrowed_text(row, column).map(Some),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rows to entries.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use prost::Message;
@@ -9,7 +9,9 @@ use spiffe::entry::AdditionalAttributes;
 use spiffe::{Entry, EntryId, IdError, Selector, SelectorSet, SpiffeId, Texts, TrustDomain, UnixSecs};
 
 use super::{NewEntry, StoredEntry};
-use crate::dialect::{Conn, Row, blob, flag, instant, int, readable_int, readable_text, text, values};
+use crate::dialect::{
+    Conn, Row, blob, borrowed_text, flag, instant, int, readable_int, readable_text, text, values,
+};
 use crate::{StoreError, stamp};
 
 macro_rules! columns {
@@ -54,6 +56,7 @@ const MOST_IDS: usize = 16_384;
 pub(crate) fn by_ids(conn: &Conn, ids: &[i64], downstream: bool) -> Result<Read, StoreError> {
     let mut sorted = ids.to_vec();
     sorted.sort_unstable();
+    sorted.dedup();
     let mut drafts = Drafts::default();
     let sql = if downstream {
         concat!(
@@ -146,17 +149,20 @@ pub(crate) fn as_read(new: &NewEntry, id: EntryId, created_at: UnixSecs) -> Entr
 /// Entries that are being put together from the rows of four tables.
 #[derive(Default)]
 struct Drafts {
+    /// In the order of their rows.
     drafts: Vec<Draft>,
-    places: HashMap<i64, usize>,
+    /// Whose the last row of another table was: the next is likely to be of the same or of the next entry.
+    place: usize,
+    rows: usize,
     last: Option<i64>,
     texts: Texts,
 }
 
 struct Draft {
     row_id: i64,
-    entry_id: String,
-    spiffe_id: String,
-    parent_id: String,
+    id: EntryId,
+    spiffe_id: Result<SpiffeId, IdError>,
+    parent_id: Result<SpiffeId, IdError>,
     x509_svid_ttl: i64,
     jwt_svid_ttl: i64,
     admin: bool,
@@ -186,25 +192,25 @@ impl Drafts {
         };
         let [x509_svid_ttl, jwt_svid_ttl] = [number(4, "ttl")?, number(11, "jwt_svid_ttl")?];
         let [expiry, revision_number] = [number(7, "expiry")?, number(8, "revision_number")?];
-        let mut words = |column, name| -> Result<String, StoreError> {
+        let mut words = |column, name| -> Result<Cow<'_, str>, StoreError> {
             Ok(readable_text(row, column)?.unwrap_or_else(|| {
                 unreadable = Some(name);
-                String::new()
+                Cow::Borrowed("")
             }))
         };
-        let [entry_id, hint] = [words(1, "entry_id")?, words(10, "hint")?];
+        let [id, hint] = [words(1, "entry_id")?, words(10, "hint")?];
         let draft = Draft {
             row_id: int(row, 0)?,
-            entry_id,
-            spiffe_id: text(row, 2)?,
-            parent_id: text(row, 3)?,
+            id: EntryId::new(&id),
+            spiffe_id: SpiffeId::parse(&borrowed_text(row, 2)?),
+            parent_id: self.texts.id(&borrowed_text(row, 3)?),
             x509_svid_ttl,
             admin: flag(row, 5)?,
             downstream: flag(row, 6)?,
             expiry,
             revision_number,
             store_svid: flag(row, 9)?,
-            hint,
+            hint: hint.into_owned(),
             jwt_svid_ttl,
             attributes: blob(row, 12)?,
             created_at: instant(row, 13)?.map(stamp::rounded).unwrap_or_default(),
@@ -213,8 +219,11 @@ impl Drafts {
             federates_with: Vec::new(),
             unreadable,
         };
+        if self.drafts.last().is_some_and(|before| before.row_id >= draft.row_id) {
+            return Err(StoreError::Internal("the datastore answers entries out of order".to_owned()));
+        }
         self.seen(draft.row_id);
-        self.places.insert(draft.row_id, self.drafts.len());
+        self.rows += usize::from(!draft.id.as_str().is_empty());
         self.drafts.push(draft);
         Ok(())
     }
@@ -236,7 +245,7 @@ impl Drafts {
         let name = readable_text(row, 1)?;
         if let Some(draft) = self.owner(row)? {
             match name {
-                Some(name) => draft.dns_names.push(name),
+                Some(name) => draft.dns_names.push(name.into_owned()),
                 None => draft.unreadable = Some("dns_names"),
             }
         }
@@ -258,7 +267,11 @@ impl Drafts {
     fn owner(&mut self, row: &Row<'_>) -> Result<Option<&mut Draft>, StoreError> {
         let row_id = int(row, 0)?;
         self.seen(row_id);
-        Ok(self.places.get(&row_id).and_then(|place| self.drafts.get_mut(*place)))
+        let is_at = |place: &usize| self.drafts.get(*place).is_some_and(|draft| draft.row_id == row_id);
+        let found = [self.place, self.place + 1].into_iter().find(is_at);
+        let found = found.or_else(|| self.drafts.binary_search_by_key(&row_id, |draft| draft.row_id).ok());
+        self.place = found.unwrap_or(self.place);
+        Ok(found.and_then(|place| self.drafts.get_mut(place)))
     }
 
     fn seen(&mut self, row_id: i64) {
@@ -266,42 +279,38 @@ impl Drafts {
     }
 
     fn finish(self) -> Read {
-        let Self { drafts, last, mut texts, .. } = self;
-        let rows = drafts.iter().filter(|draft| !draft.entry_id.is_empty()).count();
-        let entries = drafts.into_iter().filter_map(|draft| draft.finish(&mut texts)).collect();
+        let Self { drafts, rows, last, .. } = self;
+        let entries = drafts.into_iter().filter_map(Draft::finish).collect();
         Read { entries, rows, last }
     }
 }
 
 impl Draft {
-    fn finish(self, texts: &mut Texts) -> Option<StoredEntry> {
-        if let Some(field) = self.unreadable {
-            tracing::error!(row = self.row_id, entry = self.entry_id, field, "entry row skipped");
+    fn finish(self) -> Option<StoredEntry> {
+        let id = self.id;
+        if let Some(field) = self.unreadable.or(id.as_str().is_empty().then_some("entry_id")) {
+            tracing::error!(row = self.row_id, entry = id.as_str(), field, "entry row skipped");
             return None;
         }
-        if self.entry_id.is_empty() {
-            tracing::error!(row = self.row_id, field = "entry_id", "entry row skipped");
-            return None;
-        }
-        let read = |what: &str, id: Result<SpiffeId, IdError>| {
-            id.inspect_err(|error| {
-                tracing::error!(entry = self.entry_id, field = what, %error, "entry row skipped");
+        let read = |what: &str, read: Result<SpiffeId, IdError>| {
+            read.inspect_err(|error| {
+                tracing::error!(entry = id.as_str(), field = what, %error, "entry row skipped");
             })
             .ok()
         };
-        let spiffe_id = read("spiffe_id", SpiffeId::parse(&self.spiffe_id))?;
-        let parent_id = read("parent_id", texts.id(&self.parent_id))?;
+        let spiffe_id = read("spiffe_id", self.spiffe_id)?;
+        let parent_id = read("parent_id", self.parent_id)?;
         let attributes = (!self.attributes.is_empty()).then_some(self.attributes.as_slice());
         let attributes = match attributes.map(WireAttributes::decode).transpose() {
             Ok(attributes) => attributes,
             Err(error) => {
-                tracing::error!(entry = self.entry_id, %error, "entry row skipped");
+                tracing::error!(entry = id.as_str(), %error, "entry row skipped");
                 return None;
             }
         };
         let selectors: Arc<[Selector]> = shared(self.selectors);
         let entry = Entry {
-            id: EntryId::new(&self.entry_id),
+            id,
             spiffe_id,
             parent_id,
             selector_set: SelectorSet::of(&selectors),
