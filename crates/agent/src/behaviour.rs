@@ -148,7 +148,7 @@ async fn an_agent_attests_syncs_and_has_its_entries_signed() {
     assert!(state.synced_at.is_some());
     let svid = held(&state, "a").svid.clone().unwrap();
     assert_eq!(svid.id.as_str(), "spiffe://example.org/a");
-    assert_eq!(svid.certificates.concat(), svid.chain);
+    assert_eq!(svid.certificates().collect::<Vec<_>>().concat(), svid.chain);
     spiffe::key::PrivateKey::from_der(svid.secret_pkcs8()).unwrap();
     assert_eq!(running.server.calls("PostStatus"), 1);
     assert_eq!(running.server.behaviour().batches, [2]);

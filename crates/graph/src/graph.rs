@@ -625,7 +625,8 @@ fn sorted(entries: impl IntoIterator<Item = (i64, Arc<Entry>)>) -> Vec<(i64, Arc
 /// Of several entries with one id those of the highest rows; `None` if there are no such.
 fn without_older(entries: &[(i64, Arc<Entry>)]) -> Option<Vec<(i64, Arc<Entry>)>> {
     let mut ids = HashSet::with_capacity(entries.len());
-    let mut newest: Vec<_> = entries.iter().rev().filter(|(_, entry)| ids.insert(&entry.id)).cloned().collect();
+    let mut newest: Vec<_> =
+        entries.iter().rev().filter(|(_, entry)| ids.insert(&entry.id)).cloned().collect();
     newest.reverse();
     (newest.len() < entries.len()).then_some(newest)
 }

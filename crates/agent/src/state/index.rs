@@ -9,7 +9,30 @@ use spiffe::{Entry, EntryId, Selector, SelectorSet};
 
 /// Entries by their rarest selector.
 #[derive(Debug, Default)]
-pub struct EntryIndex(HashMap<Selector, Vec<EntryId>>);
+pub struct EntryIndex(HashMap<Selector, Filed>);
+
+/// The entries that are filed under one selector: most often a single one.
+#[derive(Debug)]
+enum Filed {
+    One(EntryId),
+    Several(Vec<EntryId>),
+}
+
+impl Filed {
+    fn push(&mut self, id: EntryId) {
+        match self {
+            Self::One(first) => *self = Self::Several(vec![first.clone(), id]),
+            Self::Several(ids) => ids.push(id),
+        }
+    }
+
+    fn ids(&self) -> &[EntryId] {
+        match self {
+            Self::One(id) => std::slice::from_ref(id),
+            Self::Several(ids) => ids,
+        }
+    }
+}
 
 impl EntryIndex {
     /// Files entries. One without selectors matches nobody, or it would match everybody.
@@ -18,11 +41,14 @@ impl EntryIndex {
         for selector in entries.clone().flat_map(|entry| &entry.selector_set) {
             *uses.entry(selector).or_default() += 1;
         }
-        let mut index: HashMap<Selector, Vec<EntryId>> = HashMap::new();
+        let mut index: HashMap<Selector, Filed> = HashMap::new();
         for entry in entries {
             let rarest = entry.selector_set.iter().min_by_key(|selector| uses.get(selector));
             if let Some(selector) = rarest {
-                index.entry(selector.clone()).or_default().push(entry.id.clone());
+                let filed = index.entry(selector.clone());
+                filed
+                    .and_modify(|filed| filed.push(entry.id.clone()))
+                    .or_insert_with(|| Filed::One(entry.id.clone()));
             }
         }
         Self(index)
@@ -30,7 +56,7 @@ impl EntryIndex {
 
     /// The entries that may match a workload with these selectors, each once; the others do not.
     pub fn candidates(&self, selectors: &SelectorSet) -> impl Iterator<Item = &EntryId> {
-        selectors.iter().filter_map(|selector| self.0.get(selector)).flatten()
+        selectors.iter().filter_map(|selector| self.0.get(selector)).flat_map(Filed::ids)
     }
 }
 

@@ -16,8 +16,8 @@ pub struct X509Svid {
     pub id: SpiffeId,
     /// The chain as concatenated DER, leaf first.
     pub chain: Bytes,
-    /// The same cut apart.
-    pub certificates: Vec<Bytes>,
+    /// Where in it the certificates behind the leaf begin. Most have none.
+    further: Box<[u32]>,
     /// The first second in which it holds.
     pub not_before: UnixSecs,
     /// The last.
@@ -90,13 +90,16 @@ impl X509Svid {
         let path = find_path(leaf, intermediates, anchors, judged_at).map_err(SvidError::from)?;
         let authority = path.last().map(|anchor| anchor.public_key().key_id()).unwrap_or_default();
 
-        let whole = Bytes::from(chain.concat());
-        let mut rest = whole.clone();
-        let certificates = chain.iter().map(|der| rest.split_to(der.len())).collect();
+        let ends = chain.iter().scan(0, |end, der| {
+            *end += u32::try_from(der.len()).ok()?;
+            Some(*end)
+        });
+        let further = ends.take(chain.len() - 1).collect();
         Ok(Self {
-            id,
-            chain: whole,
-            certificates,
+            // The entry's, whose text is held once.
+            id: entry.spiffe_id.clone(),
+            chain: chain.concat().into(),
+            further,
             not_before: leaf.not_before(),
             expires_at: leaf.not_after(),
             renew_at: rule.x509(leaf.not_before(), leaf.not_after()),
@@ -113,7 +116,7 @@ impl X509Svid {
         Self {
             id: entry.spiffe_id.clone(),
             chain: Bytes::new(),
-            certificates: Vec::new(),
+            further: Box::default(),
             not_before: UnixSecs(0),
             expires_at: UnixSecs(i64::MAX),
             renew_at,
@@ -122,6 +125,14 @@ impl X509Svid {
             authority,
             key: Zeroizing::new(Vec::new()),
         }
+    }
+
+    /// The chain cut apart, leaf first.
+    pub fn certificates(&self) -> impl Iterator<Item = Bytes> {
+        let whole = (!self.chain.is_empty()).then_some(0);
+        let begins = whole.into_iter().chain(self.further.iter().map(|begin| *begin as usize));
+        let ends = self.further.iter().map(|end| *end as usize).chain([self.chain.len()]);
+        begins.zip(ends).map(|(begin, end)| self.chain.slice(begin..end))
     }
 
     /// The private key as DER PKCS#8.

@@ -12,7 +12,7 @@ use proto::spire::server::entry::{
     EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse,
 };
 use proto::spire::types;
-use spiffe::{Entry, EntryId, SpiffeId};
+use spiffe::{Entry, EntryId, SpiffeId, Texts};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -102,11 +102,12 @@ pub(super) struct Merge<'a> {
     agent: &'a SpiffeId,
     kept: BTreeMap<EntryId, Arc<Entry>>,
     wanted: Vec<String>,
+    texts: Texts,
 }
 
 impl<'a> Merge<'a> {
     pub(super) fn new(known: &'a Entries, agent: &'a SpiffeId) -> Self {
-        Self { known, agent, kept: BTreeMap::new(), wanted: Vec::new() }
+        Self { known, agent, kept: BTreeMap::new(), wanted: Vec::new(), texts: Texts::default() }
     }
 
     /// Takes a page of revisions: an entry is kept if it is known as it is, else asked for. An entry
@@ -144,7 +145,7 @@ impl<'a> Merge<'a> {
     /// Takes a page of entries. One that cannot be read is left out: what is known of it is outdated.
     pub(super) fn entries(&mut self, page: &[types::Entry]) {
         for wire in page {
-            match answered(wire, self.agent) {
+            match answered(wire, self.agent, &mut self.texts) {
                 Ok(entry) if entry.id.as_str().is_empty() => malformed(wire, "it has no id"),
                 Ok(entry) => {
                     // What is known already is not held twice.

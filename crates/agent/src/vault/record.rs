@@ -15,7 +15,7 @@ use proto::convert::entry;
 use proto::spire::types;
 use spiffe::key::PrivateKey;
 use spiffe::x509::Certificate;
-use spiffe::{Bundle, Entry, JwtAuthority, SpiffeId, TrustDomain, UnixSecs, jwt};
+use spiffe::{Bundle, Entry, JwtAuthority, SpiffeId, Texts, TrustDomain, UnixSecs, jwt};
 use tracing::warn;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -158,7 +158,7 @@ impl Contents {
         let kept_entry = |held: &Arc<crate::state::Held>| KeptEntry {
             entry: Some(entry::masked(&held.entry, None)),
             svid: held.svid.as_ref().map(|svid| KeptSvid {
-                chain: svid.certificates.clone(),
+                chain: svid.certificates().collect(),
                 key: svid.secret_pkcs8().to_vec(),
                 revision: svid.revision,
                 entry_created_at: svid.entry_created_at.0,
@@ -257,10 +257,10 @@ fn judged(
 ) -> Result<Vec<Recalled>, Unusable> {
     let (now, rule) = (judge.now, judge.rule);
     let part = |kept: Vec<KeptEntry>| -> Result<Vec<Recalled>, Unusable> {
-        let mut rule = rule.clone();
+        let (mut rule, mut texts) = (rule.clone(), Texts::default());
         let one = |mut kept: KeptEntry| {
             let wire = kept.entry.take().ok_or(Unusable::Malformed)?;
-            let entry = entry::answered(&wire, agent_id).map_err(|_| Unusable::Malformed)?;
+            let entry = entry::answered(&wire, agent_id, &mut texts).map_err(|_| Unusable::Malformed)?;
             let svid = kept.svid.take().and_then(|svid| svid.judge(&entry, bundles, now, &mut rule));
             Ok((Arc::new(entry), svid, UnixSecs(kept.last_used)))
         };

@@ -290,7 +290,7 @@ fn fuzz_vault_contents() {
             // Only what the authority has signed, and with the key that it was signed for.
             assert_eq!(svid.id, entry.spiffe_id);
             let key = PrivateKey::from_der(svid.secret_pkcs8()).unwrap();
-            let leaf = Certificate::parse(&svid.certificates[0]).unwrap();
+            let leaf = Certificate::parse(&svid.certificates().next().unwrap()).unwrap();
             assert_eq!(leaf.public_key(), key.public());
             assert!(svid.expires_at > now);
         }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use spiffe::entry::AdditionalAttributes;
 use spiffe::{
-    DnsName, DnsNameError, Entry, EntryId, IdError, Selector, SelectorSet, SpiffeId, TrustDomain, UnixSecs,
+    DnsName, DnsNameError, Entry, EntryId, IdError, Selector, SelectorSet, SpiffeId, Texts, TrustDomain,
+    UnixSecs,
 };
 
 use super::id::{self, RequestIdError};
@@ -106,11 +107,12 @@ pub fn masked(entry: &Entry, mask: Option<&types::EntryMask>) -> types::Entry {
     wire
 }
 
-/// The entry a server answered. Where the mask left the parent out, it is `parent`.
+/// The entry a server answered. Where the mask left the parent out, it is `parent`. What it has in common with
+/// those that were read with the same `texts` is held once.
 ///
 /// # Errors
 /// An id in it is missing or wrong.
-pub fn answered(wire: &types::Entry, parent: &SpiffeId) -> Result<Entry, EntryError> {
+pub fn answered(wire: &types::Entry, parent: &SpiffeId, texts: &mut Texts) -> Result<Entry, EntryError> {
     let id = EntryId::new(&wire.id);
     let Some(spiffe_id) = &wire.spiffe_id else { return Err(EntryError::NoSpiffeId(id)) };
     let spiffe_id = SpiffeId::try_from(spiffe_id).map_err(EntryError::SpiffeId)?;
@@ -120,7 +122,7 @@ pub fn answered(wire: &types::Entry, parent: &SpiffeId) -> Result<Entry, EntryEr
     };
     // Taken as they are: what the server once accepted, the agent must not drop.
     let selectors: Arc<[Selector]> =
-        wire.selectors.iter().map(|selector| Selector::new(&selector.r#type, &selector.value)).collect();
+        wire.selectors.iter().map(|selector| texts.selector(&selector.r#type, &selector.value)).collect();
     let federates_with = wire.federates_with.iter().map(|name| TrustDomain::parse(name));
     Ok(Entry {
         id,
@@ -325,7 +327,7 @@ mod tests {
     fn a_whole_entry_survives_the_wire() {
         let elsewhere = SpiffeId::parse("spiffe://example.org/elsewhere").expect("valid");
 
-        let read = answered(&types::Entry::from(&sample()), &elsewhere);
+        let read = answered(&types::Entry::from(&sample()), &elsewhere, &mut Texts::default());
 
         assert_eq!(read, Ok(sample()));
     }
@@ -334,7 +336,8 @@ mod tests {
     fn an_agent_sees_itself_as_the_parent() {
         let agent = SpiffeId::parse("spiffe://example.org/spire/agent/x").expect("valid");
 
-        let read = answered(&masked(&sample(), Some(&AGENT_MASK)), &agent).expect("valid");
+        let read =
+            answered(&masked(&sample(), Some(&AGENT_MASK)), &agent, &mut Texts::default()).expect("valid");
 
         assert_eq!(read.parent_id, agent);
         assert_eq!(read.selectors, sample().selectors);

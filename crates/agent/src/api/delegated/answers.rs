@@ -36,7 +36,7 @@ pub(in crate::api) fn is_coming(update: &Update) -> bool {
 pub(super) fn x509_svids(update: &Update) -> Encoded {
     let svid = |(held, svid): (&Held, &Arc<X509Svid>)| X509svidWithKey {
         x509_svid: Some(types::X509svid {
-            cert_chain: svid.certificates.clone(),
+            cert_chain: svid.certificates().collect(),
             id: Some((&svid.id).into()),
             expires_at: svid.expires_at.0,
             hint: held.entry.hint.clone(),

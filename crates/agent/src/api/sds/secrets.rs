@@ -114,7 +114,7 @@ fn bundles(update: &Update) -> impl Iterator<Item = &Bundle> {
 
 fn certificate(svid: &X509Svid) -> Bytes {
     let mut chain = Vec::new();
-    svid.certificates.iter().for_each(|der| put_pem(&mut chain, "CERTIFICATE", der));
+    svid.certificates().for_each(|der| put_pem(&mut chain, "CERTIFICATE", &der));
     let key = svid.secret_pkcs8();
     let mut pem = Zeroizing::new(Vec::with_capacity(pem_length("PRIVATE KEY", key.len())));
     put_pem(&mut pem, "PRIVATE KEY", key);
