@@ -301,37 +301,45 @@ pub fn attack_agent(riot: Riot, socket: &Path) {
                     }
                 }
             }
+            // The first time with a client that can tell why it is refused.
+            Riot::Rate if !bitten.is_completed() => {
+                if ask_with_clients(socket).iter().any(|said| said.contains("rate limit exceeded")) {
+                    bite();
+                }
+            }
             Riot::Attestations | Riot::Rate => {
                 let method = if riot == Riot::Rate { X509_SVID } else { X509_BUNDLES };
                 let mut connections: Vec<_> = (0..20)
                     .map(|_| ask_at_once(socket, method, 99))
                     .collect::<Result<_, _>>()
                     .unwrap_or_default();
-                let refused: usize =
-                    connections.iter_mut().map(|connection| refused_calls(connection, 99)).sum();
                 // Those above the number that are attested at once wait for their turn: that bites by itself.
-                if refused > 0 || riot == Riot::Attestations {
-                    bite();
-                }
+                bite();
+                connections.iter_mut().for_each(|connection| await_answers(connection, 99));
             }
             Riot::SlowAttestations => {
-                let runtime = Runtime::new().expect("a runtime");
-                let calls = async {
-                    let mut calls = tokio::task::JoinSet::new();
-                    for connection in 0..20 {
-                        let workload = Workload::at(&socket.display().to_string());
-                        for _ in 0..if connection == 0 { 99 } else { 50 } {
-                            let workload = workload.clone();
-                            calls.spawn(async move { workload.ids().await });
-                        }
-                    }
-                    calls.join_all().await
-                };
-                let _answers = runtime.block_on(calls);
+                let _refused = ask_with_clients(socket);
                 bite();
             }
         }
     }
+}
+
+/// A thousand calls at once, by proper clients; what those are told that are refused.
+fn ask_with_clients(socket: &Path) -> Vec<String> {
+    let calls = async {
+        let mut calls = tokio::task::JoinSet::new();
+        for connection in 0..20 {
+            let workload = Workload::at(&socket.display().to_string());
+            for _ in 0..if connection == 0 { 99 } else { 50 } {
+                let workload = workload.clone();
+                calls.spawn(async move { workload.ids().await });
+            }
+        }
+        calls.join_all().await
+    };
+    let answers = Runtime::new().expect("a runtime").block_on(calls);
+    answers.into_iter().filter_map(|answer| answer.err().map(|(_, said)| said)).collect()
 }
 
 /// A connection on which this was called so often at once.
@@ -366,22 +374,21 @@ fn await_settings(stream: &mut UnixStream) -> std::io::Result<Option<u32>> {
     }
 }
 
-/// How many of so many calls fail, once all have an answer, or the agent has fallen silent.
-fn refused_calls(stream: &mut UnixStream, calls: u32) -> usize {
+/// Waits until so many calls have an answer, or the agent has fallen silent.
+fn await_answers(stream: &mut UnixStream, calls: u32) {
     const DATA: u8 = 0;
     const HEADERS: u8 = 1;
     const END_STREAM: u8 = 1;
     stream.set_read_timeout(Some(Duration::from_secs(3))).expect("a time limit");
-    let (mut answered, mut refused) = (0, 0);
-    while answered + refused < calls {
+    let mut answered = 0;
+    while answered < calls {
         match read_frame(stream) {
             Ok((DATA, ..)) => answered += 1,
-            Ok((HEADERS, flags, ..)) if flags & END_STREAM != 0 => refused += 1,
+            Ok((HEADERS, flags, ..)) if flags & END_STREAM != 0 => answered += 1,
             Ok(_) => {}
             Err(_) => break,
         }
     }
-    refused as usize
 }
 
 /// How many of its streams the agent refuses, as far as it says so before it falls silent.

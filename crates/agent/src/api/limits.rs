@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn r08_who_is_refused_as_often_again_and_asks_on_waits_for_further_refusals() {
+    fn r00_r08_who_is_refused_as_often_again_and_asks_on_waits_for_further_refusals() {
         let (limit, clock) = limit(2);
         let refusal = || limit.take(&set("a")).unwrap_err().after;
         assert!(allows(&limit, "a") && allows(&limit, "a"));

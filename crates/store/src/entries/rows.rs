@@ -288,7 +288,7 @@ impl Drafts {
 impl Draft {
     fn finish(self) -> Option<StoredEntry> {
         let id = self.id;
-        if let Some(field) = self.unreadable.or(id.as_str().is_empty().then_some("entry_id")) {
+        if let Some(field) = self.unreadable.or_else(|| id.as_str().is_empty().then_some("entry_id")) {
             tracing::error!(row = self.row_id, entry = id.as_str(), field, "entry row skipped");
             return None;
         }
