@@ -53,6 +53,22 @@ pub fn forbid_core_dumps() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
+/// Has this thread take its turns on the processors behind the others of the process, where there are too few
+/// for all: for work that comes in bulk, beside calls that take microseconds. It is not starved: of a processor
+/// that others keep busy it has a quarter.
+///
+/// # Errors
+/// What the system says; then all is as it was.
+pub fn give_way_to_other_threads() -> io::Result<()> {
+    // On Linux it is a matter of threads, not of processes.
+    let thread = rustix::thread::gettid();
+    let nice = rustix::process::getpriority_process(Some(thread))?;
+    Ok(rustix::process::setpriority_process(Some(thread), nice + GIVEN_WAY)?)
+}
+
+/// Of a processor that two want, who is nicer by 5 has a quarter.
+const GIVEN_WAY: i32 = 5;
+
 /// SPIRE's.
 const LEAST_UMASK: u32 = 0o027;
 
@@ -120,4 +136,18 @@ mod tests {
     }
 
     const ALONE: &str = "FINIAL_TEST_ALONE";
+
+    #[test]
+    fn r00_a_thread_that_gives_way_is_nicer_than_the_others() {
+        let nice = || rustix::process::getpriority_process(Some(rustix::thread::gettid())).unwrap();
+        let before = nice();
+
+        let given = std::thread::spawn(move || {
+            give_way_to_other_threads().unwrap();
+            nice()
+        });
+
+        assert_eq!(given.join().unwrap(), (before + GIVEN_WAY).min(19));
+        assert_eq!(nice(), before);
+    }
 }

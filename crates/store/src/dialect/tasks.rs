@@ -41,7 +41,14 @@ impl Tasks {
             sequence: 0,
             commits: Arc::clone(&commits),
         };
-        let mut threads = vec![spawn("store-writer", move || writer.run(queue))?];
+        let write = move || {
+            // Where a server has one processor, signing does not wait for entries that are created by the thousand.
+            if let Err(error) = runtime::process::give_way_to_other_threads() {
+                tracing::debug!(%error, "The datastore's writer has the priority of all other threads");
+            }
+            writer.run(queue);
+        };
+        let mut threads = vec![spawn("store-writer", write)?];
         let mut reads = None;
         if !readers.is_empty() {
             let (sender, queue) = mpsc::channel(QUEUE);
