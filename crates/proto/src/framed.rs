@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::Frame;
 use tonic::Status;
 use tonic::body::Body;
@@ -12,71 +12,57 @@ use tonic::body::Body;
 /// The longest message that is received, as in SPIRE.
 pub const RECEIVE_LIMIT: usize = 4 << 20;
 
+/// Where a client names how its messages are compressed.
+pub(crate) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+
 /// Before each message on the wire: a flag and the length (gRPC over HTTP/2, "Length-Prefixed-Message").
 pub(crate) const PREFIX: usize = 5;
-
-/// How the messages of a call are compressed.
-#[derive(Clone)]
-pub(crate) struct Encoding(Option<HeaderValue>);
 
 /// The body of a call with any number of messages. It ends before a prefix that is cut short.
 pub(crate) struct Framed {
     body: Body,
-    encoding: Encoding,
     /// The beginning of a prefix.
     held: BytesMut,
     /// What is still to come of a message.
     left: usize,
 }
 
-impl Encoding {
-    /// The one that a client names.
-    ///
-    /// # Errors
-    /// It is one that nobody knows. That SPIRE knows may be named, though nothing may be compressed by it.
-    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Status> {
-        let encoding = Self(headers.get_all("grpc-encoding").iter().next_back().cloned());
-        match encoding.name() {
-            "" | "identity" | "gzip" => Ok(encoding),
-            _ => Err(encoding.unknown()),
-        }
-    }
+/// The encoding that a client names: the last one, where it names several.
+pub(crate) fn named(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get_all(ENCODING).iter().next_back()
+}
 
-    /// The length of the message that this prefix announces.
-    pub(crate) fn size_of(&self, prefix: [u8; PREFIX]) -> Result<usize, Status> {
-        let [flag, size @ ..] = prefix;
-        let size = u32::from_be_bytes(size) as usize;
-        if size > RECEIVE_LIMIT {
-            let text = format!("grpc: received message larger than max ({size} vs. {RECEIVE_LIMIT})");
-            return Err(Status::resource_exhausted(text));
-        }
-        match (flag, self.name()) {
-            (0, _) => Ok(size),
-            (1, "" | "identity") => {
-                Err(Status::internal("grpc: compressed flag set with identity or empty encoding"))
-            }
-            (1, _) => Err(self.unknown()),
-            (other, _) => Err(Status::internal(format!("grpc: received unexpected payload format {other}"))),
-        }
+/// Looks at how the messages of a call are compressed.
+///
+/// # Errors
+/// In a way that nobody knows here. Where gzip is known, it was [undone](crate::packed) before.
+pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), Status> {
+    let name = named(headers).map(HeaderValue::as_bytes).unwrap_or_default();
+    if matches!(name, b"" | b"identity") {
+        return Ok(());
     }
+    let name = String::from_utf8_lossy(name);
+    Err(Status::unimplemented(format!("grpc: Decompressor is not installed for grpc-encoding {name:?}")))
+}
 
-    fn name(&self) -> &str {
-        match &self.0 {
-            None => "",
-            Some(name) => name.to_str().unwrap_or("?"),
-        }
+/// The length of the message that this prefix announces.
+pub(crate) fn size_of(prefix: [u8; PREFIX]) -> Result<usize, Status> {
+    let [flag, size @ ..] = prefix;
+    let size = u32::from_be_bytes(size) as usize;
+    if size > RECEIVE_LIMIT {
+        let text = format!("grpc: received message larger than max ({size} vs. {RECEIVE_LIMIT})");
+        return Err(Status::resource_exhausted(text));
     }
-
-    fn unknown(&self) -> Status {
-        let name = self.0.as_ref().map(HeaderValue::as_bytes).unwrap_or_default();
-        let name = String::from_utf8_lossy(name);
-        Status::unimplemented(format!("grpc: Decompressor is not installed for grpc-encoding {name:?}"))
+    match flag {
+        0 => Ok(size),
+        1 => Err(Status::internal("grpc: compressed flag set with identity or empty encoding")),
+        other => Err(Status::internal(format!("grpc: received unexpected payload format {other}"))),
     }
 }
 
 impl Framed {
-    pub(crate) fn new(body: Body, encoding: Encoding) -> Self {
-        Self { body, encoding, held: BytesMut::new(), left: 0 }
+    pub(crate) fn new(body: Body) -> Self {
+        Self { body, held: BytesMut::new(), left: 0 }
     }
 
     /// Judges the prefixes in `data`, and says where one begins that is not there whole.
@@ -88,7 +74,7 @@ impl Framed {
             let Some((prefix, message)) = behind.split_first_chunk::<PREFIX>() else {
                 return Ok(data.len() - behind.len());
             };
-            self.left = self.encoding.size_of(*prefix)?;
+            self.left = size_of(*prefix)?;
             rest = message;
         }
     }

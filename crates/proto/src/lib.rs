@@ -9,6 +9,7 @@ pub mod codec;
 pub mod convert;
 mod framed;
 mod grpc;
+pub mod packed;
 pub mod raw;
 pub mod reflection;
 mod secret;

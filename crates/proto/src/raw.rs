@@ -28,7 +28,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::codec::{AsWritten, decoded, unreadable};
 pub use crate::framed::RECEIVE_LIMIT;
-use crate::framed::{Encoding, Framed, PREFIX};
+use crate::framed::{Framed, PREFIX, check_encoding, size_of};
 
 /// Short pieces are copied together up to this length: cheaper than a frame for each.
 const COPIED: usize = 16 << 10;
@@ -231,12 +231,11 @@ where
     F: FnOnce(Request<Streaming<M>>) -> A + Send,
     A: Future<Output = Result<Response<Replies>, Status>> + Send,
 {
-    let encoding = match Encoding::of(request.headers()) {
-        Ok(encoding) => encoding,
-        Err(status) => return status.into_http(),
-    };
+    if let Err(status) = check_encoding(request.headers()) {
+        return status.into_http();
+    }
     let request = request.map(|body| {
-        let body = Body::new(Framed::new(body, encoding));
+        let body = Body::new(Framed::new(body));
         Streaming::new_request(decoder, body, None, Some(RECEIVE_LIMIT))
     });
     reply(answer(Request::from_http(request)).await)
@@ -300,7 +299,8 @@ pub(crate) async fn gathered(
     replied: Replied,
 ) -> Result<Request<Bytes>, Status> {
     let (parts, body) = request.into_parts();
-    let bytes = first_message(body, &Encoding::of(&parts.headers)?, replied).await?;
+    check_encoding(&parts.headers)?;
+    let bytes = first_message(body, replied).await?;
     Ok(Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, bytes))
 }
 
@@ -310,7 +310,8 @@ pub(crate) async fn gathered(
 /// There is none, it is too long, or compressed.
 pub async fn peeked(request: http::Request<Body>) -> Result<(http::Request<Body>, Bytes), Status> {
     let (parts, body) = request.into_parts();
-    let message = first_message(body, &Encoding::of(&parts.headers)?, Replied::Once).await?;
+    check_encoding(&parts.headers)?;
+    let message = first_message(body, Replied::Once).await?;
     let mut whole = BytesMut::with_capacity(PREFIX + message.len());
     whole.extend_from_slice(&[0]);
     whole.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -337,7 +338,7 @@ impl http_body::Body for Whole {
     }
 }
 
-async fn first_message(body: Body, encoding: &Encoding, replied: Replied) -> Result<Bytes, Status> {
+async fn first_message(body: Body, replied: Replied) -> Result<Bytes, Status> {
     let mut body = std::pin::pin!(body);
     let mut gathered = BytesMut::new();
     loop {
@@ -346,22 +347,22 @@ async fn first_message(body: Body, encoding: &Encoding, replied: Replied) -> Res
         };
         let Ok(data) = frame?.into_data() else { continue };
         if gathered.is_empty()
-            && let Some(end) = message_end(&data, encoding)?
+            && let Some(end) = message_end(&data)?
         {
             // Nearly always: all of it comes at once, and nothing is copied.
             return Ok(data.slice(PREFIX..end));
         }
         gathered.extend_from_slice(&data);
-        if let Some(end) = message_end(&gathered, encoding)? {
+        if let Some(end) = message_end(&gathered)? {
             return Ok(gathered.freeze().slice(PREFIX..end));
         }
     }
 }
 
 /// Where the message ends that `bytes` begin with, once all of it is there.
-fn message_end(bytes: &[u8], encoding: &Encoding) -> Result<Option<usize>, Status> {
+fn message_end(bytes: &[u8]) -> Result<Option<usize>, Status> {
     let Some((prefix, _)) = bytes.split_first_chunk() else { return Ok(None) };
-    let end = PREFIX + encoding.size_of(*prefix)?;
+    let end = PREFIX + size_of(*prefix)?;
     Ok((end <= bytes.len()).then_some(end))
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use http::{Request, Response};
-use proto::raw;
+use proto::{packed, raw};
 use runtime::{listen, metrics};
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -49,7 +49,8 @@ impl Door {
         };
         let running = self.context.meters.rpc(rule).start();
         let connection = connection.clone();
-        metrics::observed(running, self.judged(request, rule, peer, &connection).await)
+        let (request, answers) = packed::unpacked(request, longest_unpacked(&peer));
+        answers.packed(metrics::observed(running, self.judged(request, rule, peer, &connection).await))
     }
 
     async fn judged(
@@ -132,6 +133,15 @@ impl Door {
             if is_request { Status::internal(text) } else { Status::unknown(text) }
         })?;
         Ok((request, open))
+    }
+}
+
+/// To how much a message of this caller may unpack: to as much as may be sent, but for those whom nobody
+/// knows. They would have that memory for a thousandth of the bytes, and have nothing long to say.
+const fn longest_unpacked(peer: &Peer) -> usize {
+    match peer {
+        Peer::Remote { certificate: None, .. } => packed::SHORT,
+        Peer::Local | Peer::Remote { .. } => raw::RECEIVE_LIMIT,
     }
 }
 

@@ -13,6 +13,7 @@ extern crate finial_proto as proto;
 
 mod entries;
 mod exchanges;
+mod packed;
 mod raw;
 mod tables;
 
