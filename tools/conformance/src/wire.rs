@@ -302,11 +302,16 @@ impl Connection {
     /// Sends a request without a message, that is perhaps no call; tells the statuses of HTTP and gRPC and
     /// the kind of content of the answer.
     pub(crate) async fn knock(&self, request: http::Request<Body>) -> Result<String, String> {
-        let answer = tokio::time::timeout(PATIENCE, self.channel.clone().oneshot(request)).await;
-        let answer = answer.map_err(|_| "no answer")?.map_err(|error| error.to_string())?;
+        let answer = self.answer(request).await?;
         let status = Status::from_header_map(answer.headers()).ok_or("an answer without a status")?;
         let kind = answer.headers().get("content-type").and_then(|kind| kind.to_str().ok());
         Ok(format!("{} {kind:?} {:?}: {}", answer.status(), status.code(), status.message()))
+    }
+
+    /// The answer to a request as it is.
+    pub(crate) async fn answer(&self, request: http::Request<Body>) -> Result<http::Response<Body>, String> {
+        let answer = tokio::time::timeout(PATIENCE, self.channel.clone().oneshot(request)).await;
+        answer.map_err(|_| "no answer")?.map_err(|error| error.to_string())
     }
 
     /// Sends what `messages` brings, as it comes, and hands back the stream of answers.

@@ -51,6 +51,8 @@ mod oracle;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
+mod packed;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod profiles;

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finial_conformance::{Crossing, Domains, Live, Outage, PlaneConfig, Profile, Server};
+use finial_conformance::{Crossing, Domains, Live, Outage, PlaneConfig, Profile, Server, packed_calls};
 
 fn recorded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance")
@@ -110,5 +110,14 @@ fn oracle_finial_agent_serves_while_spires_server_is_away() {
 
         println!("outage: SPIRE's server is away, keys after {took:?}");
         if after == before { Ok(()) } else { Err(format!("{after:?} instead of {before:?}")) }
+    });
+}
+
+#[test]
+fn oracle_packed_messages_are_taken_where_spire_takes_them() {
+    with_both(|both| {
+        let [finial, spire] = both.products().map(|product| packed_calls(product, &recorded()));
+        assert_eq!(finial?, spire?);
+        Ok(())
     });
 }
