@@ -1,4 +1,4 @@
-//! The signature algorithms of JWT-SVIDs (JWT-SVID section 2.1; RFC 7518 section 3).
+//! The signature algorithms of tokens (JWT-SVID section 2.1, WIT-SVID section 2.3; RFC 7518 section 3).
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, RSA_PKCS1_2048_8192_SHA256,
@@ -44,9 +44,21 @@ impl Algorithm {
         })
     }
 
+    /// Whether a key is of the algorithm's kind and curve.
+    pub(super) fn fits(self, key: &PublicKey) -> bool {
+        self.by(key).is_some()
+    }
+
     /// Checks a signature by a key, which must be of the algorithm's kind and curve.
     pub(super) fn verify(self, key: &PublicKey, signed: &str, signature: &[u8]) -> Result<(), JwtError> {
-        let algorithm: &'static dyn VerificationAlgorithm = match (self, key.kind()) {
+        let algorithm = self.by(key).ok_or(JwtError::BadSignature)?;
+        UnparsedPublicKey::new(algorithm, key.raw())
+            .verify(signed.as_bytes(), signature)
+            .map_err(|_| JwtError::BadSignature)
+    }
+
+    fn by(self, key: &PublicKey) -> Option<&'static dyn VerificationAlgorithm> {
+        Some(match (self, key.kind()) {
             (Self::Es256, PublicKeyKind::EcP256) => &ECDSA_P256_SHA256_FIXED,
             (Self::Es384, PublicKeyKind::EcP384) => &ECDSA_P384_SHA384_FIXED,
             (Self::Es512, PublicKeyKind::EcP521) => &ECDSA_P521_SHA512_FIXED,
@@ -56,11 +68,8 @@ impl Algorithm {
             (Self::Ps256, PublicKeyKind::Rsa(_)) => &RSA_PSS_2048_8192_SHA256,
             (Self::Ps384, PublicKeyKind::Rsa(_)) => &RSA_PSS_2048_8192_SHA384,
             (Self::Ps512, PublicKeyKind::Rsa(_)) => &RSA_PSS_2048_8192_SHA512,
-            _ => return Err(JwtError::BadSignature),
-        };
-        UnparsedPublicKey::new(algorithm, key.raw())
-            .verify(signed.as_bytes(), signature)
-            .map_err(|_| JwtError::BadSignature)
+            _ => return None,
+        })
     }
 }
 

@@ -49,15 +49,20 @@ impl Claims {
             let (expected, found) = (audience.to_owned(), self.audience.clone());
             return Err(JwtError::WrongAudience { expected, found });
         }
-        let soon = now.plus(LEEWAY).0;
-        if self.not_before.is_some_and(|at| at > soon) {
+        self.check_time(now)?;
+        if self.issued_at.is_some_and(|at| at > now.plus(LEEWAY).0) {
+            return Err(JwtError::IssuedInFuture);
+        }
+        Ok(())
+    }
+
+    /// Whether they hold at `now`, whenever they were made.
+    pub(super) fn check_time(&self, now: UnixSecs) -> Result<(), JwtError> {
+        if self.not_before.is_some_and(|at| at > now.plus(LEEWAY).0) {
             return Err(JwtError::NotYetValid);
         }
         if now.plus(-LEEWAY).0 > self.expires_at {
             return Err(JwtError::Expired);
-        }
-        if self.issued_at.is_some_and(|at| at > soon) {
-            return Err(JwtError::IssuedInFuture);
         }
         Ok(())
     }

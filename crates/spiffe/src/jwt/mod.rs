@@ -1,6 +1,6 @@
-//! JWT-SVIDs: tokens read and verified (JWT-SVID; RFC 7515, 7518, 7519).
+//! JWT-SVIDs and WIT-SVIDs: tokens read and verified (JWT-SVID, WIT-SVID; RFC 7515, 7518, 7519, 7800).
 //!
-//! [`verify`] is the only way to a [`VerifiedJwt`]. Sizes are capped and the algorithm is looked up in
+//! [`verify`] is the only way to a [`VerifiedJwt`], [`verify_wit`] to a [`VerifiedWit`]. Sizes are capped and the algorithm is looked up in
 //! a closed list before any cryptography; the key must fit the algorithm; claims are judged only after
 //! the signature holds. Where the standard says "must", this is stricter than SPIRE: other header
 //! parameters than `alg`, `kid` and `typ`, base64 with line breaks, ambiguous JSON are refused.
@@ -9,6 +9,7 @@
 
 mod algorithm;
 mod claims;
+mod wit;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::{DecodeError, Engine as _};
@@ -20,6 +21,7 @@ use crate::{IdError, JwtAuthority, SpiffeId, TrustDomain, UnixSecs, json};
 
 use algorithm::Algorithm;
 use claims::Claims;
+pub use wit::{VerifiedWit, WitError, verify_wit};
 
 /// The longest token that is looked at.
 pub const MAX_TOKEN: usize = 64 * 1024;
@@ -130,27 +132,16 @@ pub fn verify<'a>(
         return Err(JwtError::NoToken);
     }
     let parts = Parts::split(token)?;
-    let Header { algorithm, key_id, excess } = Header::read(&parts.header)?;
+    let header = Header::read(&parts.header)?;
     let claims = Claims::read(&parts.payload)?;
-    let id = SpiffeId::parse(&claims.subject).map_err(JwtError::BadSubject)?;
-
-    let trust_domain = id.trust_domain();
-    let Some(keys) = authorities(&trust_domain) else {
-        return Err(JwtError::UnknownTrustDomain(trust_domain));
-    };
-    // The last of several with one id counts, as in SPIRE.
-    let Some(authority) = keys.iter().rfind(|authority| authority.key_id == key_id) else {
-        return Err(JwtError::UnknownKey { key_id, trust_domain });
-    };
-    let key = PublicKey::from_spki(&authority.public_key).map_err(|_| JwtError::BadSignature)?;
-    algorithm.verify(&key, parts.signed, &parts.signature)?;
+    let id = signed_for(&parts, &header, &claims, authorities)?;
 
     claims.check(audience, now)?;
     // What SPIRE lets pass comes last: its own reasons are told as it tells them.
     if id.path().is_empty() {
         return Err(JwtError::SubjectWithoutPath);
     }
-    if let Some(excess) = excess {
+    if let Some(excess) = header.excess() {
         return Err(JwtError::Malformed(excess));
     }
     Ok(VerifiedJwt {
@@ -159,6 +150,28 @@ pub fn verify<'a>(
         expires_at: UnixSecs(claims.expires_at),
         claims: claims.all,
     })
+}
+
+/// Whose token it is, if its signature is by the key that its header names, of the subject's own trust
+/// domain.
+fn signed_for<'a>(
+    parts: &Parts<'_>,
+    header: &Header,
+    claims: &Claims,
+    authorities: impl FnOnce(&TrustDomain) -> Option<&'a [JwtAuthority]>,
+) -> Result<SpiffeId, JwtError> {
+    let id = SpiffeId::parse(&claims.subject).map_err(JwtError::BadSubject)?;
+    let trust_domain = id.trust_domain();
+    let Some(keys) = authorities(&trust_domain) else {
+        return Err(JwtError::UnknownTrustDomain(trust_domain));
+    };
+    // The last of several with one id counts, as in SPIRE.
+    let Some(authority) = keys.iter().rfind(|authority| authority.key_id == header.key_id) else {
+        return Err(JwtError::UnknownKey { key_id: header.key_id.clone(), trust_domain });
+    };
+    let key = PublicKey::from_spki(&authority.public_key).map_err(|_| JwtError::BadSignature)?;
+    header.algorithm.verify(&key, parts.signed, &parts.signature)?;
+    Ok(id)
 }
 
 /// The parts of a compact token, decoded.
@@ -203,12 +216,11 @@ fn decoded(text: &str) -> Result<Vec<u8>, JwtError> {
     })
 }
 
-/// What of the header matters.
+/// What a header says.
 struct Header {
     algorithm: Algorithm,
     key_id: String,
-    /// What the standard forbids in it.
-    excess: Option<String>,
+    members: Map<String, Value>,
 }
 
 impl Header {
@@ -216,19 +228,19 @@ impl Header {
         let malformed = JwtError::Malformed;
         // An empty one is one without members, as in SPIRE.
         let text = if text.is_empty() { b"{}" } else { text };
-        let header = match json::read(text).map_err(|error| malformed(error.to_string()))? {
+        let members = match json::read(text).map_err(|error| malformed(error.to_string()))? {
             Value::Object(members) => members,
             Value::Null => Map::new(),
             Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
                 return Err(malformed("header is not an object".to_owned()));
             }
         };
-        let text = |name: &str, what: &str| match header.get(name) {
+        let text = |name: &str, what: &str| match members.get(name) {
             None | Some(Value::Null) => Ok(""),
             Some(Value::String(text)) => Ok(text.as_str()),
             Some(_) => Err(malformed(format!("failed to unmarshal {what}: not a string"))),
         };
-        let key_id = text("kid", "key ID")?;
+        let key_id = text("kid", "key ID")?.to_owned();
         let name = text("alg", "algorithm")?;
         let algorithm = Algorithm::parse(name).ok_or_else(|| {
             let expected = quoted_all(Algorithm::NAMES);
@@ -237,14 +249,17 @@ impl Header {
         if key_id.is_empty() {
             return Err(JwtError::NoKeyId);
         }
-        let other = header.keys().find(|name| !matches!(name.as_str(), "alg" | "kid" | "typ"));
-        let excess = if matches!(header.get("typ").map(Value::as_str), None | Some(Some("JWT" | "JOSE"))) {
-            // Section 2: no other parameters; a key or a URL in the header would ask to be trusted.
-            other.map(|name| format!("unexpected header parameter {}", quoted(name)))
-        } else {
+        Ok(Self { algorithm, key_id, members })
+    }
+
+    /// What the standard forbids in the header of a JWT-SVID.
+    fn excess(&self) -> Option<String> {
+        if !matches!(self.members.get("typ").map(Value::as_str), None | Some(Some("JWT" | "JOSE"))) {
             // JWT-SVID section 2.3: this also keeps WIT-SVIDs and access tokens out.
-            Some("typ is neither \"JWT\" nor \"JOSE\"".to_owned())
-        };
-        Ok(Self { algorithm, key_id: key_id.to_owned(), excess })
+            return Some("typ is neither \"JWT\" nor \"JOSE\"".to_owned());
+        }
+        // Section 2: no other parameters; a key or a URL in the header would ask to be trusted.
+        let other = self.members.keys().find(|name| !matches!(name.as_str(), "alg" | "kid" | "typ"));
+        other.map(|name| format!("unexpected header parameter {}", quoted(name)))
     }
 }

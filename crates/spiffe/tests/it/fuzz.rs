@@ -8,13 +8,14 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use finial_spiffe::jwt;
+use finial_spiffe::jwk::Jwk;
+use finial_spiffe::jwt::{self, verify_wit};
 use finial_spiffe::key::{KeyKind, PrivateKey, PublicKey, SigAlg, Signature};
 use finial_spiffe::x509::{
     Certificate, Csr, CsrTemplate, Name, leaf_id, pem_blocks, to_pem, verify_path, verify_svid,
 };
 use finial_spiffe::{Bundle, DnsName, JwtAuthority, SpiffeId, TrustDomain, UnixSecs, X509Authority};
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::fuzz::drive;
 
 /// The day the documents were recorded.
@@ -238,6 +239,60 @@ fn fuzz_tokens() {
         if jwt::verify(input, "a", NOW, known).is_ok() {
             let signed = input.rsplit_once('.').unwrap().0;
             assert!(good.contains(signed), "damage holds: {input}");
+        }
+    });
+}
+
+#[test]
+fn x04_fuzz_wit_svids() {
+    let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+    let authorities = [JwtAuthority::parse("own", key.public().spki(), UnixSecs(0)).unwrap()];
+    let known = |name: &TrustDomain| (*name == trust_domain()).then_some(&authorities[..]);
+    let kinds = [(KeyKind::EcP256, "ES256"), (KeyKind::EcP384, "ES384"), (KeyKind::Rsa2048, "PS256")];
+    let corpus = kinds.map(|(kind, algorithm)| {
+        let holder = PrivateKey::generate(kind).unwrap();
+        let mut jwk = Jwk::write("", "", holder.public(), None).unwrap();
+        jwk.insert("alg".to_owned(), algorithm.into());
+        let claims = json!({
+            "sub": "spiffe://example.org/web",
+            "cnf": {"jwk": jwk},
+            "exp": NOW.0 + 300,
+            "iat": NOW.0,
+        });
+        claims.to_string().into_bytes()
+    });
+    let header = r#"{"alg":"ES256","kid":"own","typ":"wit+jwt"}"#;
+    let pieces: [&[u8]; 12] = [
+        br#""jwk":{}"#,
+        br#""jku":"https://x/","#,
+        br#""d":"AA","#,
+        br#""alg":"none""#,
+        br#""alg":"ES512""#,
+        br#""kty":"RSA""#,
+        br#""kty":"oct","#,
+        br#""aud":"a","#,
+        br#""nbf":1e300,"#,
+        b"null",
+        b"{",
+        b"}",
+    ];
+
+    // Claims of any content, under a signature that holds.
+    drive("wit_svids", &corpus, &pieces, 6_000, |input| {
+        let Some(claims) = text(input) else { return };
+        let Ok(verified) = verify_wit(&token(&key, header, claims), NOW, known) else { return };
+        let jwk = &verified.claims["cnf"]["jwk"];
+        assert_eq!(jwk["alg"], verified.algorithm.as_str());
+        assert!(verified.key.check_usable().is_ok());
+        assert!(["d", "p", "q", "k"].iter().all(|name| jwk.get(name).is_none()));
+        assert!(verified.claims.get("aud").is_none() && verified.claims["sub"] == verified.id.as_str());
+    });
+    let whole = token(&key, header, text(&corpus[0]).unwrap());
+    let pieces: [&[u8]; 4] = [b".", b"=", b"eyJhbGciOiJub25lIn0", b"e30"];
+    drive("wit_svids_as_written", &[whole.clone().into_bytes()], &pieces, 6_000, |input| {
+        let Some(input) = text(input) else { return };
+        if verify_wit(input, NOW, known).is_ok() {
+            assert_eq!(input.rsplit_once('.').unwrap().0, whole.rsplit_once('.').unwrap().0);
         }
     });
 }

@@ -16,3 +16,5 @@ mod jwt;
 mod memory;
 #[cfg(test)]
 mod round_trips;
+#[cfg(test)]
+mod wit;
