@@ -1,7 +1,7 @@
 //! Issuing, in two steps: [`Issuer`] prepares a credential, checked against the profile, and
 //! `sign` consumes what was prepared. Nothing unchecked can be signed, and nothing is signed twice:
 //! composers have their say in between, and every certificate is read back and judged by its profile
-//! before a key touches it.
+//! before a key touches it. A WIT-SVID is read back once it is signed, as those read it who are shown it.
 
 mod authority;
 mod token;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use plugin::{Key, PluginError};
 use runtime::metrics::{Counter, Metrics};
 use runtime::snapshot::Snapshot;
+use spiffe::jwt::WitError;
 use spiffe::key::{SigAlg, Signature};
 use spiffe::x509::{CertificateError, ProfileError, SvidError};
 use spiffe::{SpiffeId, TrustDomain, UnixSecs};
@@ -172,6 +173,9 @@ pub enum IssueError {
     /// A composer made a claim that no token of this trust domain may have.
     #[error("invalid JWT-SVID: {0}")]
     Claims(&'static str),
+    /// A WIT-SVID is not what those accept who are shown it.
+    #[error("invalid WIT-SVID: {0}")]
+    Wit(WitError),
     /// The upstream authority gave no chain.
     #[error("plugin response missing X.509 CA chain")]
     NoChain,

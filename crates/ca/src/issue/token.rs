@@ -10,7 +10,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use runtime::metrics::Counter;
 use serde_json::{Map, Value};
 use spiffe::key::SigAlg;
-use spiffe::{SpiffeId, UnixSecs};
+use spiffe::{JwtAuthority, SpiffeId, TrustDomain, UnixSecs, jwt};
 
 use super::{IssueError, check_member, sign};
 use crate::authority::{TokenSigner, random};
@@ -101,6 +101,9 @@ impl PreparedToken {
             SigAlg::RsaPkcs1Sha256 | SigAlg::RsaPssSha256 => {
                 BASE64_URL_SAFE_NO_PAD.encode_string(signature.as_bytes(), &mut token);
             }
+        }
+        if what == WIT {
+            check_wit(&token, &signer, &id, issued_at)?;
         }
         counter.increment();
         Ok(TokenSvid { token, id, issued_at, expires_at })
@@ -224,6 +227,18 @@ pub(super) fn prepare_wit(
         what: WIT,
         counter: Counter::default(),
     })
+}
+
+/// Reads a WIT-SVID as those do who are shown it: what they would refuse is not handed out.
+fn check_wit(token: &str, signer: &TokenSigner, id: &SpiffeId, now: UnixSecs) -> Result<(), IssueError> {
+    let authority = JwtAuthority {
+        key_id: signer.key_id().to_owned(),
+        public_key: signer.public_key().spki().into(),
+        expires_at: signer.not_after(),
+        tainted: false,
+    };
+    let own = |name: &TrustDomain| id.is_member_of(name).then_some(std::slice::from_ref(&authority));
+    jwt::verify_wit(token, now, own).map(drop).map_err(IssueError::Wit)
 }
 
 fn expiry(

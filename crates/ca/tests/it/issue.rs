@@ -13,6 +13,7 @@ use ca::slots::{SlotName, Status};
 use plugin::{Key, KeyId, PluginError};
 use runtime::snapshot::Publisher;
 use serde_json::{Value, json};
+use spiffe::jwk::Jwk;
 use spiffe::key::{KeyKind, PrivateKey, PublicKey, SigAlg, Signature};
 use spiffe::x509::{CertDer, Certificate, Csr, verify_path, verify_svid};
 use spiffe::{SpiffeId, TrustDomain, UnixSecs};
@@ -262,20 +263,48 @@ fn check_signature(token: &str, key: &PublicKey, kind: KeyKind) {
 
 #[tokio::test]
 async fn a_wit_svid_is_bound_to_a_key() {
+    for kind in [KeyKind::EcP256, KeyKind::EcP384, KeyKind::Rsa2048] {
+        let issuer = issuer(profile(), authorities(kind).await);
+        let jwk = bound_to("ES256");
+        let request = WitRequest { id: id("/web"), confirmation: jwk.clone(), ttl: 0 };
+
+        let svid = issuer.prepare_wit(&request, NOW).unwrap().sign().await.unwrap();
+
+        assert_eq!(part(&svid.token, 0)["typ"], "wit+jwt");
+        let wanted = json!({
+            "cnf": {"jwk": jwk},
+            "exp": NOW.0 + 3600,
+            "iat": NOW.0,
+            "sub": "spiffe://example.org/web",
+        });
+        assert_eq!(part(&svid.token, 1), wanted);
+    }
+}
+
+#[tokio::test]
+async fn x04_a_wit_svid_that_everybody_would_refuse_goes_nowhere() {
     let issuer = issuer(profile(), authorities(KeyKind::EcP256).await);
-    let jwk = json!({"kty": "EC", "crv": "P-256", "x": "x", "y": "y", "alg": "ES256"});
-    let request = WitRequest { id: id("/web"), confirmation: jwk.clone(), ttl: 0 };
+    let refused = async |confirmation: Value| {
+        let request = WitRequest { id: id("/web"), confirmation, ttl: 0 };
+        issuer.prepare_wit(&request, NOW).unwrap().sign().await.err().unwrap().to_string()
+    };
+    let mut private = bound_to("ES256");
+    private["d"] = json!("AA");
 
-    let svid = issuer.prepare_wit(&request, NOW).unwrap().sign().await.unwrap();
+    assert_eq!(refused(private).await, "invalid WIT-SVID: invalid jwk in cnf claim: key has private members");
+    assert_eq!(
+        refused(bound_to("RS256")).await,
+        "invalid WIT-SVID: invalid jwk in cnf claim: key is of another kind than signs by RS256"
+    );
+    assert_eq!(refused(json!(null)).await, "invalid WIT-SVID: invalid jwk in cnf claim: not an object");
+}
 
-    assert_eq!(part(&svid.token, 0)["typ"], "wit+jwt");
-    let wanted = json!({
-        "cnf": {"jwk": jwk},
-        "exp": NOW.0 + 3600,
-        "iat": NOW.0,
-        "sub": "spiffe://example.org/web",
-    });
-    assert_eq!(part(&svid.token, 1), wanted);
+/// The key of a workload, for a token.
+fn bound_to(algorithm: &str) -> Value {
+    let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+    let mut jwk = Jwk::write("", "", key.public(), None).unwrap();
+    jwk.insert("alg".to_owned(), algorithm.into());
+    jwk.into()
 }
 
 #[tokio::test]
