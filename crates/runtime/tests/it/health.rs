@@ -47,6 +47,13 @@ async fn reports_are_given_as_spire_gives_them() {
     let (status, _, body) = ask(address, "GET /live").await;
     assert_eq!(status, "HTTP/1.1 500 Internal Server Error");
     assert_eq!(body, "{\"server\":{\"get_bundle_err\":\"gone\"}}\n");
+    let (status, headers, body) = ask(address, "GET //live?a&b").await;
+    assert_eq!(status, "HTTP/1.1 307 Temporary Redirect");
+    assert!(
+        headers.contains("location: /live?a&b\r\n") && headers.contains("content-type: text/html"),
+        "{headers}"
+    );
+    assert_eq!(body, "<a href=\"/live?a&amp;b\">Temporary Redirect</a>.\n\n");
     for other in ["GET /", "GET /livelier", "GET /live/"] {
         let (status, _, body) = ask(address, other).await;
         assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 404 Not Found", "404 page not found\n"));
