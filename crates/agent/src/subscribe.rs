@@ -1,11 +1,13 @@
 //! Who is told of what: one [`Update`] per set of selectors, shared by all callers that have it.
 //!
 //! A group is there as long as somebody holds a [`Subscription`] of it. It is computed when the first
-//! joins, and again when the state changes; a group is told only of changes that its workloads see.
+//! joins, and again when the state changes; a group is told only of changes that its workloads see. An
+//! identity that lost its SVID, because its entry names another id now, is not shown as gone while the
+//! next one is being signed: callers would take another identity for their default for that moment.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::raw::Encoded;
 use runtime::clock::Clock;
@@ -92,6 +94,15 @@ impl Update {
         self.entries.iter().any(|held| held.is_pending())
     }
 
+    /// Whether an identity that was there `before` will come back under its entry's new id.
+    fn is_between(&self, before: &Self) -> bool {
+        let had_svid = |held: &Held| {
+            let found = before.entries.binary_search_by(|other| other.entry.id.cmp(&held.entry.id));
+            found.ok().and_then(|at| before.entries.get(at)).is_some_and(|held| held.svid.is_some())
+        };
+        self.entries.iter().any(|held| held.is_pending() && had_svid(held))
+    }
+
     fn looks_like(&self, other: &Self) -> bool {
         self.entries.len() == other.entries.len()
             && self.entries.iter().zip(&other.entries).all(|(one, other)| looks_like(one, other))
@@ -167,14 +178,14 @@ impl Subscriptions {
     fn enter(&self, selectors: SelectorSet) -> Subscription {
         let mut groups = self.0.groups.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = groups.get(&selectors).and_then(Weak::upgrade) {
-            return Subscription { updates: group.update.subscribe(), group };
+            return Subscription::of(group);
         }
         // The state is loaded with the groups locked: if it changes after that, `refresh` finds the
         // group; if it changed before, this is the new one.
-        let (update, updates) = watch::channel(Arc::new(Update::of(&self.0.state.load(), &selectors)));
+        let update = watch::Sender::new(Arc::new(Update::of(&self.0.state.load(), &selectors)));
         let group = Arc::new(Group { selectors: selectors.clone(), update, home: Arc::downgrade(&self.0) });
         groups.insert(selectors, Arc::downgrade(&group));
-        Subscription { group, updates }
+        Subscription::of(group)
     }
 
     /// Computes all groups anew after the state changed, and tells those that see a difference.
@@ -219,26 +230,55 @@ impl Drop for Group {
     }
 }
 
+/// How long callers are not told that an SVID is gone whose successor is being signed.
+const BETWEEN: Duration = Duration::from_secs(1);
+
 /// A place in a group.
 pub struct Subscription {
     updates: watch::Receiver<Arc<Update>>,
     group: Arc<Group>,
+    /// The update that was seen last.
+    seen: Arc<Update>,
+    /// Until when an update is held back that lacks what is being signed.
+    held_until: Option<Instant>,
 }
 
 impl Subscription {
+    fn of(group: Arc<Group>) -> Self {
+        let updates = group.update.subscribe();
+        let seen = Arc::clone(&updates.borrow());
+        Self { updates, group, seen, held_until: None }
+    }
+
     /// What the group gets now; [`Subscription::changed`] then waits for the next.
     pub fn current(&mut self) -> Arc<Update> {
-        Arc::clone(&self.updates.borrow_and_update())
+        self.seen = Arc::clone(&self.updates.borrow_and_update());
+        self.held_until = None;
+        Arc::clone(&self.seen)
     }
 
     /// Waits for an update that was not seen yet. Cancel-safe. It never ends by itself: whoever waits
     /// watches for the end of the program too.
     pub async fn changed(&mut self) -> Arc<Update> {
-        if self.updates.changed().await.is_err() {
-            // The group holds the sender and lives as long as this.
-            std::future::pending::<()>().await;
+        loop {
+            if self.updates.changed().await.is_err() {
+                // The group holds the sender and lives as long as this.
+                std::future::pending::<()>().await;
+            }
+            let is_between = self.updates.borrow().is_between(&self.seen);
+            let home = self.group.home.upgrade().filter(|_| is_between);
+            let Some(clock) = home.map(|home| Arc::clone(&home.clock)) else { return self.current() };
+            let now = clock.instant();
+            let until = *self.held_until.get_or_insert(now + BETWEEN);
+            let mut next = self.updates.clone();
+            // Whoever stops waiting here goes on the next time.
+            self.updates.mark_changed();
+            tokio::select! {
+                biased;
+                _ = next.changed() => {}
+                () = clock.sleep(until.saturating_duration_since(now)) => return self.current(),
+            }
         }
-        self.current()
     }
 
     /// What the group gets once all SVIDs that will come are there; after `patience` what is there.

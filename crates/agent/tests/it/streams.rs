@@ -98,6 +98,39 @@ async fn the_first_answer_waits_only_so_long_for_the_rest() {
 }
 
 #[tokio::test]
+async fn an_identity_under_another_id_takes_the_place_of_the_one_before() {
+    let world = World::start().await;
+    world.serve(&[own_entry("a", "/a"), own_entry("b", "/b")]).await;
+    let mut stream = pin!(world.client().watch_x509_svids().await.unwrap());
+    assert_eq!(ids(&next(&mut stream).await.unwrap()), ["/a", "/b"]);
+    let renamed = [own_entry("a", "/c"), own_entry("b", "/b")];
+
+    world.sync(&renamed, &[]).await;
+    assert!(is_silent(&world, &mut stream).await);
+    world.issue(&renamed[..1]).await;
+
+    assert_eq!(ids(&next(&mut stream).await.unwrap()), ["/c", "/b"]);
+}
+
+#[tokio::test]
+async fn an_identity_that_does_not_come_back_soon_is_gone() {
+    let world = World::start().await;
+    world.serve(&[own_entry("a", "/a"), own_entry("b", "/b"), own_entry("c", "/c")]).await;
+    let mut stream = pin!(world.client().watch_x509_svids().await.unwrap());
+    next(&mut stream).await.unwrap();
+
+    world.sync(&[own_entry("a", "/d"), own_entry("b", "/b"), own_entry("c", "/c")], &[]).await;
+    assert!(is_silent(&world, &mut stream).await);
+    world.clock.advance(Duration::from_secs(1));
+    assert_eq!(ids(&next(&mut stream).await.unwrap()), ["/b", "/c"]);
+
+    // What is refused or deleted is not waited for.
+    world.sync(&[own_entry("b", "/e"), own_entry("c", "/c")], &[]).await;
+    world.refuse(&own_entry("b", "/e")).await;
+    assert_eq!(ids(&next(&mut stream).await.unwrap()), ["/c"]);
+}
+
+#[tokio::test]
 async fn bundle_streams_are_told_only_of_bundles() {
     let world = World::start().await;
     let other = Authority::new("other.org");
