@@ -559,6 +559,7 @@ fn unbuilt(config: &AgentConfig) -> Vec<crate::Unbuilt> {
         "remove the flag",
     );
     missing.when(config.server_port == 0, "agent.server_port", "set it to a port below 65536");
+    missing.health(&config.health);
     missing.plugins(Side::Agent, &config.plugins, &AGENT_PLUGINS);
     missing.0
 }

@@ -595,6 +595,7 @@ fn unbuilt(file: &File, config: &ServerConfig) -> Vec<crate::Unbuilt> {
     for (key, ttl) in lifetimes {
         missing.when(ttl.is_zero(), format!("server.{key} = 0"), "set it to a lifetime above zero");
     }
+    missing.health(&config.health);
     missing.plugins(Side::Server, &config.plugins, &SERVER_PLUGINS);
     missing.0
 }

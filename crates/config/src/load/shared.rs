@@ -195,6 +195,19 @@ impl Missing {
 }
 
 impl Missing {
+    /// To SPIRE's library the paths of the reports may be patterns, with a method, a host or wildcards;
+    /// where it can make nothing of them, SPIRE ends with a stack trace.
+    pub(super) fn health(&mut self, health: &HealthConfig) {
+        let is_no_path = |path: &str| !path.starts_with('/') || path.contains(['{', ' ', '\t']);
+        for (key, path) in [("live_path", &health.live_path), ("ready_path", &health.ready_path)] {
+            let key = format!("health_checks.{key} = \"{path}\"");
+            self.when(health.enabled && is_no_path(path), key, "set it to a path, with a slash in front");
+        }
+        let is_one = health.enabled && health.live_path == health.ready_path;
+        let key = format!("one path \"{}\" for both health_checks", health.live_path);
+        self.when(is_one, key, "set live_path and ready_path to different paths");
+    }
+
     /// Plugins that are switched off do not count, nor do those that SPIRE does not know either: the
     /// catalog refuses them in SPIRE's words.
     pub(super) fn plugins(&mut self, side: Side, blocks: &[PluginBlock], built: &[(&str, &str)]) {
@@ -216,4 +229,34 @@ pub(super) fn is_beside(path: &Path, other: &Path) -> bool {
     let folder = folder.parent().unwrap_or_else(|| Path::new("/"));
     let path = super::absolute(path);
     path != folder && path.starts_with(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(live: &str, ready: &str, expected: &[&str]) {
+        let health = Health {
+            listener_enabled: true,
+            live_path: live.to_owned(),
+            ready_path: ready.to_owned(),
+            ..Health::default()
+        };
+        let mut missing = Missing::default();
+        missing.health(&super::health(&health));
+        let keys: Vec<String> = missing.0.into_iter().map(|unbuilt| unbuilt.key).collect();
+        assert_eq!(keys, expected, "{live} {ready}");
+    }
+
+    #[test]
+    fn health_paths_that_would_never_be_found_are_refused_by_name() {
+        check("", "", &[]);
+        check("/", "/ready", &[]);
+        check("//l", "/%20", &[]);
+        check("live", "/ready", &["health_checks.live_path = \"live\""]);
+        check("/live", "GET /ready", &["health_checks.ready_path = \"GET /ready\""]);
+        check("/{x}", "/a b", &["health_checks.live_path = \"/{x}\"", "health_checks.ready_path = \"/a b\""]);
+        check("/x", "/x", &["one path \"/x\" for both health_checks"]);
+        check("/ready", "", &["one path \"/ready\" for both health_checks"]);
+    }
 }
