@@ -247,17 +247,50 @@ async fn connect_unix(path: &Path) -> Result<Box<dyn Wire>, FetchError> {
 fn redirection(fetched: &Fetched, from: &Uri) -> Option<Uri> {
     let sends = [301, 302, 303, 307, 308].contains(&fetched.status.as_u16());
     let to = fetched.headers.get(LOCATION)?.to_str().ok().filter(|_| sends)?;
-    let to: Uri = to.parse().ok()?;
-    if to.scheme().is_some() {
-        return Some(to);
+    resolved(to, from)
+}
+
+/// The address that `reference` means in a document at `base` (RFC 3986, 5.2), without its fragment.
+fn resolved(reference: &str, base: &Uri) -> Option<Uri> {
+    let reference = reference.split('#').next().filter(|reference| !reference.is_empty())?;
+    let head = reference.split(['/', '?']).next()?;
+    if head.contains(':') {
+        return reference.parse().ok();
     }
-    // Of relative ones only absolute paths are in use.
-    if to.authority().is_some() || !to.path().starts_with('/') || to.path().starts_with("//") {
-        return None;
+    let scheme = base.scheme_str()?;
+    if reference.starts_with("//") {
+        return format!("{scheme}:{reference}").parse().ok();
     }
-    let mut parts = from.clone().into_parts();
-    parts.path_and_query = to.into_parts().path_and_query;
-    Uri::from_parts(parts).ok()
+    let (path, query) = match reference.split_once('?') {
+        Some((path, query)) => (path, format!("?{query}")),
+        None => (reference, String::new()),
+    };
+    let path = if path.is_empty() {
+        base.path().to_owned()
+    } else if path.starts_with('/') {
+        without_dots(path)
+    } else {
+        let beside = base.path().rsplit_once('/').map_or("", |(directory, _)| directory);
+        without_dots(&format!("{beside}/{path}"))
+    };
+    format!("{scheme}://{}{path}{query}", base.authority()?).parse().ok()
+}
+
+/// An absolute path with its `.` and `..` carried out (RFC 3986, 5.2.4).
+fn without_dots(path: &str) -> String {
+    let mut kept = Vec::new();
+    for segment in path.split('/').skip(1) {
+        match segment {
+            "." => {}
+            ".." => {
+                kept.pop();
+            }
+            other => kept.push(other),
+        }
+    }
+    let names_a_directory = path.ends_with("/.") || path.ends_with("/..");
+    let end = if names_a_directory && !kept.is_empty() { "/" } else { "" };
+    format!("/{}{end}", kept.join("/"))
 }
 
 /// A connection, whatever its kind: HTTP/1.1 over it is compiled once.
@@ -286,7 +319,25 @@ mod tests {
         assert_eq!(sent(308, "https://example.com/e").as_deref(), Some("https://example.com/e"));
         assert_eq!(sent(200, "/c"), None);
         assert_eq!(sent(304, "/c"), None);
-        assert_eq!(sent(302, "c"), None);
-        assert_eq!(sent(302, "//example.com/c"), None);
+        assert_eq!(sent(302, ""), None);
+        assert_eq!(sent(302, "http://[::1"), None);
+    }
+
+    #[test]
+    fn redirections_may_be_relative() {
+        check("//example.com/c", "https://example.com/c");
+        check("//example.com:8443", "https://example.com:8443/");
+        check("c", "https://example.org/x/c");
+        check("c?d:e#f", "https://example.org/x/c?d:e");
+        check("../c", "https://example.org/c");
+        check("../../../c/./d/..", "https://example.org/c/");
+        check(".", "https://example.org/x/");
+        check("?d", "https://example.org/x/a?d");
+
+        fn check(reference: &str, address: &str) {
+            let base = Uri::from_static("https://example.org/x/a?b");
+            let resolved = resolved(reference, &base).map(|address| address.to_string());
+            assert_eq!(resolved.as_deref(), Some(address), "{reference}");
+        }
     }
 }
