@@ -285,7 +285,7 @@ pub(crate) async fn serve_page(
              the port that should"
         );
     }
-    tracing::info!(host, port, "Starting prometheus exporter");
+    tracing::info!(subsystem_name = "telemetry", host, port, "Starting prometheus exporter");
     let served = async {
         let tls = match &prometheus.tls {
             Some(tls) => {

@@ -135,7 +135,7 @@ pub(crate) fn carry_out(conn: &Conn, plan: &Plan, options: &Options) -> Result<(
             step(conn, || conn.execute(set, values![schema::VERSION, own, now]).map(drop))?;
         }
         Plan::Create => {
-            tracing::info!("Initializing new database");
+            tracing::info!(subsystem_name = "sql", "Initializing new database");
             step(conn, || {
                 for statement in schema::creation(conn.dialect()) {
                     conn.define(&statement)?;
@@ -149,7 +149,7 @@ pub(crate) fn carry_out(conn: &Conn, plan: &Plan, options: &Options) -> Result<(
             })?;
         }
         Plan::Migrate { from } => {
-            tracing::info!(schema = from, "Running migrations...");
+            tracing::info!(subsystem_name = "sql", schema = from, "Running migrations...");
             for version in *from..schema::VERSION {
                 let (table, column, add) = schema::added_in(version + 1, conn.dialect());
                 step(conn, || {
@@ -165,7 +165,7 @@ pub(crate) fn carry_out(conn: &Conn, plan: &Plan, options: &Options) -> Result<(
                     Ok(())
                 })?;
             }
-            tracing::info!("Done running migrations");
+            tracing::info!(subsystem_name = "sql", "Done running migrations");
         }
     }
     Ok(())

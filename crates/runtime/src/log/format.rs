@@ -72,13 +72,34 @@ pub enum Value {
         /// The number.
         number: i64,
     },
+    /// An object in JSON, which text tells in its own way.
+    Structured {
+        /// The text.
+        text: String,
+        /// The object.
+        json: String,
+    },
+    /// An instant in seconds since 1970, in UTC.
+    Instant(i64),
 }
 
 impl fmt::Display for Value {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Text(text) | Self::Bare(text) | Self::Named { name: text, .. }) = self;
-        formatter.write_str(text)
+        match self {
+            Self::Text(text)
+            | Self::Bare(text)
+            | Self::Named { name: text, .. }
+            | Self::Structured { text, .. } => formatter.write_str(text),
+            Self::Instant(seconds) => formatter.write_str(&instant(*seconds, " ", " +0000 UTC")),
+        }
     }
+}
+
+/// An instant in UTC, between date and time of day, and behind them, what is told.
+fn instant(seconds: i64, between: &str, zone: &str) -> String {
+    let Ok(at) = OffsetDateTime::from_unix_timestamp(seconds) else { return seconds.to_string() };
+    let (date, time) = (at.date(), at.time());
+    format!("{date}{between}{:02}:{:02}:{:02}{zone}", time.hour(), time.minute(), time.second())
 }
 
 fn as_text(line: &Line<'_>, precision: Precision) -> String {
@@ -122,6 +143,8 @@ fn as_json(line: &Line<'_>) -> String {
             Value::Text(text) => json::string(&mut out, &text),
             Value::Bare(text) => out.push_str(&text),
             Value::Named { number, .. } => out.push_str(&number.to_string()),
+            Value::Structured { json, .. } => out.push_str(&json),
+            Value::Instant(seconds) => json::string(&mut out, &instant(seconds, "T", "Z")),
         }
     }
     out.push_str("}\n");
@@ -228,6 +251,20 @@ mod tests {
         assert!(text[19..].starts_with(".12"), "{text}");
         assert!(!text[22..].starts_with('0'), "{text}");
         assert_eq!(&timestamp(at, Precision::Seconds)[..19], &text[..19]);
+    }
+
+    #[test]
+    fn instants_and_objects_are_told_as_each_format_has_them() {
+        let object = Value::Structured { text: "CN=a".to_owned(), json: r#"{"CommonName":"a"}"#.to_owned() };
+        let fields =
+            BTreeMap::from([("at".into(), Value::Instant(1_700_000_000)), ("subject".into(), object)]);
+        let line = Line { time: UNIX_EPOCH, level: Level::Info, message: "m", fields: &fields };
+
+        let (text, json) = (Format::Text.render(&line), Format::Json.render(&line));
+
+        assert!(text.ends_with("at=\"2023-11-14 22:13:20 +0000 UTC\" subject=\"CN=a\"\n"), "{text}");
+        assert!(json.contains(r#""at":"2023-11-14T22:13:20Z""#), "{json}");
+        assert!(json.contains(r#""subject":{"CommonName":"a"}"#), "{json}");
     }
 
     #[test]

@@ -155,7 +155,8 @@ impl Visit for Fields {
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field, Value::Bare(value.to_string()));
+        let is_instant = INSTANTS.contains(&field.name());
+        self.put(field, if is_instant { Value::Instant(value) } else { Value::Bare(value.to_string()) });
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
@@ -175,6 +176,9 @@ impl Visit for Fields {
         self.put(field, if value.is_finite() { Value::Bare(text) } else { Value::Text(text) });
     }
 }
+
+/// Fields of these names are instants, if they are numbers: seconds since 1970.
+const INSTANTS: [&str; 2] = ["issued_at", "expiration"];
 
 /// What the targets of Finial's own events begin with.
 const OWN: &str = "finial";

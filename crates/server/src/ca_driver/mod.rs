@@ -283,8 +283,8 @@ impl Driver {
         tracing::info!(
             subsystem_name = "ca_manager",
             slot = slot.as_str(),
-            issued_at = %Shown(facts.issued_at),
-            expiration = %Shown(facts.not_after),
+            issued_at = facts.issued_at.0,
+            expiration = facts.not_after.0,
             self_signed = self.upstream.is_none(),
             local_authority_id = facts.id,
             upstream_authority_id = facts.upstream_authority_id,
@@ -363,8 +363,8 @@ impl Driver {
         tracing::info!(
             subsystem_name = "ca_manager",
             slot = slot.as_str(),
-            issued_at = %Shown(facts.issued_at),
-            expiration = %Shown(facts.not_after),
+            issued_at = facts.issued_at.0,
+            expiration = facts.not_after.0,
             local_authority_id = facts.id,
             "{name} prepared"
         );
@@ -429,8 +429,8 @@ impl Driver {
         tracing::info!(
             subsystem_name = "ca_manager",
             slot = self.x509.current_name().as_str(),
-            issued_at = %Shown(facts.issued_at),
-            expiration = %Shown(facts.not_after),
+            issued_at = facts.issued_at.0,
+            expiration = facts.not_after.0,
             local_authority_id = facts.id,
             upstream_authority_id = facts.upstream_authority_id,
             "X509 CA activated"
@@ -456,22 +456,11 @@ impl Tokens {
         tracing::info!(
             subsystem_name = "ca_manager",
             slot = self.slots.current_name().as_str(),
-            issued_at = %Shown(facts.issued_at),
-            expiration = %Shown(facts.not_after),
+            issued_at = facts.issued_at.0,
+            expiration = facts.not_after.0,
             local_authority_id = facts.id,
             "{name} activated"
         );
-    }
-}
-
-/// An instant as SPIRE's log shows it.
-struct Shown(UnixSecs);
-
-impl std::fmt::Display for Shown {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Ok(at) = time::OffsetDateTime::from_unix_timestamp(self.0.0) else { return self.0.fmt(f) };
-        let (date, time) = (at.date(), at.time());
-        write!(f, "{date} {:02}:{:02}:{:02} +0000 UTC", time.hour(), time.minute(), time.second())
     }
 }
 
