@@ -8,7 +8,8 @@ use proto::convert::id;
 use proto::spire::server::{agent, bundle, entry, localauthority, logger, svid, trustdomain};
 use proto::spire::types;
 use runtime::log::Value;
-use spiffe::x509::{Certificate, Csr};
+use serde_json::json;
+use spiffe::x509::{Certificate, Csr, Name};
 use spiffe::{SpiffeId, TrustDomain};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -39,7 +40,8 @@ pub(super) fn items(
     answers: &[Bytes],
     status: &Status,
 ) -> Vec<Item> {
-    let path = around.method.strip_prefix("/spire.api.server.").unwrap_or(around.method);
+    let path = around.method.trim_start_matches('/');
+    let path = path.strip_prefix("spire.api.server.").unwrap_or(path);
     let (service, method) = path.split_once('/').unwrap_or_default();
     if status.code() == Code::Ok
         && let Some(items) = batch(service, method, requests, answers)
@@ -118,9 +120,10 @@ fn batch(service: &str, method: &str, requests: &[Bytes], answers: &[Bytes]) -> 
         ("bundle.v1.Bundle", "BatchDeleteFederatedBundle") => {
             let request: bundle::BatchDeleteFederatedBundleRequest = only(requests);
             let answer: bundle::BatchDeleteFederatedBundleResponse = only(answers);
-            let mode = request.mode().as_str_name();
+            let mode =
+                Value::Named { name: request.mode().as_str_name().to_owned(), number: request.mode.into() };
             let item = |result: bundle::batch_delete_federated_bundle_response::Result| Item {
-                fields: vec![text("trust_domain_id", result.trust_domain), text("mode", mode)],
+                fields: vec![text("trust_domain_id", result.trust_domain), ("mode".to_owned(), mode.clone())],
                 status: result.status,
             };
             Some(answer.results.into_iter().map(item).collect())
@@ -311,7 +314,7 @@ fn of_svid(trust_domain: &TrustDomain, method: &str, requests: &[Bytes], answers
             if let (Some(signed), Ok(csr)) = (signed, Csr::verify(&request.csr)) {
                 fields.push(text("spiffe_id", svid_id(signed.id.as_ref())));
                 fields.push(text("dns_name", csr.dns_names.join(",")));
-                fields.push(text("subject", csr.subject));
+                fields.push(("subject".to_owned(), subject(&csr.subject)));
                 fields.push(text("expires_at", instant(signed.expires_at)));
             }
             fields
@@ -377,7 +380,10 @@ fn of_attestation(requests: &[Bytes], agent: Option<&SpiffeId>) -> Fields {
     use agent::attest_agent_request::Step;
     let mut fields = Fields::new();
     if let Some(Step::Params(params)) = only::<agent::AttestAgentRequest>(requests).step
+        && params.params.is_some_and(|svid| !svid.csr.is_empty())
         && let Some(data) = params.data
+        && !data.payload.is_empty()
+        && !data.r#type.is_empty()
     {
         fields.push(text("node_attestor_type", data.r#type));
     }
@@ -563,6 +569,30 @@ fn joined(selectors: &[types::Selector]) -> String {
     selectors.iter().map(one).collect::<Vec<_>>().join(",")
 }
 
+/// A subject: as JSON it has a member for each kind of attribute, and all of them in order.
+fn subject(name: &Name) -> Value {
+    let attributes = name.attributes();
+    let all = |oid: &'static str| attributes.iter().filter(move |(of, _)| of == oid).map(|(_, value)| value);
+    let list = |oid| Some(all(oid).collect::<Vec<_>>()).filter(|values| !values.is_empty());
+    let last = |oid| all(oid).next_back().map_or("", String::as_str);
+    let numbers = |oid: &str| oid.split('.').filter_map(|number| number.parse().ok()).collect::<Vec<u64>>();
+    let named = attributes.iter().map(|(oid, value)| json!({ "Type": numbers(oid), "Value": value }));
+    let json = json!({
+        "Country": list("2.5.4.6"),
+        "Organization": list("2.5.4.10"),
+        "OrganizationalUnit": list("2.5.4.11"),
+        "Locality": list("2.5.4.7"),
+        "Province": list("2.5.4.8"),
+        "StreetAddress": list("2.5.4.9"),
+        "PostalCode": list("2.5.4.17"),
+        "SerialNumber": last("2.5.4.5"),
+        "CommonName": last("2.5.4.3"),
+        "Names": Some(named.collect::<Vec<_>>()).filter(|names| !names.is_empty()),
+        "ExtraNames": null,
+    });
+    Value::Structured { text: name.to_string(), json: json.to_string() }
+}
+
 fn svid_id(wire: Option<&types::Spiffeid>) -> String {
     wire.and_then(|wire| SpiffeId::try_from(wire).ok()).map(|id| id.to_string()).unwrap_or_default()
 }
@@ -587,6 +617,8 @@ fn instant(seconds: i64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use spiffe::x509::Attribute;
+
     use super::*;
 
     #[test]
@@ -626,6 +658,33 @@ mod tests {
         let lines = items(&around, &messages[0], &messages[1], &Status::ok(""));
 
         assert!(format!("{:?}", lines[0].fields).contains("spiffe://a.test"));
+    }
+
+    #[test]
+    fn a_health_check_that_goes_well_has_no_line() {
+        let around = Around {
+            method: "/grpc.health.v1.Health/Check",
+            trust_domain: &TrustDomain::parse("example.org").unwrap(),
+            caller: None,
+            attesting: None,
+        };
+
+        assert!(items(&around, &[], &[], &Status::ok("")).is_empty());
+        assert_eq!(items(&around, &[], &[], &Status::not_found("no such service")).len(), 1);
+    }
+
+    #[test]
+    fn a_subject_is_an_object_in_json() {
+        let name = Name::new(&[(Attribute::Organization, "O"), (Attribute::CommonName, "a")]);
+
+        let Value::Structured { text, json } = subject(&name) else { panic!("no object") };
+
+        assert_eq!(text, "CN=a,O=O");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["CommonName"], "a");
+        assert_eq!(json["Organization"], json!(["O"]));
+        assert_eq!(json["Country"], json!(null));
+        assert_eq!(json["Names"][1], json!({ "Type": [2, 5, 4, 3], "Value": "a" }));
     }
 
     #[test]
