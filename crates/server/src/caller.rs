@@ -9,8 +9,10 @@ use runtime::listen;
 use spiffe::x509::{self, Certificate};
 use spiffe::{SpiffeId, UnixSecs};
 use tonic::{Request, Status};
+use uuid::Uuid;
 
 use crate::authz::{Open, Rule};
+use crate::context::Context;
 
 /// The other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +102,8 @@ pub(crate) struct Caller {
     pub(crate) deadline: Option<Instant>,
     /// Where to note who it is that attests, if that is to be told.
     pub(crate) attesting: Option<Arc<OnceLock<SpiffeId>>>,
+    /// The call's name in the log, once a line has told it.
+    pub(crate) request_id: Arc<OnceLock<Uuid>>,
 }
 
 impl Caller {
@@ -123,8 +127,67 @@ impl Caller {
             .ok_or_else(|| Status::internal("caller ID missing from request context"))
     }
 
+    /// The name of this call in the log.
+    pub(crate) fn request_id(&self) -> Uuid {
+        *self.request_id.get_or_init(Uuid::new_v4)
+    }
+
+    /// The service and the method, as the log has them.
+    pub(crate) fn service_and_method(&self) -> (&'static str, &'static str) {
+        service_and_method(self.rule.method)
+    }
+
+    /// What the call is allowed as, and by what, as the log has it.
+    pub(crate) fn authorised(&self, context: &Context) -> (&'static str, &'static str) {
+        let is_by_configuration = || {
+            let certificate = self.peer.certificate();
+            certificate.is_some_and(|certificate| context.config.admin_ids.contains(&certificate.id))
+        };
+        match self.role {
+            Role::Anybody => ("nobody", ""),
+            Role::Local => ("local", "transport"),
+            Role::Admin if is_by_configuration() => ("admin", "config"),
+            Role::Admin => ("admin", "entries"),
+            Role::Downstream => ("downstream", "entries"),
+            Role::Agent => ("agent", "datastore"),
+        }
+    }
+
     /// The address that limits count by; `None` for the server's own socket.
     pub(crate) fn limited_by(&self) -> Option<IpAddr> {
         self.peer.address().map(|address| address.ip().to_canonical())
     }
 }
+
+/// The service and the method of a path, as the log has them.
+pub(crate) fn service_and_method(path: &str) -> (&str, &str) {
+    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
+    let service = service.strip_prefix("spire.api.server.").unwrap_or(service);
+    let service = match service {
+        "logger.v1.Logger" => "Logger",
+        "grpc.health.v1.Health" => "Health",
+        other => other,
+    };
+    (service, method)
+}
+
+/// Logs a line of a call at a level, with the fields that all lines of a call have.
+macro_rules! tell {
+    ($level:ident, $context:expr, $caller:expr, $($rest:tt)+) => {{
+        let caller: &$crate::caller::Caller = $caller;
+        let (service, method) = caller.service_and_method();
+        let (authorized_as, authorized_via) = caller.authorised($context);
+        tracing::$level!(
+            subsystem_name = "api",
+            service,
+            method,
+            authorized_as,
+            authorized_via,
+            request_id = %caller.request_id(),
+            caller_addr = caller.peer.address().map(tracing::field::display),
+            caller_id = caller.peer.certificate().map(|certificate| certificate.id.as_str()),
+            $($rest)+
+        )
+    }};
+}
+pub(crate) use tell;

@@ -13,11 +13,12 @@ use runtime::{listen, metrics};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
+use uuid::Uuid;
 
 use crate::api::Services;
 use crate::audit::Watch;
 use crate::authz::{self, Input, Lookup, Open, PolicyError, Rule};
-use crate::caller::{Caller, Peer};
+use crate::caller::{Caller, Peer, service_and_method, tell};
 use crate::context::Context;
 
 /// The door of one listener. Cheap to clone.
@@ -68,8 +69,12 @@ impl Door {
         let role = match authz::authorise(&self.context, open, &peer).await {
             Ok(role) => role,
             Err(denied) => {
+                let (service, method) = service_and_method(rule.method);
                 tracing::error!(
-                    method = rule.method,
+                    subsystem_name = "api",
+                    service,
+                    method,
+                    request_id = %Uuid::new_v4(),
                     caller_id = peer.certificate().map(|certificate| certificate.id.as_str()),
                     caller_addr = peer.address().map(tracing::field::display),
                     error = %denied,
@@ -81,7 +86,8 @@ impl Door {
         let deadline = listen::deadline(request.headers())
             .and_then(|patience| self.context.clock.instant().checked_add(patience));
         let attesting = self.context.config.audit_log.then(Arc::default);
-        let caller = Caller { peer, role, rule, open, deadline, attesting };
+        let request_id = Arc::default();
+        let caller = Caller { peer, role, rule, open, deadline, attesting, request_id };
         request.extensions_mut().insert(caller.clone());
         let watch = self.context.config.audit_log.then(|| Watch::new(&self.context, &caller, connection));
         let watch = match watch.transpose() {
@@ -97,7 +103,7 @@ impl Door {
             None => answer,
         };
         if let Some(status) = Status::from_header_map(answer.headers()) {
-            show(&caller, &status);
+            show(&self.context, &caller, &status);
         }
         answer
     }
@@ -154,16 +160,15 @@ fn known_as(method: &'static str) -> &'static str {
 }
 
 /// Logs a call that failed at once; a fault of the server is the operator's business.
-fn show(caller: &Caller, status: &Status) {
+fn show(context: &Context, caller: &Caller, status: &Status) {
     if status.code() == Code::Ok {
         return;
     }
-    let (method, authorized_as) = (caller.rule.method, tracing::field::debug(caller.role));
-    let (code, text) = (tracing::field::debug(status.code()), status.message());
+    let (code, error) = (tracing::field::debug(status.code()), status.message());
     if matches!(status.code(), Code::Internal | Code::Unknown | Code::DataLoss) {
-        tracing::error!(subsystem_name = "api", method, authorized_as, code, error = text, "Call failed");
+        tell!(error, context, caller, code, error, "Call failed");
     } else {
-        tracing::debug!(subsystem_name = "api", method, authorized_as, code, error = text, "Call refused");
+        tell!(debug, context, caller, code, error, "Call refused");
     }
 }
 

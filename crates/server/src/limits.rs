@@ -223,6 +223,7 @@ mod tests {
             open: Open::to(rule.who),
             deadline: patience.map(|(clock, seconds)| clock.instant() + Duration::from_secs(seconds)),
             attesting: None,
+            request_id: Arc::default(),
         }
     }
 

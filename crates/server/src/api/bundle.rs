@@ -18,7 +18,7 @@ use super::encoded_elsewhere;
 use super::status::{self, failed, failed_because, invalid, limited, refused_as};
 use super::trustdomain::page;
 use crate::ca_driver::Refusal;
-use crate::caller::Caller;
+use crate::caller::{Caller, tell};
 use crate::context::Context;
 use crate::keep::KnownBundle;
 
@@ -233,13 +233,16 @@ impl wire::bundle_server::Bundle for Bundles {
         &self,
         request: Request<wire::BatchSetFederatedBundleRequest>,
     ) -> Result<Response<wire::BatchSetFederatedBundleResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let wire::BatchSetFederatedBundleRequest { bundle, output_mask } = request.into_inner();
         let own = "setting a federated bundle for the server's own trust domain is not allowed";
         let writes = bundle.into_iter().map(async |wire: types::Bundle| {
             let bundle = self.requested(&wire, own)?;
             let reply = masked(&bundle, output_mask.as_ref());
+            let trust_domain_id = bundle.trust_domain.to_string();
             let set = self.0.store.set_bundle(bundle).await;
             let set = set.map_err(|why| failed("failed to set bundle", why))?;
+            tell!(info, &self.0, &caller, trust_domain_id, "Bundle set successfully");
             Ok(set.map(|()| reply))
         });
         let results = written(&self.0, writes).await.into_iter().map(|set| {

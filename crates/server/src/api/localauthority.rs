@@ -10,6 +10,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::status::{failed, failed_because, invalid};
 use crate::ca_driver::{Answer, Order, Refusal};
+use crate::caller::{Caller, tell};
 use crate::context::Context;
 
 /// The service.
@@ -22,7 +23,7 @@ impl LocalAuthorities {
     }
 
     /// Gives an order; the answer comes after the snapshots show what was written.
-    async fn give(&self, family: Family, order: Order) -> Result<Answer, Status> {
+    async fn give(&self, caller: &Caller, family: Family, order: Order) -> Result<Answer, Status> {
         let told = order.clone();
         let given = self.0.authorities.give(family, order).await;
         let answer = given.map_err(|refusal| status(family, &told, &refusal))?;
@@ -31,17 +32,9 @@ impl LocalAuthorities {
         }
         let name = name(family);
         if let Order::Taint(id) = &told {
-            tracing::info!(
-                subsystem_name = "api",
-                local_authority_id = id,
-                "{name} authority tainted successfully"
-            );
+            tell!(info, &self.0, caller, local_authority_id = id, "{name} authority tainted successfully");
         } else if let Order::Revoke(id) = &told {
-            tracing::info!(
-                subsystem_name = "api",
-                local_authority_id = id,
-                "{name} authority revoked successfully"
-            );
+            tell!(info, &self.0, caller, local_authority_id = id, "{name} authority revoked successfully");
         }
         Ok(answer)
     }
@@ -51,9 +44,10 @@ impl LocalAuthorities {
 impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
     async fn get_jwt_authority_state(
         &self,
-        _request: Request<wire::GetJwtAuthorityStateRequest>,
+        request: Request<wire::GetJwtAuthorityStateRequest>,
     ) -> Result<Response<wire::GetJwtAuthorityStateResponse>, Status> {
-        let answer = self.give(Family::Jwt, Order::Show).await?;
+        let caller = Caller::of(&request)?;
+        let answer = self.give(&caller, Family::Jwt, Order::Show).await?;
         Ok(Response::new(wire::GetJwtAuthorityStateResponse {
             active: Some(state(&answer.active)),
             prepared: other(&answer, SlotStatus::Prepared),
@@ -63,9 +57,10 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
 
     async fn prepare_jwt_authority(
         &self,
-        _request: Request<wire::PrepareJwtAuthorityRequest>,
+        request: Request<wire::PrepareJwtAuthorityRequest>,
     ) -> Result<Response<wire::PrepareJwtAuthorityResponse>, Status> {
-        let answer = self.give(Family::Jwt, Order::Prepare).await?;
+        let caller = Caller::of(&request)?;
+        let answer = self.give(&caller, Family::Jwt, Order::Prepare).await?;
         let prepared_authority = other(&answer, SlotStatus::Prepared);
         Ok(Response::new(wire::PrepareJwtAuthorityResponse { prepared_authority }))
     }
@@ -74,8 +69,9 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
         &self,
         request: Request<wire::ActivateJwtAuthorityRequest>,
     ) -> Result<Response<wire::ActivateJwtAuthorityResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let order = Order::Activate(request.into_inner().authority_id);
-        let activated_authority = Some(state(&self.give(Family::Jwt, order).await?.active));
+        let activated_authority = Some(state(&self.give(&caller, Family::Jwt, order).await?.active));
         Ok(Response::new(wire::ActivateJwtAuthorityResponse { activated_authority }))
     }
 
@@ -83,8 +79,9 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
         &self,
         request: Request<wire::TaintJwtAuthorityRequest>,
     ) -> Result<Response<wire::TaintJwtAuthorityResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let id = request.into_inner().authority_id;
-        self.give(Family::Jwt, Order::Taint(id.clone())).await?;
+        self.give(&caller, Family::Jwt, Order::Taint(id.clone())).await?;
         Ok(Response::new(wire::TaintJwtAuthorityResponse { tainted_authority: Some(named(id)) }))
     }
 
@@ -92,16 +89,18 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
         &self,
         request: Request<wire::RevokeJwtAuthorityRequest>,
     ) -> Result<Response<wire::RevokeJwtAuthorityResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let id = request.into_inner().authority_id;
-        self.give(Family::Jwt, Order::Revoke(id.clone())).await?;
+        self.give(&caller, Family::Jwt, Order::Revoke(id.clone())).await?;
         Ok(Response::new(wire::RevokeJwtAuthorityResponse { revoked_authority: Some(named(id)) }))
     }
 
     async fn get_x509_authority_state(
         &self,
-        _request: Request<wire::GetX509AuthorityStateRequest>,
+        request: Request<wire::GetX509AuthorityStateRequest>,
     ) -> Result<Response<wire::GetX509AuthorityStateResponse>, Status> {
-        let answer = self.give(Family::X509, Order::Show).await?;
+        let caller = Caller::of(&request)?;
+        let answer = self.give(&caller, Family::X509, Order::Show).await?;
         Ok(Response::new(wire::GetX509AuthorityStateResponse {
             active: Some(state(&answer.active)),
             prepared: other(&answer, SlotStatus::Prepared),
@@ -111,9 +110,10 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
 
     async fn prepare_x509_authority(
         &self,
-        _request: Request<wire::PrepareX509AuthorityRequest>,
+        request: Request<wire::PrepareX509AuthorityRequest>,
     ) -> Result<Response<wire::PrepareX509AuthorityResponse>, Status> {
-        let answer = self.give(Family::X509, Order::Prepare).await?;
+        let caller = Caller::of(&request)?;
+        let answer = self.give(&caller, Family::X509, Order::Prepare).await?;
         let prepared_authority = other(&answer, SlotStatus::Prepared);
         Ok(Response::new(wire::PrepareX509AuthorityResponse { prepared_authority }))
     }
@@ -122,8 +122,9 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
         &self,
         request: Request<wire::ActivateX509AuthorityRequest>,
     ) -> Result<Response<wire::ActivateX509AuthorityResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let order = Order::Activate(request.into_inner().authority_id);
-        let activated_authority = Some(state(&self.give(Family::X509, order).await?.active));
+        let activated_authority = Some(state(&self.give(&caller, Family::X509, order).await?.active));
         Ok(Response::new(wire::ActivateX509AuthorityResponse { activated_authority }))
     }
 
@@ -131,7 +132,9 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
         &self,
         request: Request<wire::TaintX509AuthorityRequest>,
     ) -> Result<Response<wire::TaintX509AuthorityResponse>, Status> {
-        let answer = self.give(Family::X509, Order::Taint(request.into_inner().authority_id)).await?;
+        let caller = Caller::of(&request)?;
+        let answer =
+            self.give(&caller, Family::X509, Order::Taint(request.into_inner().authority_id)).await?;
         let tainted_authority = other(&answer, SlotStatus::Old);
         Ok(Response::new(wire::TaintX509AuthorityResponse { tainted_authority }))
     }
@@ -140,13 +143,10 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
         &self,
         request: Request<wire::TaintX509UpstreamAuthorityRequest>,
     ) -> Result<Response<wire::TaintX509UpstreamAuthorityResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let id = request.into_inner().subject_key_id.to_lowercase();
-        self.give(Family::X509, Order::TaintUpstream(id.clone())).await?;
-        tracing::info!(
-            subsystem_name = "api",
-            subject_key_id = id,
-            "X.509 upstream authority tainted successfully"
-        );
+        self.give(&caller, Family::X509, Order::TaintUpstream(id.clone())).await?;
+        tell!(info, &self.0, &caller, subject_key_id = id, "X.509 upstream authority tainted successfully");
         Ok(Response::new(wire::TaintX509UpstreamAuthorityResponse { upstream_authority_subject_key_id: id }))
     }
 
@@ -154,8 +154,9 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
         &self,
         request: Request<wire::RevokeX509AuthorityRequest>,
     ) -> Result<Response<wire::RevokeX509AuthorityResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let id = request.into_inner().authority_id;
-        self.give(Family::X509, Order::Revoke(id.clone())).await?;
+        self.give(&caller, Family::X509, Order::Revoke(id.clone())).await?;
         Ok(Response::new(wire::RevokeX509AuthorityResponse { revoked_authority: Some(named(id)) }))
     }
 
@@ -163,13 +164,10 @@ impl wire::local_authority_server::LocalAuthority for LocalAuthorities {
         &self,
         request: Request<wire::RevokeX509UpstreamAuthorityRequest>,
     ) -> Result<Response<wire::RevokeX509UpstreamAuthorityResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let id = request.into_inner().subject_key_id.to_lowercase();
-        self.give(Family::X509, Order::RevokeUpstream(id.clone())).await?;
-        tracing::info!(
-            subsystem_name = "api",
-            subject_key_id = id,
-            "X.509 upstream authority successfully revoked"
-        );
+        self.give(&caller, Family::X509, Order::RevokeUpstream(id.clone())).await?;
+        tell!(info, &self.0, &caller, subject_key_id = id, "X.509 upstream authority successfully revoked");
         Ok(Response::new(wire::RevokeX509UpstreamAuthorityResponse { upstream_authority_subject_key_id: id }))
     }
 

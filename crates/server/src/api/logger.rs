@@ -7,6 +7,7 @@ use proto::spire::types;
 use runtime::log::Level;
 use tonic::{Request, Response, Status};
 
+use crate::caller::{Caller, tell};
 use crate::context::Context;
 
 /// The service.
@@ -31,8 +32,9 @@ impl Logger {
 impl wire::logger_server::Logger for Logger {
     async fn get_logger(
         &self,
-        _request: Request<wire::GetLoggerRequest>,
+        request: Request<wire::GetLoggerRequest>,
     ) -> Result<Response<types::Logger>, Status> {
+        tell!(info, &self.0, &Caller::of(&request)?, "GetLogger Called");
         Ok(self.rendered())
     }
 
@@ -40,18 +42,20 @@ impl wire::logger_server::Logger for Logger {
         &self,
         request: Request<wire::SetLogLevelRequest>,
     ) -> Result<Response<types::Logger>, Status> {
+        let caller = Caller::of(&request)?;
         let level = from_wire(request.get_ref().new_level)?;
-        tracing::info!(subsystem_name = "api", new_level = level.name(), "SetLogLevel Called");
+        tell!(info, &self.0, &caller, new_log_level = level.name(), "SetLogLevel Called");
         self.0.log.level().set(level);
         Ok(self.rendered())
     }
 
     async fn reset_log_level(
         &self,
-        _request: Request<wire::ResetLogLevelRequest>,
+        request: Request<wire::ResetLogLevelRequest>,
     ) -> Result<Response<types::Logger>, Status> {
+        let caller = Caller::of(&request)?;
         let launch = self.0.log.level().launch();
-        tracing::info!(subsystem_name = "api", launch_level = launch.name(), "ResetLogLevel Called");
+        tell!(info, &self.0, &caller, launch_log_level = launch.name(), "ResetLogLevel Called");
         self.0.log.level().reset();
         Ok(self.rendered())
     }

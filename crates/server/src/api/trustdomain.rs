@@ -12,6 +12,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::batch::written;
 use super::status::{self, failed, failed_because, invalid, refused_as};
+use crate::caller::{Caller, tell};
 use crate::context::Context;
 use crate::federation::Refusal;
 
@@ -46,10 +47,13 @@ impl Relationships {
     }
 
     /// SPIRE warns too: such an endpoint cannot be authenticated.
-    fn warn_if_unverifiable(&self, relationship: &FederationRelationship) {
+    fn warn_if_unverifiable(&self, caller: &Caller, relationship: &FederationRelationship) {
         let federation::EndpointProfile::HttpsSpiffe(endpoint) = &relationship.profile else { return };
         if relationship.bundle.is_none() && self.0.bundles.load().get(&endpoint.trust_domain()).is_none() {
-            tracing::warn!(
+            tell!(
+                warn,
+                &self.0,
+                caller,
                 trust_domain_id = %relationship.trust_domain,
                 endpoint_spiffe_id = %endpoint,
                 "bundle not found for the endpoint SPIFFE ID trust domain"
@@ -94,6 +98,7 @@ impl wire::trust_domain_server::TrustDomain for Relationships {
     ) -> Result<Response<wire::BatchCreateFederationRelationshipResponse>, Status> {
         use wire::batch_create_federation_relationship_response::Result as Item;
 
+        let caller = Caller::of(&request)?;
         let wire::BatchCreateFederationRelationshipRequest { federation_relationships, output_mask } =
             request.into_inner();
         let writes = federation_relationships.into_iter().map(async |wire: types::FederationRelationship| {
@@ -102,7 +107,7 @@ impl wire::trust_domain_server::TrustDomain for Relationships {
             created.map_err(|why| failed("failed to create federation relationship", why))
         });
         let results = self.written(writes).await.into_iter().map(|created| {
-            let created = created.inspect(|created| self.warn_if_unverifiable(created));
+            let created = created.inspect(|created| self.warn_if_unverifiable(&caller, created));
             let created = created.map(|created| rendered(&created, output_mask.as_ref()));
             let (status, federation_relationship) = status::item(created);
             Item { status, federation_relationship }
@@ -117,6 +122,7 @@ impl wire::trust_domain_server::TrustDomain for Relationships {
     ) -> Result<Response<wire::BatchUpdateFederationRelationshipResponse>, Status> {
         use wire::batch_update_federation_relationship_response::Result as Item;
 
+        let caller = Caller::of(&request)?;
         let wire::BatchUpdateFederationRelationshipRequest {
             federation_relationships,
             input_mask,
@@ -134,7 +140,7 @@ impl wire::trust_domain_server::TrustDomain for Relationships {
             updated.map_err(|why| failed("failed to update federation relationship", why))
         });
         let results = self.written(writes).await.into_iter().map(|updated| {
-            let updated = updated.inspect(|updated| self.warn_if_unverifiable(updated));
+            let updated = updated.inspect(|updated| self.warn_if_unverifiable(&caller, updated));
             let updated = updated.map(|updated| rendered(&updated, output_mask.as_ref()));
             let (status, federation_relationship) = status::item(updated);
             Item { status, federation_relationship }

@@ -22,7 +22,7 @@ use tonic::{Code, Status};
 
 pub(crate) use self::chain::Chain;
 pub use self::chain::{AuditChain, AuditFault, verify_audit};
-use crate::caller::{Caller, Peer, Role};
+use crate::caller::{Caller, Peer};
 use crate::context::Context;
 
 use self::fields::Item;
@@ -56,9 +56,17 @@ impl Watch {
         caller: &Caller,
         connection: &listen::Peer,
     ) -> Result<Self, Status> {
-        let mut common = of_method(caller.rule.method);
-        common.extend([text("request_id", uuid::Uuid::new_v4()), text("type", "audit")]);
-        common.extend(of_role(context, caller));
+        let (service, method) = caller.service_and_method();
+        let (authorized_as, authorized_via) = caller.authorised(context);
+        let mut common = vec![
+            text("subsystem_name", "api"),
+            text("service", service),
+            text("method", method),
+            text("request_id", caller.request_id()),
+            text("type", "audit"),
+            text("authorized_as", authorized_as),
+            text("authorized_via", authorized_via),
+        ];
         match &*caller.peer {
             Peer::Local => common.extend(of_process(connection)?),
             Peer::Remote { address, .. } => common.push(text("caller_addr", address)),
@@ -126,33 +134,6 @@ impl Watch {
 fn code(number: i32) -> Value {
     let name = codes::name(Code::from_i32(number)).to_owned();
     Value::Named { name, number: number.into() }
-}
-
-fn of_method(path: &str) -> Fields {
-    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
-    let service = service.strip_prefix("spire.api.server.").unwrap_or(service);
-    let service = match service {
-        "logger.v1.Logger" => "Logger",
-        "grpc.health.v1.Health" => "Health",
-        other => other,
-    };
-    vec![text("service", service), text("method", method), text("subsystem_name", "api")]
-}
-
-fn of_role(context: &Context, caller: &Caller) -> Fields {
-    let is_by_configuration = || {
-        let certificate = caller.peer.certificate();
-        certificate.is_some_and(|certificate| context.config.admin_ids.contains(&certificate.id))
-    };
-    let (role, via) = match caller.role {
-        Role::Anybody => ("nobody", ""),
-        Role::Local => ("local", "transport"),
-        Role::Admin if is_by_configuration() => ("admin", "config"),
-        Role::Admin => ("admin", "entries"),
-        Role::Downstream => ("downstream", "entries"),
-        Role::Agent => ("agent", "datastore"),
-    };
-    vec![text("authorized_as", role), text("authorized_via", via)]
 }
 
 fn of_process(connection: &listen::Peer) -> Result<Fields, Status> {

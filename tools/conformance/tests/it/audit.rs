@@ -56,6 +56,30 @@ fn e04_audit_log_has_a_line_per_call_and_item() {
     assert!(signed.iter().any(|line| line["entry_id"] == "measured"), "{signed:?}");
 }
 
+#[test]
+fn the_log_tells_who_called_and_when_authorities_end() {
+    let extra = "audit_log_enabled = true\n  log_format = \"json\"".to_owned();
+    let config = PlaneConfig { server_extra: extra, ..PlaneConfig::default() };
+    let plane = Plane::start(&Product::under_test(), &config, &Default::default());
+
+    let _said = plane.ok("server", &["logger", "set", "-socketPath", "{sock}", "-level", "debug"]);
+    let _said = plane.ok("server", &["healthcheck", "-socketPath", "{sock}"]);
+
+    let log = fs::read_to_string(plane.dir().join("server.log")).unwrap();
+    let lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let lines: Vec<Map<String, Value>> = lines.collect();
+    let line = |message: &str| lines.iter().find(|line| line["msg"] == message).unwrap();
+    let told = line("SetLogLevel Called");
+    has(told, &[("service", "Logger"), ("method", "SetLogLevel"), ("new_log_level", "debug")]);
+    has(told, &[("authorized_as", "local"), ("authorized_via", "transport"), ("subsystem_name", "api")]);
+    let audited =
+        |method: &str| lines.iter().find(|line| line["msg"] == "API accessed" && line["method"] == method);
+    assert_eq!(audited("SetLogLevel").unwrap()["request_id"], told["request_id"]);
+    assert!(audited("Check").is_none(), "a health check is told");
+    let expiration = line("X509 CA activated")["expiration"].as_str().unwrap();
+    assert!(expiration.ends_with('Z') && expiration.contains('T'), "{expiration}");
+}
+
 /// What `audit verify` says of these lines, and whether it finds them good.
 fn verified(plane: &Plane, lines: &[String]) -> (i32, String) {
     fs::write(plane.dir().join("audited.log"), lines.join("\n") + "\n").unwrap();

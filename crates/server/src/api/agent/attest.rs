@@ -22,7 +22,7 @@ use tonic::{Code, Status, Streaming};
 use super::{Signed, joined_id, sign};
 use crate::api::Answers;
 use crate::api::status::{failed, limited};
-use crate::caller::Caller;
+use crate::caller::{Caller, tell};
 use crate::context::Context;
 
 /// An attestation that is not over by then is given up: a client that stalls must not hold its place.
@@ -133,8 +133,10 @@ async fn run(
             return Err(Status::permission_denied(text));
         }
     }
-    tracing::info!(
-        subsystem_name = "api",
+    tell!(
+        info,
+        context,
+        caller,
         address = caller.peer.address().map(tracing::field::display),
         agent_id = %id,
         node_attestor_type = attestor,

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::Answers;
 use super::status::{failed, failed_because, invalid, limited};
 use super::trustdomain::page;
-use crate::caller::Caller;
+use crate::caller::{Caller, tell};
 use crate::context::Context;
 
 /// The longest version an agent may report.
@@ -92,24 +92,26 @@ impl wire::agent_server::Agent for Agents {
     }
 
     async fn delete_agent(&self, request: Request<wire::DeleteAgentRequest>) -> Result<Response<()>, Status> {
+        let caller = Caller::of(&request)?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
         match self.0.store.delete_agent(id.clone()).await {
             Ok(deleted) => self.0.applied(deleted).await,
             Err(StoreError::NotFound(_)) => return Err(not_found()),
             Err(error) => return Err(failed("failed to remove agent", error)),
         }
-        tracing::info!(subsystem_name = "api", spiffe_id = %id, "Agent deleted");
+        tell!(info, &self.0, &caller, spiffe_id = %id, "Agent deleted");
         Ok(Response::new(()))
     }
 
     async fn ban_agent(&self, request: Request<wire::BanAgentRequest>) -> Result<Response<()>, Status> {
+        let caller = Caller::of(&request)?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
         match self.0.store.ban_agent(id.clone()).await {
             Ok(banned) => drop(self.0.applied(banned).await),
             Err(StoreError::NotFound(_)) => return Err(not_found()),
             Err(error) => return Err(failed("failed to ban agent", error)),
         }
-        tracing::info!(subsystem_name = "api", spiffe_id = %id, "Agent banned");
+        tell!(info, &self.0, &caller, spiffe_id = %id, "Agent banned");
         Ok(Response::new(()))
     }
 
@@ -137,7 +139,7 @@ impl wire::agent_server::Agent for Agents {
             let text = "agent must reattest instead of renew";
             return Err(with_detail(Code::PermissionDenied, text, &reason));
         }
-        tracing::info!(subsystem_name = "api", caller_id = %id, "Renewing agent SVID");
+        tell!(info, &self.0, &caller, "Renewing agent SVID");
         let Some(params) = &request.get_ref().params else {
             return Err(Status::invalid_argument("params cannot be nil"));
         };
