@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use spiffe::TrustDomain;
 
-use crate::reconfigure::{self, Made, Reconfigurables, Slot};
+use crate::reconfigure::{self, Made, Reconfigurables, Slot, hash};
 use crate::{
     AgentNodeAttestor, BuiltIn, CredentialComposer, Host, KeyManager, Plugin, PluginConfig, PluginError,
     PluginKind, ServerNodeAttestor, UpstreamAuthority, WorkloadAttestor, composer, keymanager, nodeattestor,
@@ -314,6 +314,16 @@ impl Loader<'_> {
         let plugin = (built_in.load)(config, self.host.clone())
             .await
             .map_err(|error| CatalogError::Refused { name: declaration.name.clone(), error })?;
+        let is_in_a_file = matches!(declaration.data, Data::File(_));
+        tracing::info!(
+            external = false,
+            hash = is_in_a_file.then(|| hash(&data)),
+            plugin_name = %declaration.name,
+            plugin_type = %kind,
+            reconfigurable = is_in_a_file,
+            subsystem_name = "catalog",
+            "Configured plugin"
+        );
         tracing::info!(
             external = false,
             plugin_name = %declaration.name,

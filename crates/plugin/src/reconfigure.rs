@@ -168,6 +168,6 @@ fn plain(error: &io::Error) -> String {
 }
 
 /// By which a configuration is known again, as SPIRE shows it: 16 bytes of SHA-512.
-fn hash(data: &str) -> String {
+pub(crate) fn hash(data: &str) -> String {
     digest(&SHA512, data.as_bytes()).as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }

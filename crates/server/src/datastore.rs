@@ -86,6 +86,12 @@ pub(crate) async fn open(
     let mut options = options(settings(&config.plugins)?, clock)?;
     options.notifications = config.finial.database_notifications;
     options.changes = Some(changes);
+    let db_type = match options.database {
+        DatabaseType::Sqlite => "sqlite3",
+        DatabaseType::Postgres => "postgres",
+        DatabaseType::MySql => "mysql",
+    };
+    tracing::info!(subsystem_name = "sql", db_type, "Opening SQL database");
     let check = health.check("catalog.datastore");
     let mut wait = Duration::from_millis(500);
     loop {
@@ -93,7 +99,7 @@ pub(crate) async fn open(
         let opened = runtime::blocking::Blocking::new(1).run(move || Store::open(&now)).await;
         match opened.map_err(|_| DatastoreError::Interrupted)? {
             Err(StoreError::Unavailable(why)) => {
-                tracing::warn!(reason = why, "Waiting for the datastore");
+                tracing::warn!(subsystem_name = "sql", reason = why, "Waiting for the datastore");
                 check.failing("open_err", why);
             }
             opened => {

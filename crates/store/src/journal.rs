@@ -98,7 +98,11 @@ fn prune(tx: &Tx<'_>, before: UnixSecs) -> Result<Vec<i64>, StoreError> {
         let jwt = entries.jwt_keys.iter().map(|authority| authority.not_after);
         if x509.chain(jwt).all(|not_after| not_after <= before.0) {
             tx.conn.execute("DELETE FROM ca_journals WHERE id = ?1", values![journal.id])?;
-            tracing::info!(ca_journal_id = journal.id, "Pruned stale CA journal record");
+            tracing::info!(
+                subsystem_name = "sql",
+                ca_journal_id = journal.id,
+                "Pruned stale CA journal record"
+            );
             pruned.push(journal.id);
         }
     }

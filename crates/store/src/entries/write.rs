@@ -118,7 +118,13 @@ pub(crate) fn prune(tx: &mut Tx<'_>, before: UnixSecs) -> Result<Vec<EntryId>, S
     let mut pruned = Vec::with_capacity(expired.len());
     for (row_id, id, spiffe_id, parent_id) in expired {
         delete_row(tx, row_id, &id)?;
-        tracing::info!(registration_id = id, spiffe_id, parent_id, "Pruned an expired registration");
+        tracing::info!(
+            subsystem_name = "sql",
+            entry_id = id,
+            spiffe_id,
+            parent_id,
+            "Pruned an expired registration"
+        );
         pruned.push(EntryId::new(&id));
     }
     Ok(pruned)

@@ -132,7 +132,7 @@ pub(crate) fn prune(
             pruned.push(id);
         }
     }
-    tracing::info!(count = pruned.len(), "Pruned expired agents");
+    tracing::info!(subsystem_name = "sql", count = pruned.len(), "Pruned expired agents");
     Ok(pruned)
 }
 
@@ -242,7 +242,8 @@ fn delete_aliases(tx: &mut Tx<'_>, id: &str) -> Result<(), StoreError> {
     for (row_id, entry_id) in aliases {
         entries::delete_row(tx, row_id, &entry_id)?;
         tracing::info!(
-            registration_id = entry_id,
+            subsystem_name = "sql",
+            entry_id,
             parent_id = id,
             "Cascade-deleted registration entry on attested node deletion"
         );
