@@ -1,6 +1,7 @@
 //! Where an agent has its first bundle from.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::StatusCode;
@@ -10,6 +11,7 @@ use config::{AgentConfig, Bootstrap, BundleFormat};
 use runtime::chain;
 use runtime::clock::{Clock, within};
 use runtime::http::{self, FetchError, FetchLimits, Route};
+use spiffe::tls::web_config;
 use spiffe::{Bundle, TrustDomain, X509Authority};
 use time::format_description::well_known::Rfc3339;
 use tracing::{debug, info};
@@ -137,9 +139,11 @@ async fn download(
 ) -> Result<Bytes, BootstrapError> {
     let (url, route) = match socket {
         None => {
-            let tls = http::web_tls()
+            let tls = web_config(http::system_roots());
+            let tls = tls
+                .map_err(FetchError::Tls)
                 .map_err(|source| BootstrapError::Fetch { url: url.to_owned(), source: source.into() })?;
-            (url.to_owned(), Route::Tls(tls))
+            (url.to_owned(), Route::Tls(Arc::new(tls)))
         }
         Some(socket) => (with_circumstances(config, data, url)?, Route::Unix(socket.to_owned())),
     };

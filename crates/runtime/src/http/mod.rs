@@ -21,8 +21,8 @@ use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
@@ -146,24 +146,15 @@ pub fn fetch<'a>(
     })
 }
 
-/// TLS for servers on the web: certificates are checked against the roots of the system, and TLS is
-/// 1.2 or newer. Roots that cannot be read are left out; without any, every server is refused.
-///
-/// # Errors
-/// If the provider lacks the protocol versions, which would be a build error.
-pub fn web_tls() -> Result<Arc<ClientConfig>, FetchError> {
-    let mut roots = RootCertStore::empty();
+/// The roots of the system, by which servers on the web are believed. Those that cannot be read are left
+/// out.
+#[must_use]
+pub fn system_roots() -> Vec<CertificateDer<'static>> {
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
         tracing::warn!(error = crate::chain(error), "Cannot read a root certificate of the system");
     }
-    roots.add_parsable_certificates(found.certs);
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+    found.certs
 }
 
 async fn fetch_once(address: &Uri, route: &Route, size: usize) -> Result<Fetched, FetchError> {

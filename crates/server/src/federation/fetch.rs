@@ -13,7 +13,7 @@ use runtime::http::{FetchError, FetchLimits, Fetched, Route};
 use runtime::snapshot::Snapshot;
 use rustls::ClientConfig;
 use spiffe::bundle::BundleJsonError;
-use spiffe::tls::{OwnCertificate, ServerTrust, ServerVerifier, client_config};
+use spiffe::tls::{OwnCertificate, ServerTrust, ServerVerifier, client_config, web_config};
 use spiffe::{Bundle, SpiffeId, TrustDomain};
 use store::StoreError;
 
@@ -100,7 +100,7 @@ fn web_tls() -> Result<Arc<ClientConfig>, FetchError> {
     if let Some(known) = WEB.get() {
         return Ok(Arc::clone(known));
     }
-    let made = runtime::http::web_tls()?;
+    let made = Arc::new(web_config(runtime::http::system_roots())?);
     Ok(Arc::clone(WEB.get_or_init(|| made)))
 }
 

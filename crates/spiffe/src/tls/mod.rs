@@ -7,6 +7,7 @@
 //! agents that are told to trust their server at first sight.
 
 mod exchange;
+mod web;
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -25,6 +26,7 @@ use rustls::{
 };
 
 pub use exchange::PostQuantum;
+pub use web::web_config;
 
 use crate::key::{PrivateKey, PublicKeyKind};
 use crate::x509::{CertDer, Certificate, PathError, SvidError, leaf_id, verify_svid};

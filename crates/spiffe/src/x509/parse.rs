@@ -269,6 +269,12 @@ impl Certificate {
         self.0.key_usage.map(|usage| usage.digital_signature)
     }
 
+    /// Whether it may be a TLS server's by its extended key usage; `None` if that says nothing.
+    #[must_use]
+    pub fn allows_server_authentication(&self) -> Option<bool> {
+        self.0.purposes.map(|purposes| purposes.any || purposes.server_auth)
+    }
+
     pub(super) fn basic_constraints(&self) -> Option<BasicConstraints> {
         self.0.basic_constraints
     }
