@@ -118,27 +118,17 @@ impl EntryGraph {
     /// tell a deleted entry that was read before from a new one; whoever reads rows must drop those.
     #[must_use]
     pub fn apply(&self, batch: &ChangeBatch) -> (Self, Affected) {
-        let mut next = Version::clone(&self.0);
-        let mut noted = Noted::default();
+        let mut edit = self.edit();
         for change in batch {
-            match change {
-                Change::EntrySet { row_id, entry } => next.set_entry(*row_id, entry, &mut noted),
-                Change::EntryDeleted { row_id } => next.remove_entry(*row_id, &mut noted),
-                Change::EntryGone(id) => {
-                    if let Some((row, _)) = next.entry(id) {
-                        next.remove_entry(row, &mut noted);
-                    }
-                }
-                Change::AgentSet(record) => next.set_agent(record, &mut noted),
-                Change::AgentDeleted(id) => next.remove_agent(id, &mut noted),
-            }
+            edit.change(change);
         }
-        if !noted.any {
-            return (self.clone(), Affected::default());
-        }
-        let next = Self(Arc::new(next));
-        noted.touched.versions = vec![self.clone(), next.clone()];
-        (next, Affected::new(noted.touched, noted.rematched, noted.records))
+        edit.finish()
+    }
+
+    /// The same change by change: between two of a large batch others can have the processor.
+    #[must_use]
+    pub fn edit(&self) -> Edit {
+        Edit { before: self.clone(), next: Version::clone(&self.0), noted: Noted::default() }
     }
 
     /// What turns this graph into one of these rows: empty, unless changes got lost.
@@ -280,6 +270,43 @@ impl EntryGraph {
 impl fmt::Debug for EntryGraph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "EntryGraph({}: {:?})", self.0.trust_domain, self.counts())
+    }
+}
+
+/// The next version of a graph while it is made, which nobody else sees.
+pub struct Edit {
+    before: EntryGraph,
+    next: Version,
+    noted: Noted,
+}
+
+impl Edit {
+    /// Makes one change.
+    pub fn change(&mut self, change: &Change) {
+        let Self { next, noted, .. } = self;
+        match change {
+            Change::EntrySet { row_id, entry } => next.set_entry(*row_id, entry, noted),
+            Change::EntryDeleted { row_id } => next.remove_entry(*row_id, noted),
+            Change::EntryGone(id) => {
+                if let Some((row, _)) = next.entry(id) {
+                    next.remove_entry(row, noted);
+                }
+            }
+            Change::AgentSet(record) => next.set_agent(record, noted),
+            Change::AgentDeleted(id) => next.remove_agent(id, noted),
+        }
+    }
+
+    /// The version, and the agents that see something else in it.
+    #[must_use]
+    pub fn finish(self) -> (EntryGraph, Affected) {
+        let Self { before, next, mut noted } = self;
+        if !noted.any {
+            return (before, Affected::default());
+        }
+        let next = EntryGraph(Arc::new(next));
+        noted.touched.versions = vec![before, next.clone()];
+        (next, Affected::new(noted.touched, noted.rematched, noted.records))
     }
 }
 

@@ -32,7 +32,7 @@ pub use affected::Affected;
 pub use agents::AgentRecord;
 pub use batch::{Change, ChangeBatch};
 pub use delta::Delta;
-pub use graph::{Counts, EntryGraph, Fingerprint};
+pub use graph::{Counts, Edit, EntryGraph, Fingerprint};
 pub use reply::PAGE_SIZE;
 pub use token::Token;
 pub use view::{Footprint, View};

@@ -1,8 +1,7 @@
-//! Work that would hold up other tasks: on threads of its own, so many at a time, or in place.
+//! Work that would hold up other tasks: on threads of its own, so many at a time.
 
 use std::sync::Arc;
 
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
 /// A bound on work that takes more than a millisecond: password hashing, RSA keys, large decodings.
@@ -47,22 +46,11 @@ impl Blocking {
     }
 }
 
-/// Does work that takes some milliseconds where it is asked for, while another thread goes on with the other
-/// tasks of this one; where there are no others, they wait.
-pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
-    let has_others =
-        Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if has_others { tokio::task::block_in_place(work) } else { work() }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
 
-    use tokio_util::sync::CancellationToken;
-
     use super::*;
-    use crate::tasks::Group;
 
     #[tokio::test]
     async fn no_more_than_the_bound_run_at_once() {
@@ -86,24 +74,5 @@ mod tests {
         blocking.run(|| panic!("on purpose")).await.unwrap_err();
 
         assert_eq!(blocking.run(|| 1).await.unwrap(), 1);
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn what_is_done_in_place_holds_up_nobody() {
-        let (tell, told) = mpsc::channel();
-        let (answer, answered) = mpsc::channel();
-        let group = Group::new(CancellationToken::new());
-
-        // On the only thread, before the other task, which needs one.
-        group.spawn("waits", async move { answer.send(in_place(|| told.recv())).unwrap() });
-        group.spawn("tells", async move { tell.send(7).unwrap() });
-        group.ended().await;
-
-        assert_eq!(answered.recv().unwrap(), Ok(7));
-    }
-
-    #[tokio::test]
-    async fn on_the_only_thread_there_is_work_is_done_in_place_too() {
-        assert_eq!(in_place(|| 7), 7);
     }
 }

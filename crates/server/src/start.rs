@@ -206,7 +206,7 @@ pub(crate) async fn build(
     };
     let mut driver = Driver::load(parts).await?;
     driver.rotate().await?;
-    keeper.catch_up();
+    keeper.catch_up().await;
 
     let issuer = Issuer::new(profile, driver.active()).with_metrics(&metrics);
     let renewal = Renewal::start(

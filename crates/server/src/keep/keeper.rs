@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use graph::{AgentRecord, Change as GraphChange, ChangeBatch, EntryGraph};
-use runtime::blocking::in_place;
 use runtime::clock::Clock;
 use runtime::health::Check;
 use runtime::metrics::{Code, Running};
@@ -39,8 +38,9 @@ use crate::sync::Hub;
 /// How many writes may be committed before they are applied; beyond that writers wait.
 pub(crate) const QUEUE: usize = 1024;
 
-/// So many changes at once take milliseconds.
-const LARGE: usize = 128;
+/// After so many changes, which take half a millisecond, other tasks have a turn: calls do not wait for entries
+/// that are created by the thousand.
+const STEP: usize = 32;
 
 /// How often a shared database is read at least: bundles of other servers count by the second.
 const TURN: Duration = Duration::from_secs(1);
@@ -197,12 +197,12 @@ impl Keeper {
     }
 
     /// Applies what has queued up.
-    pub(crate) fn catch_up(&mut self) {
+    pub(crate) async fn catch_up(&mut self) {
         let mut queued = Vec::new();
         while let Ok(changes) = self.changes.try_recv() {
             queued.push(changes);
         }
-        self.absorb(&queued);
+        self.absorb(&queued).await;
     }
 
     /// Keeps the snapshots until the token is cancelled or the store is closed.
@@ -226,16 +226,12 @@ impl Keeper {
                     if count == 0 {
                         return Ok(());
                     }
-                    if queued.iter().map(|changes| changes.list.len()).sum::<usize>() < LARGE {
-                        self.absorb(&queued);
-                    } else {
-                        in_place(|| self.absorb(&queued));
-                    }
+                    self.absorb(&queued).await;
                     queued.clear();
                 }
                 turned = end_of(&mut turning) => {
                     turning = None;
-                    self.finish(turned);
+                    self.finish(turned).await;
                     next_turn = self.clock.sleep(self.turn_every);
                 }
                 () = &mut next_reload, if is_idle => {
@@ -253,7 +249,7 @@ impl Keeper {
     }
 
     /// Applies changes of this server and publishes the outcome.
-    fn absorb(&mut self, queued: &[Changes]) {
+    async fn absorb(&mut self, queued: &[Changes]) {
         let Some(last) = queued.last() else { return };
         let mut batch = ChangeBatch::default();
         let held = self.bundles.load();
@@ -270,18 +266,25 @@ impl Keeper {
             self.again.extend(self.lately.of(rows.clone()));
             self.written.extend(rows);
         }
-        self.publish(&batch);
+        self.publish(&batch).await;
         if let Some(bundles) = bundles {
             self.publish_bundles(&bundles);
         }
         self.applied.send_replace(last.sequence);
     }
 
-    fn publish(&self, batch: &ChangeBatch) {
+    async fn publish(&self, batch: &ChangeBatch) {
         if batch.is_empty() {
             return;
         }
-        let (next, affected) = self.graph.load().apply(batch);
+        let mut edit = self.graph.load().edit();
+        for (number, change) in batch.into_iter().enumerate() {
+            if number % STEP == STEP - 1 {
+                tokio::task::yield_now().await;
+            }
+            edit.change(change);
+        }
+        let (next, affected) = edit.finish();
         if !affected.is_empty() {
             tracing::trace!(changes = batch.len(), agents = affected.agents().count(), "Entries changed");
         }
@@ -325,8 +328,8 @@ impl Keeper {
     }
 
     /// Applies what a turn read, where it still holds.
-    fn finish(&mut self, turned: Turned) {
-        self.catch_up();
+    async fn finish(&mut self, turned: Turned) {
+        self.catch_up().await;
         self.is_turning = false;
         let Turned { asked, outcome } = turned;
         self.pace.ended(asked.at, self.clock.instant());
@@ -335,7 +338,7 @@ impl Keeper {
         }
         match outcome {
             Ok(done) => {
-                self.apply(done, &asked);
+                self.apply(done, &asked).await;
                 self.readings.done(asked.drawn, asked.at);
                 if std::mem::take(&mut self.failures) > 0 {
                     self.check.cleared("feed_err");
@@ -354,11 +357,11 @@ impl Keeper {
         }
     }
 
-    fn apply(&mut self, done: Done, asked: &Asked) {
+    async fn apply(&mut self, done: Done, asked: &Asked) {
         let Done { followed, reloaded } = done;
         if let Some(followed) = followed {
             let batch = turn::entries_and_agents(&followed, &self.written);
-            self.publish(&batch);
+            self.publish(&batch).await;
             if let Some(bundles) = turn::bundles(&followed, &self.written, &self.bundles.load()) {
                 self.publish_bundles(&Arc::new(bundles));
             }
@@ -380,7 +383,7 @@ impl Keeper {
                 let repairs = repairs.len();
                 tracing::warn!(repairs, "Entries or agents in memory differed from the datastore");
             }
-            self.publish(&repairs);
+            self.publish(&repairs).await;
             let held = self.bundles.load();
             let mut bundles = BundleSet::new(reloaded.bundles);
             for trust_domain in &self.written.bundles {
