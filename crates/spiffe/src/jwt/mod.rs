@@ -1,9 +1,10 @@
 //! JWT-SVIDs and WIT-SVIDs: tokens read and verified (JWT-SVID, WIT-SVID; RFC 7515, 7518, 7519, 7800).
 //!
-//! [`verify`] is the only way to a [`VerifiedJwt`], [`verify_wit`] to a [`VerifiedWit`]. Sizes are capped and the algorithm is looked up in
-//! a closed list before any cryptography; the key must fit the algorithm; claims are judged only after
-//! the signature holds. Where the standard says "must", this is stricter than SPIRE: other header
-//! parameters than `alg`, `kid` and `typ`, base64 with line breaks, ambiguous JSON are refused.
+//! [`verify`] is the only way to a [`VerifiedJwt`], [`verify_wit`] to a [`VerifiedWit`]. Sizes are capped
+//! and the algorithm is looked up in a closed list before any cryptography; the key must fit the algorithm;
+//! claims are judged only after the signature holds. Where the standard says "must", [`verify`] is stricter
+//! than SPIRE: other header parameters than `alg`, `kid` and `typ`, base64 with line breaks, ambiguous JSON
+//! are refused.
 //!
 //! Tokens are made in the crate `ca`, the only place that signs them.
 
