@@ -160,9 +160,15 @@ impl Code {
     pub(crate) fn unmap(&self) -> io::Result<()> {
         for range in self.0.iter().filter(|range| !range.is_empty()) {
             let start = (&raw const __executable_start).with_addr(range.start).cast_mut();
-            // SAFETY: these pages are mapped from files without write access and stay mapped; nothing of
-            // them differs from the files, so what is dropped is read again as it was.
-            unsafe { rustix::mm::madvise(start.cast(), range.len(), rustix::mm::Advice::LinuxDontNeed)? };
+            // SAFETY: what is mapped of these pages is mapped from files without write access and stays
+            // mapped; nothing of them differs from the files, so what is dropped is read again as it was.
+            match unsafe { rustix::mm::madvise(start.cast(), range.len(), rustix::mm::Advice::LinuxDontNeed) }
+            {
+                // A linker may leave a page between the constants and the code of a program that is mapped
+                // to nothing. The kernel passes over it, does the rest and then says so, madvise(2).
+                Ok(()) | Err(rustix::io::Errno::NOMEM) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
         Ok(())
     }
@@ -239,6 +245,14 @@ mod tests {
         assert_eq!(text.split(' ').rev().collect::<Vec<_>>(), ["back", "come", "constants"]);
         let cosine = std::hint::black_box(0.0_f64).cos();
         assert!((cosine - 1.0).abs() < f64::EPSILON, "nor are libraries: {cosine}");
+    }
+
+    #[test]
+    fn pages_that_are_mapped_to_nothing_are_passed_over() {
+        let mut code = Code::own().expect("read");
+        code.0.push(0..rustix::param::page_size());
+
+        code.unmap().expect("the first page of all is never mapped");
     }
 
     #[test]
