@@ -2,6 +2,7 @@
 
 pub(crate) mod memory;
 pub(crate) mod sampler;
+pub(crate) mod scheduling;
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
