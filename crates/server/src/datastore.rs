@@ -80,7 +80,7 @@ pub(crate) async fn open(
     config: &ServerConfig,
     clock: &Arc<dyn Clock>,
     health: &Health,
-    changes: mpsc::Sender<Changes>,
+    changes: mpsc::Sender<Vec<Changes>>,
     metrics: &Metrics,
 ) -> Result<(Datastore, Option<Datastore>), DatastoreError> {
     let mut options = options(settings(&config.plugins)?, clock)?;

@@ -45,7 +45,7 @@ use runtime::log::Log;
 use runtime::manager;
 use runtime::profile::{self, Profiling};
 use runtime::shutdown::Shutdown;
-use runtime::tasks::{TaskFailed, Tasks};
+use runtime::tasks::{TaskFailed, Tasks, apart};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::audit::{AuditChain, AuditFault, verify_audit};
@@ -147,7 +147,8 @@ impl Server {
         let mut tasks = Tasks::new(shutdown.token().clone());
         // Calls that drain still write, and wait for what they wrote.
         let drained = CancellationToken::new();
-        tasks.spawn("keeper", keeper.run(drained.clone()));
+        let until = drained.clone();
+        tasks.spawn("keeper", apart("keeper", move || keeper.run(until)));
         tasks.spawn("CA rotation", driver.run(commands, shutdown.token().clone()));
         tasks.spawn("SVID rotation", renewal.run(shutdown.token().clone()));
         tasks.spawn("plugin reconfiguration", reconfigurables.run(shutdown.token().clone()));

@@ -29,8 +29,11 @@ pub(crate) struct Datastore {
     others: Arc<Others>,
 }
 
-/// The operations whose names depend on what is asked.
+/// The operations whose names depend on what is asked, and those of many items, each of which counts.
 struct Others {
+    create_entries: Call,
+    update_entries: Call,
+    delete_entries: Call,
     attest: [Call; 2],
     token_used: Call,
     /// Of entries, of agents.
@@ -54,6 +57,9 @@ impl Datastore {
             skipped: metrics.gauge(&[of, &format!("skipped_{of}_event_ids"), "count"], &[]),
         };
         let others = Others {
+            create_entries: call(["registration_entry", "create"]),
+            update_entries: call(["registration_entry", "update"]),
+            delete_entries: call(["registration_entry", "delete"]),
             attest: [call(["node", "create"]), metrics.call(&["datastore", "node", "selectors", "set"], &[])],
             token_used: call(["join_token", "delete"]),
             events: [events("entry", "registration_entry_event"), events("node", "node_event")],
@@ -72,6 +78,31 @@ impl Datastore {
             Some(token_used) => of_store(token_used, work).await,
             None => work.await,
         }
+    }
+
+    /// As the store's operation of this name.
+    pub(crate) async fn create_entries(
+        &self,
+        entries: Vec<NewEntry>,
+    ) -> Vec<Result<Committed<CreatedEntry>, StoreError>> {
+        each(&self.others.create_entries, entries.len(), self.store.create_entries(entries)).await
+    }
+
+    /// As the store's operation of this name.
+    pub(crate) async fn update_entries(
+        &self,
+        entries: Vec<NewEntry>,
+        mask: EntryMask,
+    ) -> Vec<Result<Committed<StoredEntry>, StoreError>> {
+        each(&self.others.update_entries, entries.len(), self.store.update_entries(entries, mask)).await
+    }
+
+    /// As the store's operation of this name.
+    pub(crate) async fn delete_entries(
+        &self,
+        ids: Vec<EntryId>,
+    ) -> Vec<Result<Committed<EntryId>, StoreError>> {
+        each(&self.others.delete_entries, ids.len(), self.store.delete_entries(ids)).await
     }
 
     /// As the store's operation of this name: events are listed, and those fetched that were passed over.
@@ -173,9 +204,6 @@ measured! {
     list_agents(filter: AgentFilter, page: Option<Page>) -> AgentPage as ["node", "list"];
     load_agents() -> Vec<Arc<Agent>> as ["node", "list"] & ["node", "selectors", "list"];
     count_agents(filter: AgentFilter) -> i32 as ["node", "count"];
-    create_entry(entry: NewEntry) -> Committed<CreatedEntry> as ["registration_entry", "create"];
-    update_entry(entry: NewEntry, mask: EntryMask) -> Committed<StoredEntry> as ["registration_entry", "update"];
-    delete_entry(id: EntryId) -> Committed<EntryId> as ["registration_entry", "delete"];
     prune_entries(before: UnixSecs) -> Committed<Vec<EntryId>> as ["registration_entry", "prune"];
     fetch_entry(id: EntryId) -> Option<StoredEntry> as ["registration_entry", "fetch"];
     list_entries(filter: EntryFilter, page: Option<Page>) -> EntryPage as ["registration_entry", "list"];
@@ -205,4 +233,18 @@ async fn all<T>(calls: &[Call], work: impl Future<Output = Result<T, StoreError>
         [first, second] => of_store(first, of_store(second, work)).await,
         _ => work.await,
     }
+}
+
+/// Does `work` on so many items, each as such a call.
+async fn each<T>(
+    call: &Call,
+    count: usize,
+    work: impl Future<Output = Vec<Result<T, StoreError>>>,
+) -> Vec<Result<T, StoreError>> {
+    let running: Vec<_> = std::iter::repeat_with(|| call.start()).take(count).collect();
+    let outcomes = work.await;
+    for (running, outcome) in running.into_iter().zip(&outcomes) {
+        running.done(outcome.as_ref().map_or_else(api::code_of, |_| Code::Ok));
+    }
+    outcomes
 }

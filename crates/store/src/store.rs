@@ -62,9 +62,9 @@ pub struct Options {
     pub code_version: String,
     /// The clock.
     pub now: Now,
-    /// Gets every committed change, in commit order. A full channel makes writers wait, so whoever
-    /// receives must not wait for a write.
-    pub changes: Option<mpsc::Sender<Changes>>,
+    /// Gets every committed change, in commit order, and together what was committed together. A full
+    /// channel makes writers wait, so whoever receives must not wait for a write.
+    pub changes: Option<mpsc::Sender<Vec<Changes>>>,
 }
 
 impl Options {
@@ -187,6 +187,14 @@ impl Store {
         F: FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     {
         self.backend.tasks().write(work).await
+    }
+
+    pub(crate) async fn write_all<T, F>(&self, works: Vec<F>) -> Vec<Result<Committed<T>, StoreError>>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.backend.tasks().write_all(works).await
     }
 
     pub(crate) async fn read<T, F>(&self, work: F) -> Result<T, StoreError>

@@ -4,7 +4,7 @@ use std::future::Future;
 
 use futures::StreamExt;
 use futures::stream;
-use store::Committed;
+use store::{Committed, StoreError};
 use tonic::Status;
 
 use crate::context::Context;
@@ -35,8 +35,7 @@ pub(super) async fn in_turns<T, U>(
 /// Runs the writes of a batch and hands back what each came to, in order.
 ///
 /// They are queued in the order of the batch, all before the first is awaited, so that the datastore
-/// commits them in few transactions. The snapshots are waited for once, for the last of them: whoever
-/// is answered then reads all that it wrote.
+/// commits them in few transactions.
 pub(super) async fn written<T, W>(
     context: &Context,
     writes: impl IntoIterator<Item = W>,
@@ -44,23 +43,39 @@ pub(super) async fn written<T, W>(
 where
     W: Future<Output = Result<Committed<T>, Status>>,
 {
-    let mut latest = None;
     // Without the runtime's own idea of fairness: it would have some of the writes queue again, behind
     // those that come after them.
-    let outcomes = tokio::task::unconstrained(
-        stream::iter(writes)
-            .buffered(AT_ONCE)
-            .map(|outcome| {
-                outcome.map(|committed| {
-                    latest = committed.changes.or_else(|| latest.take());
-                    committed.value
-                })
-            })
-            .collect::<Vec<_>>(),
-    )
-    .await;
-    if let Some(changes) = &latest {
+    let writes = stream::iter(writes).buffered(AT_ONCE).collect::<Vec<_>>();
+    shown(context, tokio::task::unconstrained(writes).await).await
+}
+
+/// Has the items of a batch that are in order written together and hands back what became of each, in the
+/// order of the batch: for batches of thousands, where a future for each item costs more than the item.
+pub(super) async fn written_together<I, T, W>(
+    context: &Context,
+    items: Vec<Result<I, Status>>,
+    write: impl FnOnce(Vec<I>) -> W,
+    refused: impl Fn(&StoreError) -> Status,
+) -> Vec<Result<T, Status>>
+where
+    W: Future<Output = Vec<Result<Committed<T>, StoreError>>>,
+{
+    let mut wanted = Vec::with_capacity(items.len());
+    let refusals: Vec<_> = items.into_iter().map(|item| item.map(|item| wanted.push(item)).err()).collect();
+    let mut written = write(wanted).await.into_iter();
+    let outcome = |refusal: Option<Status>| match refusal {
+        Some(refusal) => Err(refusal),
+        None => written.next().unwrap_or(Err(StoreError::Closed)).map_err(|why| refused(&why)),
+    };
+    shown(context, refusals.into_iter().map(outcome).collect()).await
+}
+
+/// Outcomes, once the snapshots show them: they are waited for once, for the last. Whoever is answered then
+/// reads all that it wrote.
+async fn shown<T>(context: &Context, outcomes: Vec<Result<Committed<T>, Status>>) -> Vec<Result<T, Status>> {
+    let latest = outcomes.iter().rev().flatten().find_map(|committed| committed.changes.as_ref());
+    if let Some(changes) = latest {
         context.applied.reached(changes).await;
     }
-    outcomes
+    outcomes.into_iter().map(|outcome| outcome.map(|committed| committed.value)).collect()
 }

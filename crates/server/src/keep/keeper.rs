@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use graph::{AgentRecord, Change as GraphChange, ChangeBatch, EntryGraph};
+use runtime::BoxError;
 use runtime::clock::Clock;
 use runtime::health::Check;
 use runtime::metrics::{Code, Running};
@@ -35,12 +36,12 @@ use crate::measured::Datastore;
 use crate::meters::Meters;
 use crate::sync::Hub;
 
-/// How many writes may be committed before they are applied; beyond that writers wait.
-pub(crate) const QUEUE: usize = 1024;
+/// How many groups of writes may be committed before they are applied; beyond that writers wait.
+pub(crate) const QUEUE: usize = 64;
 
-/// After so many changes, which take half a millisecond, other tasks have a turn: calls do not wait for entries
-/// that are created by the thousand.
-const STEP: usize = 32;
+/// After so many changes, which take some 30 microseconds, other threads have a turn: where a server has one
+/// processor, calls do not wait for entries that are created by the thousand.
+const STEP: usize = 8;
 
 /// How often a shared database is read at least: bundles of other servers count by the second.
 const TURN: Duration = Duration::from_secs(1);
@@ -51,7 +52,7 @@ type Turning = Pin<Box<dyn Future<Output = Turned> + Send>>;
 pub(crate) struct Keeper {
     store: Datastore,
     clock: Arc<dyn Clock>,
-    changes: mpsc::Receiver<Changes>,
+    changes: mpsc::Receiver<Vec<Changes>>,
     /// What others write; `None` where nobody else does.
     feed: Option<Feed>,
     graph: Publisher<EntryGraph>,
@@ -103,7 +104,7 @@ impl Keeper {
     pub(crate) async fn load(
         store: Datastore,
         replica: Option<Datastore>,
-        changes: mpsc::Receiver<Changes>,
+        changes: mpsc::Receiver<Vec<Changes>>,
         bundles: Publisher<BundleSet>,
         trust_domain: TrustDomain,
         around: Around,
@@ -200,17 +201,21 @@ impl Keeper {
     pub(crate) async fn catch_up(&mut self) {
         let mut queued = Vec::new();
         while let Ok(changes) = self.changes.try_recv() {
-            queued.push(changes);
+            queued.extend(changes);
         }
         self.absorb(&queued).await;
     }
 
-    /// Keeps the snapshots until the token is cancelled or the store is closed.
+    /// Keeps the snapshots until the token is cancelled or the store is closed; on a thread of its own, which
+    /// gives way to those that answer calls.
     ///
     /// # Errors
     /// None: a database that cannot be read is tried again.
-    pub(crate) async fn run(mut self, token: CancellationToken) -> Result<(), StoreError> {
-        let mut queued = Vec::with_capacity(QUEUE);
+    pub(crate) async fn run(mut self, token: CancellationToken) -> Result<(), BoxError> {
+        if let Err(error) = runtime::process::give_way_to_other_threads() {
+            tracing::debug!(%error, "Changes are applied with the priority of all other threads");
+        }
+        let mut queued = Vec::new();
         let mut turning: Option<Turning> = None;
         let mut next_turn = self.clock.sleep(self.turn_every);
         let mut next_reload = self.clock.sleep(self.reload_every);
@@ -226,8 +231,8 @@ impl Keeper {
                     if count == 0 {
                         return Ok(());
                     }
-                    self.absorb(&queued).await;
-                    queued.clear();
+                    let changes: Vec<_> = queued.drain(..).flatten().collect();
+                    self.absorb(&changes).await;
                 }
                 turned = end_of(&mut turning) => {
                     turning = None;
@@ -280,7 +285,7 @@ impl Keeper {
         let mut edit = self.graph.load().edit();
         for (number, change) in batch.into_iter().enumerate() {
             if number % STEP == STEP - 1 {
-                tokio::task::yield_now().await;
+                std::thread::yield_now();
             }
             edit.change(change);
         }

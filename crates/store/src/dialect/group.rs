@@ -7,8 +7,8 @@
 //! server's transaction is run again; one whose connection broke is run again if it cannot have been
 //! committed.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot};
@@ -17,7 +17,7 @@ use super::conn::{Conn, Dialect, Trouble, Tx};
 use crate::{Change, Changes, Committed, StoreError};
 
 /// No group is larger: the first of a group waits for the last.
-const LARGEST_GROUP: usize = 512;
+pub(super) const LARGEST_GROUP: usize = 512;
 
 /// How often a transaction that met another server's is tried again before its operations are run singly.
 const MOST_RACES: u32 = 5;
@@ -36,17 +36,52 @@ pub(crate) trait Queued: Send {
     fn fail(self: Box<Self>, error: StoreError);
 }
 
-/// An operation, its outcome and who waits for it.
+/// What an operation came to.
+type Answer<T> = Result<Committed<T>, StoreError>;
+
+/// The answers to operations that one caller waits for together: it is woken once, when the last of them is
+/// done, and not for each. That is the case when the last operation that holds this is gone.
+pub(crate) struct Answers<T> {
+    places: Mutex<Vec<Option<Answer<T>>>>,
+    caller: Option<oneshot::Sender<Vec<Answer<T>>>>,
+}
+
+impl<T> Answers<T> {
+    /// Places for this many.
+    pub(crate) fn new(count: usize, caller: oneshot::Sender<Vec<Answer<T>>>) -> Arc<Self> {
+        let places = std::iter::repeat_with(|| None).take(count).collect();
+        Arc::new(Self { places: Mutex::new(places), caller: Some(caller) })
+    }
+
+    fn put(&self, place: usize, answer: Answer<T>) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(empty) = places.get_mut(place) {
+            *empty = Some(answer);
+        }
+    }
+}
+
+impl<T> Drop for Answers<T> {
+    fn drop(&mut self) {
+        let places = std::mem::take(self.places.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let answers = places.into_iter().map(|answer| answer.unwrap_or(Err(StoreError::Closed))).collect();
+        // A caller that went away does not take its changes back.
+        self.caller.take().map(|caller| caller.send(answers));
+    }
+}
+
+/// An operation, its outcome and where it is answered.
 pub(crate) struct Operation<T, F> {
     work: F,
     outcome: Option<Result<T, StoreError>>,
     changes: Vec<Change>,
-    caller: oneshot::Sender<Result<Committed<T>, StoreError>>,
+    answers: Arc<Answers<T>>,
+    place: usize,
 }
 
 impl<T, F> Operation<T, F> {
-    pub(crate) const fn new(work: F, caller: oneshot::Sender<Result<Committed<T>, StoreError>>) -> Self {
-        Self { work, outcome: None, changes: Vec::new(), caller }
+    pub(crate) const fn new(work: F, answers: Arc<Answers<T>>, place: usize) -> Self {
+        Self { work, outcome: None, changes: Vec::new(), answers, place }
     }
 }
 
@@ -78,12 +113,11 @@ where
             Some(Err(error)) => Err(error),
             None => Err(StoreError::Closed),
         };
-        // A caller that went away does not take its change back.
-        drop(self.caller.send(answer));
+        self.answers.put(self.place, answer);
     }
 
     fn fail(self: Box<Self>, error: StoreError) {
-        drop(self.caller.send(Err(error)));
+        self.answers.put(self.place, Err(error));
     }
 }
 
@@ -91,7 +125,7 @@ where
 pub(crate) struct Writer {
     pub(crate) conn: Conn,
     pub(crate) now: Arc<dyn Fn() -> SystemTime + Send + Sync>,
-    pub(crate) subscriber: Option<mpsc::Sender<Changes>>,
+    pub(crate) subscriber: Option<mpsc::Sender<Vec<Changes>>>,
     pub(crate) sequence: u64,
     pub(crate) commits: Arc<AtomicU64>,
 }
@@ -114,10 +148,7 @@ impl Writer {
         let (mut races, mut losses) = (0, 0);
         loop {
             let Err(failure) = self.attempt(&mut group, savepoints) else {
-                for operation in group {
-                    self.acknowledge(operation);
-                }
-                return;
+                return self.acknowledge(group);
             };
             match failure {
                 Failure::Refused => savepoints = true,
@@ -165,6 +196,9 @@ impl Writer {
         let steer = |word| self.conn.steer(word).map_err(|error| self.failure(&error));
         let mut anything = false;
         for operation in group.iter_mut() {
+            // Where a server has one processor, who waits for it waits for one operation, not for the end of
+            // the time that the kernel gives to a thread.
+            std::thread::yield_now();
             if savepoints {
                 steer("SAVEPOINT operation")?;
             }
@@ -220,21 +254,29 @@ impl Writer {
         }
     }
 
-    fn acknowledge(&mut self, mut operation: Box<dyn Queued>) {
-        let list = operation.changes();
-        if list.is_empty() {
-            return operation.answer(None);
-        }
-        self.sequence += 1;
-        let changes = Changes { sequence: self.sequence, list: list.into() };
+    /// Answers all of a group, once the subscriber has what they changed.
+    fn acknowledge(&mut self, mut group: Vec<Box<dyn Queued>>) {
+        let each: Vec<_> = group.iter_mut().map(|operation| self.numbered(operation.changes())).collect();
         if let Some(subscriber) = &self.subscriber {
+            let changes: Vec<_> = each.iter().flatten().cloned().collect();
             // Waits for room: a snapshot that fell behind must slow writers down, never miss a
             // change. A subscriber that is gone needs none.
-            if subscriber.blocking_send(changes.clone()).is_err() {
+            if !changes.is_empty() && subscriber.blocking_send(changes).is_err() {
                 self.subscriber = None;
             }
         }
-        operation.answer(Some(changes));
+        for (operation, changes) in group.into_iter().zip(each) {
+            operation.answer(changes);
+        }
+    }
+
+    /// Changes with their number, if there are any.
+    fn numbered(&mut self, list: Vec<Change>) -> Option<Changes> {
+        if list.is_empty() {
+            return None;
+        }
+        self.sequence += 1;
+        Some(Changes { sequence: self.sequence, list: list.into() })
     }
 }
 

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::conn::{Conn, Tx};
-use super::group::{Operation, Queued, Writer};
+use super::group::{Answers, LARGEST_GROUP, Operation, Queued, Writer};
 use super::readers::{self, Read};
 use crate::{Committed, Options, StoreError};
 
@@ -68,11 +68,41 @@ impl Tasks {
         T: Send + 'static,
         F: FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     {
+        self.write_all([work]).await.pop().unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Queues writes one behind the other and waits until all are committed; what each came to, in their
+    /// order. They have nothing to do with each other.
+    pub(crate) async fn write_all<T, F>(
+        &self,
+        works: impl IntoIterator<Item = F, IntoIter: ExactSizeIterator + Send>,
+    ) -> Vec<Result<Committed<T>, StoreError>>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let works = works.into_iter();
+        let count = works.len();
         let (caller, answer) = oneshot::channel();
-        let queue = self.writes.as_ref().ok_or(StoreError::Closed)?;
-        let operation = Box::new(Operation::new(work, caller));
-        queue.send(operation).await.map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        let answers = Answers::new(count, caller);
+        let place = |(place, work)| -> Box<dyn Queued> {
+            Box::new(Operation::new(work, Arc::clone(&answers), place))
+        };
+        let mut operations: Vec<_> = works.enumerate().map(place).collect();
+        drop(answers);
+        if let Some(queue) = &self.writes {
+            while !operations.is_empty() {
+                // A group at a time, so that the writer does not begin with the few that came first.
+                let next = operations.len().min(LARGEST_GROUP);
+                let Ok(places) = queue.reserve_many(next).await else { break };
+                for (place, operation) in places.zip(operations.drain(..next)) {
+                    place.send(operation);
+                }
+            }
+        }
+        // Those that could not be queued are closed.
+        drop(operations);
+        answer.await.unwrap_or_default()
     }
 
     /// Runs a read beside the writer.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use spiffe::entry::AdditionalAttributes;
 use spiffe::{Entry, EntryId, Selector, SpiffeId, TrustDomain, UnixSecs};
 
+use crate::dialect::Tx;
 use crate::{Committed, FederatesWithFilter, Page, SelectorFilter, Store, StoreError};
 
 pub(crate) use rows::{by_ids, fetch_many as of_ids};
@@ -198,6 +199,31 @@ impl Store {
     /// `NotFound`.
     pub async fn delete_entry(&self, id: EntryId) -> Result<Committed<EntryId>, StoreError> {
         self.write(move |tx| write::delete(tx, &id)).await
+    }
+
+    /// As [`Self::create_entry`] for each, in few transactions; what each came to, in their order.
+    pub async fn create_entries(
+        &self,
+        entries: Vec<NewEntry>,
+    ) -> Vec<Result<Committed<CreatedEntry>, StoreError>> {
+        let create = |entry: NewEntry| move |tx: &mut Tx<'_>| create(tx, &entry);
+        self.write_all(entries.into_iter().map(create).collect()).await
+    }
+
+    /// As [`Self::update_entry`] for each, in few transactions; what each came to, in their order.
+    pub async fn update_entries(
+        &self,
+        entries: Vec<NewEntry>,
+        mask: EntryMask,
+    ) -> Vec<Result<Committed<StoredEntry>, StoreError>> {
+        let update = |entry: NewEntry| move |tx: &mut Tx<'_>| write::update(tx, &entry, mask);
+        self.write_all(entries.into_iter().map(update).collect()).await
+    }
+
+    /// As [`Self::delete_entry`] for each, in few transactions; what each came to, in their order.
+    pub async fn delete_entries(&self, ids: Vec<EntryId>) -> Vec<Result<Committed<EntryId>, StoreError>> {
+        let delete = |id: EntryId| move |tx: &mut Tx<'_>| write::delete(tx, &id);
+        self.write_all(ids.into_iter().map(delete).collect()).await
     }
 
     /// Deletes the entries that expired before `before`; their ids.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use finial_store::{Changes, EntryFilter, NewEntry, Options, Store};
+use finial_store::{Changes, EntryFilter, EntryMask, NewEntry, Options, Store};
 use spiffe::EntryId;
 use tokio::sync::mpsc;
 
@@ -148,8 +148,44 @@ on_each_database! {
         assert_eq!(sequences, (1..=180).collect());
     }
 
+    async fn writes_that_are_handed_over_together_are_answered_in_their_order_and_fail_alone(home: &Home) {
+        let store = home.open();
+        // Every hundredth has an id that is taken.
+        let named = |number: usize| {
+            let mut new = numbered(&format!("n{number}"));
+            new.id = new.id.filter(|_| number % 100 != 99).or_else(|| Some(EntryId::new("n0")));
+            new
+        };
+
+        let created = store.create_entries((0..1100).map(named).collect()).await;
+        let mut renamed: Vec<NewEntry> = (0..1100).map(named).collect();
+        renamed.iter_mut().for_each(|new| new.hint = "renamed".to_owned());
+        renamed[7].id = Some(EntryId::new("nobody"));
+        let mask = EntryMask { hint: true, ..EntryMask::NONE };
+        let updated = store.update_entries(renamed, mask).await;
+        let deleted = store.delete_entries(vec![EntryId::new("n1"), EntryId::new("nobody")]).await;
+        let none = store.create_entries(Vec::new()).await;
+
+        assert_eq!(created.len(), 1100);
+        for (number, outcome) in created.iter().enumerate() {
+            match outcome {
+                Ok(done) => assert_eq!(done.value.stored.entry.id.as_str(), format!("n{number}")),
+                Err(_) => assert_eq!(number % 100, 99),
+            }
+        }
+        assert_eq!(created.iter().filter(|outcome| outcome.is_err()).count(), 11);
+        assert!(updated[7].as_ref().unwrap_err().to_string().contains("not found"));
+        assert_eq!(updated.iter().filter(|outcome| outcome.is_err()).count(), 1);
+        assert_eq!(updated[8].as_ref().unwrap().value.entry.hint, "renamed");
+        assert_eq!(deleted[0].as_ref().unwrap().value.as_str(), "n1");
+        assert!(deleted[1].is_err());
+        assert!(none.is_empty());
+        assert_eq!(store.count_entries(EntryFilter::default()).await.unwrap(), 1088);
+        assert!(store.commits() < 20, "{} commits", store.commits());
+    }
+
     async fn changes_arrive_in_commit_order_even_if_the_caller_is_gone(home: &Home) {
-        let (sender, mut receiver) = mpsc::channel::<Changes>(1000);
+        let (sender, mut receiver) = mpsc::channel::<Vec<Changes>>(1000);
         let options = Options { changes: Some(sender), ..home.options() };
         let store = Store::open(&options).unwrap();
 
@@ -166,7 +202,7 @@ on_each_database! {
 
         let mut sequences = Vec::new();
         while let Some(changes) = receiver.recv().await {
-            sequences.push(changes.sequence);
+            sequences.extend(changes.iter().map(|changes| changes.sequence));
         }
         assert_eq!(sequences, (1..=21).collect::<Vec<_>>());
     }

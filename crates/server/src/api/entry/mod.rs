@@ -17,7 +17,7 @@ use store::{CreatedEntry, EntryFilter, EntryMask, NewEntry, StoreError, as_writt
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use self::filter::Asked;
-use super::batch::{in_turns, written};
+use super::batch::{in_turns, written_together};
 use super::status::{self, failed, invalid, refused_as, stored};
 use super::trustdomain::page;
 use super::{Answers, encoded_elsewhere};
@@ -159,11 +159,10 @@ impl wire::entry_server::Entry for Entries {
             let requested = entry::requested(self.0.trust_domain(), Some(&wire), None);
             new_entry(requested.map_err(|why| invalid("failed to convert entry", why))?)
         });
-        let writes = wanted.await.into_iter().map(async |wanted: Result<NewEntry, Status>| {
-            let created = self.0.store.create_entry(wanted?).await;
-            created.map_err(|why| stored("failed to create entry", &why))
-        });
-        let results = in_turns(written(&self.0, writes).await, |created| {
+        let create = |entries| self.0.store.create_entries(entries);
+        let refused = |why: &StoreError| stored("failed to create entry", why);
+        let created = written_together(&self.0, wanted.await, create, refused).await;
+        let results = in_turns(created, |created| {
             let existed = created.as_ref().is_ok_and(|created| created.existing);
             let created = created.map(|created| shown(&created, output_mask.as_ref()));
             let (mut status, entry) = status::item(created);
@@ -186,11 +185,10 @@ impl wire::entry_server::Entry for Entries {
             let requested = requested.map_err(|why| invalid("failed to convert entry", why))?;
             Ok(self.masked_entry(requested))
         });
-        let writes = wanted.await.into_iter().map(async |wanted: Result<NewEntry, Status>| {
-            let updated = self.0.store.update_entry(wanted?, mask).await;
-            updated.map_err(|why| stored("failed to update entry", &why))
-        });
-        let results = in_turns(written(&self.0, writes).await, |updated| {
+        let update = |entries| self.0.store.update_entries(entries, mask);
+        let refused = |why: &StoreError| stored("failed to update entry", why);
+        let updated = written_together(&self.0, wanted.await, update, refused).await;
+        let results = in_turns(updated, |updated| {
             let updated = updated.map(|stored| masked(&as_written(&stored.entry), output_mask.as_ref()));
             let (status, entry) = status::item(updated);
             wire::batch_update_entry_response::Result { status, entry }
@@ -203,14 +201,14 @@ impl wire::entry_server::Entry for Entries {
         request: Request<wire::BatchDeleteEntryRequest>,
     ) -> Result<Response<wire::BatchDeleteEntryResponse>, Status> {
         let ids = request.into_inner().ids;
-        let writes = ids.clone().into_iter().map(async |id: String| {
-            if id.is_empty() {
-                return Err(Status::invalid_argument("missing entry ID"));
-            }
-            let deleted = self.0.store.delete_entry(EntryId::new(&id)).await;
-            deleted.map_err(|why| refused_as(Code::NotFound, NOT_FOUND, "failed to delete entry", &why))
-        });
-        let outcomes = written(&self.0, writes).await;
+        let wanted = |id: &String| match id.as_str() {
+            "" => Err(Status::invalid_argument("missing entry ID")),
+            id => Ok(EntryId::new(id)),
+        };
+        let delete = |ids| self.0.store.delete_entries(ids);
+        let refused = |why: &StoreError| refused_as(Code::NotFound, NOT_FOUND, "failed to delete entry", why);
+        let wanted = ids.iter().map(wanted).collect();
+        let outcomes = written_together(&self.0, wanted, delete, refused).await;
         let results = ids.into_iter().zip(outcomes).map(|(id, outcome)| {
             let (status, _) = status::item(outcome);
             wire::batch_delete_entry_response::Result { status, id }
