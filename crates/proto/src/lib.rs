@@ -5,6 +5,7 @@
 //! A message is unparsed data: the programs turn it into domain types at their door and keep it
 //! nowhere else. This crate must never open a connection or decide anything.
 
+pub mod batch;
 pub mod codec;
 pub mod convert;
 mod framed;

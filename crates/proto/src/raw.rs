@@ -267,7 +267,7 @@ impl Replied {
         }
     }
 
-    fn unreadable(self, error: &DecodeError) -> Status {
+    pub(crate) fn unreadable(self, error: &DecodeError) -> Status {
         match self {
             Self::Once => Status::internal(format!("grpc: error unmarshalling request: {error}")),
             Self::Often => unreadable(error),

@@ -3,11 +3,11 @@
 //!
 //! [`masked`]: super::entry::masked
 
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, message};
 use spiffe::entry::AdditionalAttributes;
 use spiffe::{Entry, Selector, SpiffeId};
 
-use crate::spire::types::EntryMask;
+use crate::spire::types::{EntryMask, Status};
 
 /// Puts `entry` behind what is there, as a field of this number, with the fields that `mask` names;
 /// without a mask all.
@@ -61,6 +61,23 @@ pub fn put_entry(number: u32, entry: &Entry, mask: Option<&EntryMask>, bytes: &m
             entry.additional_attributes.filter(|_| wanted(|mask| mask.additional_attributes))
         {
             put_attributes(16, attributes, bytes);
+        }
+    });
+}
+
+/// Puts the outcome for an item of a batch behind what is there, as a field of this number: a message of a status
+/// and the entry, of which `mask` names the fields that are shown.
+pub fn put_outcome(
+    number: u32,
+    status: &Status,
+    entry: Option<&Entry>,
+    mask: Option<&EntryMask>,
+    bytes: &mut Vec<u8>,
+) {
+    put_message(number, LONG, bytes, |bytes| {
+        message::encode(1, status, bytes);
+        if let Some(entry) = entry {
+            put_entry(2, entry, mask, bytes);
         }
     });
 }
@@ -135,11 +152,12 @@ mod tests {
     use std::sync::Arc;
 
     use prost::Message;
-    use prost::encoding::message;
     use spiffe::{EntryId, TrustDomain, UnixSecs};
 
     use super::*;
     use crate::convert::entry::{AGENT_MASK, masked};
+    use crate::spire::server::entry::BatchCreateEntryResponse;
+    use crate::spire::server::entry::batch_create_entry_response::Result as Outcome;
 
     fn id(path: &str) -> SpiffeId {
         SpiffeId::parse(&format!("spiffe://example.org/{path}")).expect("an id")
@@ -186,6 +204,25 @@ mod tests {
         put_entry(2, entry, mask, &mut written);
 
         assert_eq!(written, expected, "{mask:?}");
+    }
+
+    #[test]
+    fn an_outcome_is_written_as_its_message_is() {
+        let refused = Status { code: 3, message: "no".to_owned() };
+        for (status, letters) in [(refused, None), (Status::ok(), Some(3)), (Status::ok(), Some(20_000))] {
+            let entry = letters.map(|letters| entry(letters, 1));
+            let whole = BatchCreateEntryResponse {
+                results: vec![Outcome {
+                    status: Some(status.clone()),
+                    entry: entry.as_ref().map(|entry| masked(entry, None)),
+                }],
+            };
+            let mut written = Vec::new();
+
+            put_outcome(1, &status, entry.as_ref(), None, &mut written);
+
+            assert_eq!(written, whole.encode_to_vec());
+        }
     }
 
     #[test]

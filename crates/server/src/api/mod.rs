@@ -105,6 +105,12 @@ impl Services {
             (BUNDLE, "GetFederatedBundle") => {
                 return raw::unary(request, async |request| all.bundles.federated(request)).await;
             }
+            (ENTRY, "BatchCreateEntry") => {
+                return raw::unary(request, |request| all.entries.create(request)).await;
+            }
+            (ENTRY, "BatchUpdateEntry") => {
+                return raw::unary(request, |request| all.entries.update(request)).await;
+            }
             (ENTRY, "GetAuthorizedEntries") => {
                 return raw::unary(request, |request| all.entries.authorised(request)).await;
             }

@@ -282,12 +282,15 @@ impl Store {
 /// The entry as SPIRE's answers to create and update show it: there selectors come in order of
 /// type and value, DNS names in alphabetical order (an index is read, not the rows).
 #[must_use]
-pub fn as_written(entry: &Entry) -> Entry {
+pub fn as_written(entry: &Arc<Entry>) -> Arc<Entry> {
+    if entry.selectors.is_sorted() && entry.dns_names.is_sorted() {
+        return Arc::clone(entry);
+    }
     let mut selectors = entry.selectors.to_vec();
     selectors.sort();
     let mut dns_names = entry.dns_names.to_vec();
     dns_names.sort();
-    Entry {
+    Arc::new(Entry {
         id: entry.id.clone(),
         spiffe_id: entry.spiffe_id.clone(),
         parent_id: entry.parent_id.clone(),
@@ -305,5 +308,5 @@ pub fn as_written(entry: &Entry) -> Entry {
         hint: entry.hint.clone(),
         created_at: entry.created_at,
         additional_attributes: entry.additional_attributes,
-    }
+    })
 }

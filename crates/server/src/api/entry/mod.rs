@@ -7,8 +7,9 @@ mod sync;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use proto::batch::{self, CreateEntries, UpdateEntries};
 use proto::convert::entry::{self, RequestedEntry, masked};
-use proto::convert::field::put_entry;
+use proto::convert::field::{put_entry, put_outcome};
 use proto::raw::Encoded;
 use proto::spire::server::entry as wire;
 use proto::spire::types;
@@ -54,6 +55,52 @@ impl Entries {
         let view = self.0.graph.load().view(caller.id()?);
         let replies = sync::Exchange::new(view, request.into_inner()).replies();
         Ok(Response::new(Box::pin(replies)))
+    }
+
+    /// `BatchCreateEntry`.
+    pub(super) async fn create(&self, request: Request<CreateEntries>) -> Result<Response<Encoded>, Status> {
+        let CreateEntries { entries, output_mask } = request.into_inner();
+        let read = in_turns(entries, |entry| {
+            let requested = entry::requested(self.0.trust_domain(), Some(&batch::entry(&entry)?), None);
+            Ok(requested.map_err(|why| invalid("failed to convert entry", why)).and_then(new_entry))
+        });
+        let wanted = read.await.into_iter().collect::<Result<_, Status>>()?;
+        let create = |entries| self.0.store.create_entries(entries);
+        let refused = |why: &StoreError| stored("failed to create entry", why);
+        let created = written_together(&self.0, wanted, create, refused).await;
+        let similar = (&Status::already_exists("similar entry already exists")).into();
+        let mut results = Results::of(created.len(), output_mask.as_ref());
+        in_turns(created, |created| match created {
+            // A new entry as SPIRE shows it; one that was there as lists show it.
+            Ok(CreatedEntry { stored, existing: false }) => results.good(&as_written(&stored.entry)),
+            Ok(CreatedEntry { stored, existing: true }) => results.put(&similar, Some(&stored.entry)),
+            Err(status) => results.put(&(&status).into(), None),
+        })
+        .await;
+        Ok(results.answer())
+    }
+
+    /// `BatchUpdateEntry`.
+    pub(super) async fn update(&self, request: Request<UpdateEntries>) -> Result<Response<Encoded>, Status> {
+        let UpdateEntries { entries, input_mask, output_mask } = request.into_inner();
+        let mask = input_mask.as_ref().map_or(EntryMask::ALL, update_mask);
+        let read = in_turns(entries, |entry| {
+            let entry = batch::entry(&entry)?;
+            let requested = entry::requested(self.0.trust_domain(), Some(&entry), input_mask.as_ref());
+            let requested = requested.map_err(|why| invalid("failed to convert entry", why));
+            Ok(requested.map(|requested| self.masked_entry(requested)))
+        });
+        let wanted = read.await.into_iter().collect::<Result<_, Status>>()?;
+        let update = |entries| self.0.store.update_entries(entries, mask);
+        let refused = |why: &StoreError| stored("failed to update entry", why);
+        let updated = written_together(&self.0, wanted, update, refused).await;
+        let mut results = Results::of(updated.len(), output_mask.as_ref());
+        in_turns(updated, |updated| match updated {
+            Ok(stored) => results.good(&as_written(&stored.entry)),
+            Err(status) => results.put(&(&status).into(), None),
+        })
+        .await;
+        Ok(results.answer())
     }
 
     /// `ListEntries`: a page of entries from the snapshot, but for selectors by SQL, where old bugs left
@@ -152,48 +199,16 @@ impl wire::entry_server::Entry for Entries {
 
     async fn batch_create_entry(
         &self,
-        request: Request<wire::BatchCreateEntryRequest>,
+        _request: Request<wire::BatchCreateEntryRequest>,
     ) -> Result<Response<wire::BatchCreateEntryResponse>, Status> {
-        let wire::BatchCreateEntryRequest { entries, output_mask } = request.into_inner();
-        let wanted = in_turns(entries, |wire| {
-            let requested = entry::requested(self.0.trust_domain(), Some(&wire), None);
-            new_entry(requested.map_err(|why| invalid("failed to convert entry", why))?)
-        });
-        let create = |entries| self.0.store.create_entries(entries);
-        let refused = |why: &StoreError| stored("failed to create entry", why);
-        let created = written_together(&self.0, wanted.await, create, refused).await;
-        let results = in_turns(created, |created| {
-            let existed = created.as_ref().is_ok_and(|created| created.existing);
-            let created = created.map(|created| shown(&created, output_mask.as_ref()));
-            let (mut status, entry) = status::item(created);
-            if existed {
-                status = Some((&Status::already_exists("similar entry already exists")).into());
-            }
-            wire::batch_create_entry_response::Result { status, entry }
-        });
-        Ok(Response::new(wire::BatchCreateEntryResponse { results: results.await }))
+        Err(encoded_elsewhere())
     }
 
     async fn batch_update_entry(
         &self,
-        request: Request<wire::BatchUpdateEntryRequest>,
+        _request: Request<wire::BatchUpdateEntryRequest>,
     ) -> Result<Response<wire::BatchUpdateEntryResponse>, Status> {
-        let wire::BatchUpdateEntryRequest { entries, input_mask, output_mask } = request.into_inner();
-        let mask = input_mask.as_ref().map_or(EntryMask::ALL, update_mask);
-        let wanted = in_turns(entries, |wire| {
-            let requested = entry::requested(self.0.trust_domain(), Some(&wire), input_mask.as_ref());
-            let requested = requested.map_err(|why| invalid("failed to convert entry", why))?;
-            Ok(self.masked_entry(requested))
-        });
-        let update = |entries| self.0.store.update_entries(entries, mask);
-        let refused = |why: &StoreError| stored("failed to update entry", why);
-        let updated = written_together(&self.0, wanted.await, update, refused).await;
-        let results = in_turns(updated, |updated| {
-            let updated = updated.map(|stored| masked(&as_written(&stored.entry), output_mask.as_ref()));
-            let (status, entry) = status::item(updated);
-            wire::batch_update_entry_response::Result { status, entry }
-        });
-        Ok(Response::new(wire::BatchUpdateEntryResponse { results: results.await }))
+        Err(encoded_elsewhere())
     }
 
     async fn batch_delete_entry(
@@ -302,8 +317,31 @@ fn fields<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>, mask: Option<&types
 /// How long an entry usually is at most, in bytes.
 const USUAL: usize = 256;
 
-/// A new entry as SPIRE shows it; one that was there as lists show it.
-fn shown(created: &CreatedEntry, mask: Option<&types::EntryMask>) -> types::Entry {
-    let entry = &created.stored.entry;
-    if created.existing { masked(entry, mask) } else { masked(&as_written(entry), mask) }
+/// Room for more bytes than this is made when they are there: what is asked for may come to little.
+const MOST: usize = 1 << 20;
+
+/// The answer to a batch that creates or changes entries.
+struct Results<'a> {
+    ok: types::Status,
+    mask: Option<&'a types::EntryMask>,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Results<'a> {
+    /// None yet, of so many; of entries they show what `mask` names.
+    fn of(count: usize, mask: Option<&'a types::EntryMask>) -> Self {
+        Self { ok: types::Status::ok(), mask, bytes: Vec::with_capacity((count * USUAL).min(MOST)) }
+    }
+
+    fn good(&mut self, entry: &Entry) {
+        put_outcome(1, &self.ok, Some(entry), self.mask, &mut self.bytes);
+    }
+
+    fn put(&mut self, status: &types::Status, entry: Option<&Entry>) {
+        put_outcome(1, status, entry, self.mask, &mut self.bytes);
+    }
+
+    fn answer(self) -> Response<Encoded> {
+        Response::new(Encoded::new(vec![self.bytes.into()]))
+    }
 }
