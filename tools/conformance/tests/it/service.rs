@@ -3,17 +3,19 @@
 
 #![expect(clippy::disallowed_methods, reason = "foreign processes are waited for")]
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use finial_conformance::{Plane, PlaneConfig, Product, Running, Workload, pause};
+use finial_conformance::{Plane, PlaneConfig, Product, Running, Workload, pause, skip};
 
 const WORKLOAD: &str = "spiffe://example.org/workload";
+const OTHER: &str = "spiffe://example.org/other";
 
 /// Server and agent with an entry for this process.
 fn plane() -> Plane {
@@ -299,5 +301,115 @@ fn service_units_are_understood_and_confined() {
         let unit = folder.path().join(name);
         let (is_good, said) = analyze(&["security", "--offline=true", &threshold], &unit);
         assert!(is_good, "{said}");
+    }
+}
+
+/// System calls by the name of their set, `@default` for one, which may have other sets in it.
+struct Calls(HashMap<String, Vec<String>>);
+
+impl Calls {
+    fn known() -> Self {
+        let output = Command::new("systemd-analyze").arg("syscall-filter").output().unwrap();
+        let mut sets: HashMap<String, Vec<String>> = HashMap::new();
+        let mut set = String::new();
+        for line in String::from_utf8(output.stdout).unwrap().lines() {
+            match line.trim() {
+                "" => {}
+                member if member.starts_with('#') => {}
+                member if line.starts_with(' ') => {
+                    sets.entry(set.clone()).or_default().push(member.to_owned())
+                }
+                name => name.clone_into(&mut set),
+            }
+        }
+        Self(sets)
+    }
+
+    /// A call itself, or all that are in a set.
+    fn of(&self, name: &str) -> HashSet<String> {
+        match self.0.get(name) {
+            Some(members) => members.iter().flat_map(|member| self.of(member)).collect(),
+            None => HashSet::from([name.to_owned()]),
+        }
+    }
+
+    /// What a unit lets its program call, systemd.exec(5).
+    fn allowed_by(&self, unit: &str) -> HashSet<String> {
+        let mut allowed = self.of("@default");
+        for filter in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+            let is_denied = filter.starts_with('~');
+            for call in filter.trim_start_matches('~').split(' ').flat_map(|name| self.of(name)) {
+                if is_denied {
+                    allowed.remove(&call);
+                } else {
+                    allowed.insert(call);
+                }
+            }
+        }
+        allowed
+    }
+}
+
+/// The names of the calls in what `strace` wrote.
+fn called(trace: &str) -> HashSet<String> {
+    let name = |line: &str| {
+        let (_, call) = line.split_once(char::is_whitespace)?;
+        let (name, _) = call.trim_start().split_once('(')?;
+        let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        is_name(name).then(|| name.to_owned())
+    };
+    trace.lines().filter_map(name).collect()
+}
+
+/// A filter of system calls ends a program that makes another one. No filter can be set here as systemd does,
+/// so what the programs call is looked at.
+#[test]
+fn service_units_let_the_programs_call_what_they_call() {
+    // What SPIRE's programs call is not their concern.
+    if std::env::var_os("SPIRE_BIN").is_some() {
+        return;
+    }
+    if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
+        return skip("service units", "strace is not installed");
+    }
+    let mut plane = plane();
+    stop(&mut plane);
+    let server = plane.server().unwrap();
+    server.signal("TERM");
+    assert_eq!(server.wait(Duration::from_secs(30)), 0);
+
+    let mut programs = Vec::new();
+    for program in ["server", "agent"] {
+        let service = as_service(&plane, program);
+        let trace = plane.dir().join(format!("{program}.trace"));
+        // Beside it, so that signals go to the program.
+        let mut strace = Command::new("strace");
+        strace.args(["-D", "-f", "-o"]).arg(&trace).arg(service.get_program()).args(service.get_args());
+        strace.current_dir(plane.cwd()).env_clear();
+        strace.envs(service.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        programs.push((program, trace, Running::start(&mut strace)));
+        plane.await_healthy(program);
+    }
+    let entry = ["-parentID", "spiffe://{td}/node", "-spiffeID", OTHER, "-selector", "unix:uid:{uid}"];
+    let _shown = plane.ok("server", &[&["entry", "create", "-socketPath", "{sock}"][..], &entry].concat());
+    plane.await_identities(&[WORKLOAD, OTHER]);
+    let _token = plane.ok("agent", &["api", "fetch", "jwt", "-audience", "db", "-socketPath", "{asock}"]);
+
+    let calls = Calls::known();
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/systemd");
+    for (program, trace, running) in programs.iter_mut().rev() {
+        running.signal("TERM");
+        assert_eq!(running.wait(Duration::from_secs(30)), 0);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !fs::read_to_string(&*trace).unwrap().trim_end().ends_with("+++ exited with 0 +++") {
+            assert!(Instant::now() < deadline, "the trace does not end");
+            pause();
+        }
+        let unit = fs::read_to_string(units.join(format!("finial-{program}.service"))).unwrap();
+        let called = called(&fs::read_to_string(&*trace).unwrap());
+        assert!(called.contains("epoll_wait") && called.contains("accept4"), "{called:?}");
+        let allowed = calls.allowed_by(&unit);
+        let refused: Vec<&String> = called.difference(&allowed).collect();
+        assert!(refused.is_empty(), "the unit of the {program} ends it for {refused:?}");
     }
 }
