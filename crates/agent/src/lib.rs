@@ -49,6 +49,7 @@ use runtime::clock::Clock;
 use runtime::health::{Health, HealthListener, HealthPaths};
 use runtime::log::Log;
 use runtime::manager;
+use runtime::process::answer_at_once;
 use runtime::profile::{self, Profiling};
 use runtime::reconcile::Poke;
 use runtime::shutdown::Shutdown;
@@ -236,7 +237,11 @@ impl Agent {
         let opener = door.opener();
         let token = shutdown.token().clone();
         // Workloads wait for nothing that the agent does for itself.
-        tasks.spawn("public endpoint", apart("workloads", move || door.run(token)));
+        let at_the_door = move || {
+            answer_at_once();
+            door.run(token)
+        };
+        tasks.spawn("public endpoint", apart("workloads", at_the_door));
         let span = info_span!("attestor", subsystem_name = "attestor");
         let attested = attester.until_attested(shutdown).instrument(span).await;
         let attested = attested.map_err(|error| failed("node attestation", error))?;

@@ -24,12 +24,7 @@ type Reason = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs a server until it is told to stop.
 pub(crate) fn run_server(config: ServerConfig, log: Log) -> Result<(), Crashed> {
-    // What comes in bulk has threads of its own.
-    let calls_first = || {
-        // Otherwise they wait for bulk a little; nothing is to be done about it, and nothing logs yet.
-        process::answer_at_once().ok();
-    };
-    let ended = until_stopped(None, calls_first, |shutdown, clock| async move {
+    let ended = until_stopped(None, |shutdown, clock| async move {
         // Starting may mean waiting for the datastore.
         let server = tokio::select! {
             biased;
@@ -51,14 +46,10 @@ pub(crate) fn run_server(config: ServerConfig, log: Log) -> Result<(), Crashed> 
 /// Runs an agent until it is told to stop.
 pub(crate) fn run_agent(config: AgentConfig, log: Log) -> Result<(), Crashed> {
     memory::zero_what_is_freed();
-    let ended = until_stopped(
-        Some(AGENT_THREADS),
-        || {},
-        |shutdown, clock| async move {
-            let agent = Agent::build(config, log, clock).await?.with_version(crate::SPIRE_VERSION);
-            Ok(agent.run(&shutdown).await?)
-        },
-    );
+    let ended = until_stopped(Some(AGENT_THREADS), |shutdown, clock| async move {
+        let agent = Agent::build(config, log, clock).await?.with_version(crate::SPIRE_VERSION);
+        Ok(agent.run(&shutdown).await?)
+    });
     match ended {
         Ok(()) => tracing::info!("Agent stopped gracefully"),
         Err(reason) => {
@@ -78,11 +69,9 @@ const AGENT_THREADS: usize = 2;
 /// what is urgent would wait for milliseconds; a look takes a hundredth of what eight tasks take.
 const TASKS_BETWEEN_LOOKS: u32 = 8;
 
-/// Runs a program, on all processors or on so many at most, until it ends, by itself or by a signal. Each of
-/// its threads begins with `on_thread`.
+/// Runs a program, on all processors or on so many at most, until it ends, by itself or by a signal.
 fn until_stopped<F>(
     most_threads: Option<usize>,
-    on_thread: fn(),
     program: impl FnOnce(Shutdown, Arc<dyn Clock>) -> F,
 ) -> Result<(), Reason>
 where
@@ -101,7 +90,8 @@ where
     if let Some(threads) = most_threads.filter(|most| *most < processors) {
         runtime.worker_threads(threads);
     }
-    runtime.on_thread_start(on_thread);
+    // What comes in bulk has threads of its own.
+    runtime.on_thread_start(process::answer_at_once);
     let runtime = runtime.event_interval(TASKS_BETWEEN_LOOKS).enable_all().build()?;
     let ended = runtime.block_on(async {
         let shutdown = Shutdown::new();

@@ -69,16 +69,17 @@ pub fn give_way_to_other_threads() -> io::Result<()> {
     Ok(rustix::process::setpriority_process(Some(thread), nice + GIVEN_WAY)?)
 }
 
-/// Has this thread go before those of the process that are at work when it is woken, where there are too few
-/// processors for all: for calls that take microseconds. Without it the kernel lets who is at work go on for some
-/// milliseconds, even who gives way. It is for who needs little: how much of a processor a thread gets is not
-/// changed. Threads that it starts do not have it. Kernels before Linux 6.12 take no notice.
-///
-/// # Errors
-/// What the system says; then all is as it was.
-pub fn answer_at_once() -> io::Result<()> {
-    let niceness = rustix::process::getpriority_process(Some(rustix::thread::gettid()))?;
-    sys::scheduling::ask_for_turns_of(SHORTEST_TURN, niceness)
+/// Has this thread go before those that are at work, of this program and of others, when it is woken and there are
+/// too few processors for all: for calls that take microseconds. Without it the kernel lets who is at work go on
+/// for some milliseconds, even who gives way. It is for who needs little: how much of a processor a thread gets is
+/// not changed. Threads that it starts do not have it. Kernels before Linux 6.12 take no notice.
+pub fn answer_at_once() {
+    let asked = rustix::process::getpriority_process(Some(rustix::thread::gettid()))
+        .map_err(io::Error::from)
+        .and_then(|niceness| sys::scheduling::ask_for_turns_of(SHORTEST_TURN, niceness));
+    if let Err(error) = asked {
+        tracing::debug!(%error, "Calls wait for their turn on the processors as long as all else");
+    }
 }
 
 /// What Linux allows.
@@ -178,7 +179,7 @@ mod tests {
         };
         let (before, started, own) = std::thread::spawn(move || {
             let before = turn();
-            answer_at_once().unwrap();
+            answer_at_once();
             (before, std::thread::spawn(turn).join().unwrap(), turn())
         })
         .join()
