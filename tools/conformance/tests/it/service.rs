@@ -394,6 +394,17 @@ fn service_units_let_the_programs_call_what_they_call() {
     let _shown = plane.ok("server", &[&["entry", "create", "-socketPath", "{sock}"][..], &entry].concat());
     plane.await_identities(&[WORKLOAD, OTHER]);
     let _token = plane.ok("agent", &["api", "fetch", "jwt", "-audience", "db", "-socketPath", "{asock}"]);
+    for (program, trace, running) in &programs {
+        let started = || fs::read_to_string(trace).unwrap().matches("execve(").count();
+        let (before, deadline) = (started(), Instant::now() + Duration::from_secs(30));
+        running.signal("HUP");
+        while started() == before {
+            assert!(Instant::now() < deadline, "the {program} has no successor");
+            pause();
+        }
+        plane.await_healthy(program);
+    }
+    plane.await_identities(&[WORKLOAD, OTHER]);
 
     let calls = Calls::known();
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/systemd");
