@@ -61,7 +61,12 @@ impl<'a> Cursor<'a> {
             self.can_step_back = false;
             return END;
         };
-        self.before = self.now;
+        // In JSON the place before a damaged character is not remembered: who steps back from it is where
+        // the read before began.
+        self.before = match self.syntax {
+            Syntax::Json if !valid => Mark { offset: self.now.offset, ..self.before },
+            Syntax::Json | Syntax::Hcl => self.now,
+        };
         self.now.column += 1;
         self.now.offset += width;
         self.last_width = width;
@@ -159,17 +164,39 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Whether a word can start with it.
+/// Whether a word can start with it: letters, which numerals such as `Ⅷ` and signs such as `Ⓐ` are not,
+/// although Unicode calls them alphabetic.
 pub(super) fn is_letter(character: char) -> bool {
-    character.is_ascii_alphabetic()
-        || character == '_'
-        || (!character.is_ascii() && character.is_alphabetic())
+    match character {
+        '_' => true,
+        '\u{0345}' | 'Ⓐ'..='ⓩ' | '\u{1f130}'..='\u{1f189}' => false,
+        _ => character.is_alphabetic() && !character.is_numeric(),
+    }
 }
 
-/// Whether a word can go on with it.
+/// Whether a word can go on with it: decimal digits of any script, which `²` and `½` are not.
 pub(super) fn is_digit(character: char) -> bool {
-    character.is_ascii_digit() || (!character.is_ascii() && character.is_numeric())
+    if character.is_ascii() {
+        return character.is_ascii_digit();
+    }
+    let before = ZEROS.partition_point(|zero| *zero <= character);
+    let zero = before.checked_sub(1).and_then(|at| ZEROS.get(at));
+    zero.is_some_and(|zero| u32::from(character) - u32::from(*zero) < 10)
 }
+
+/// The zeros of the scripts that have digits (Unicode 15, general category Nd), each followed by its nine.
+#[rustfmt::skip]
+const ZEROS: [char; 67] = [
+    '\u{660}', '\u{6f0}', '\u{7c0}', '\u{966}', '\u{9e6}', '\u{a66}', '\u{ae6}', '\u{b66}',
+    '\u{be6}', '\u{c66}', '\u{ce6}', '\u{d66}', '\u{de6}', '\u{e50}', '\u{ed0}', '\u{f20}',
+    '\u{1040}', '\u{1090}', '\u{17e0}', '\u{1810}', '\u{1946}', '\u{19d0}', '\u{1a80}', '\u{1a90}',
+    '\u{1b50}', '\u{1bb0}', '\u{1c40}', '\u{1c50}', '\u{a620}', '\u{a8d0}', '\u{a900}', '\u{a9d0}',
+    '\u{a9f0}', '\u{aa50}', '\u{abf0}', '\u{ff10}', '\u{104a0}', '\u{10d30}', '\u{11066}', '\u{110f0}',
+    '\u{11136}', '\u{111d0}', '\u{112f0}', '\u{11450}', '\u{114d0}', '\u{11650}', '\u{116c0}', '\u{11730}',
+    '\u{118e0}', '\u{11950}', '\u{11c50}', '\u{11d50}', '\u{11da0}', '\u{11f50}', '\u{16a60}', '\u{16ac0}',
+    '\u{16b50}', '\u{1d7ce}', '\u{1d7d8}', '\u{1d7e2}', '\u{1d7ec}', '\u{1d7f6}', '\u{1e140}', '\u{1e2f0}',
+    '\u{1e4f0}', '\u{1e950}', '\u{1fbf0}',
+];
 
 /// The parts of numbers and strings that both syntaxes scan alike.
 impl Cursor<'_> {

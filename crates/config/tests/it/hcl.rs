@@ -302,3 +302,23 @@ fn nesting_and_size_are_bounded() {
     }
     assert!(hcl::parse(&vec![b'#'; hcl::MAX_SIZE + 1]).is_err());
 }
+
+#[test]
+fn words_are_of_letters_and_decimal_digits() {
+    for good in ["é = 1", "日本 = 1", "a٣ = 1", "a９ = 1", "ªa = 1"] {
+        assert!(hcl::parse(good.as_bytes()).is_ok(), "{good}");
+    }
+    for bad in ["Ⅷ = 1", "〇 = 1", "aⅷ = 1", "a² = 1", "a½ = 1", "x① = 1", "Ⓐ = 1", "٣ = 1", "a\u{345} = 1"]
+    {
+        let error = hcl::parse(bad.as_bytes()).expect_err(bad);
+        assert!(error.to_string().ends_with("illegal char"), "{bad}: {error}");
+    }
+}
+
+#[test]
+fn the_place_of_damage_in_json_is_that_before_it() {
+    let said = |text: &[u8]| hcl::parse(text).expect_err("damaged").to_string();
+
+    assert_eq!(said(b"{\"a\":a\xbf = 1"), "1:5: illegal char");
+    assert_eq!(said(b"{a\xed\xa0\x80-b"), "1:1: illegal char");
+}
