@@ -53,6 +53,14 @@ pub enum BundleJsonError {
         /// What is wrong.
         why: String,
     },
+    /// A WIT authority cannot be used.
+    #[error("error adding WIT authority {index} of JWKS: {why}")]
+    BadWitAuthority {
+        /// Its place in the document.
+        index: usize,
+        /// What is wrong.
+        why: String,
+    },
 }
 
 impl Bundle {
@@ -116,7 +124,9 @@ impl Bundle {
     pub fn from_jwt_jwks(trust_domain: TrustDomain, document: &[u8]) -> Result<Self, BundleJsonError> {
         let mut bundle = Self::empty(trust_domain);
         for (index, jwk) in jwks(&members(document)?, |_: &Value| true)?.iter().enumerate() {
-            bundle.jwt_authorities.push(key_authority(index, jwk)?);
+            let authority =
+                key_authority(jwk).map_err(|why| BundleJsonError::BadJwtAuthority { index, why })?;
+            bundle.jwt_authorities.push(authority);
         }
         Ok(bundle)
     }
@@ -135,10 +145,14 @@ impl Bundle {
                 }
             },
             "jwt-svid" => {
-                add(&mut self.jwt_authorities, key_authority(index, jwk)?, index, source)?;
+                key_authority(jwk)
+                    .and_then(|authority| add(&mut self.jwt_authorities, authority, source))
+                    .map_err(|why| BundleJsonError::BadJwtAuthority { index, why })?;
             }
             "wit-svid" => {
-                add(&mut self.wit_authorities, key_authority(index, jwk)?, index, source)?;
+                key_authority(jwk)
+                    .and_then(|authority| add(&mut self.wit_authorities, authority, source))
+                    .map_err(|why| BundleJsonError::BadWitAuthority { index, why })?;
             }
             _ => {}
         }
@@ -177,17 +191,11 @@ enum Source {
 
 /// Adds a key. An operator's second key of an id takes the place of the first, as in SPIRE; an endpoint
 /// that serves two cannot mean both.
-fn add(
-    authorities: &mut Vec<JwtAuthority>,
-    authority: JwtAuthority,
-    index: usize,
-    source: Source,
-) -> Result<(), BundleJsonError> {
+fn add(authorities: &mut Vec<JwtAuthority>, authority: JwtAuthority, source: Source) -> Result<(), String> {
     let other =
         |known: &JwtAuthority| known.key_id == authority.key_id && known.public_key != authority.public_key;
     if source == Source::Endpoint && authorities.iter().any(other) {
-        let why = JwtAuthorityError::Ambiguous(authority.key_id).to_string();
-        return Err(BundleJsonError::BadJwtAuthority { index, why });
+        return Err(JwtAuthorityError::Ambiguous(authority.key_id).to_string());
     }
     authorities.retain(|known| known.key_id != authority.key_id);
     authorities.push(authority);
@@ -204,10 +212,9 @@ fn written<'a>(
     })
 }
 
-fn key_authority(index: usize, jwk: &Jwk) -> Result<JwtAuthority, BundleJsonError> {
+fn key_authority(jwk: &Jwk) -> Result<JwtAuthority, String> {
     if jwk.key_id.is_empty() {
-        let why = "keyID cannot be empty".to_owned();
-        return Err(BundleJsonError::BadJwtAuthority { index, why });
+        return Err("keyID cannot be empty".to_owned());
     }
     Ok(JwtAuthority {
         key_id: jwk.key_id.clone(),
@@ -285,7 +292,18 @@ fn jwks(members: &[(String, Value)], counts: fn(&Value) -> bool) -> Result<Vec<J
 /// The values of a member, whose name may be in any letter case: each is read, and the last one counts, as
 /// with SPIRE's reader.
 fn each<'a>(members: &'a [(String, Value)], name: &str) -> impl Iterator<Item = &'a Value> {
-    members.iter().filter(move |(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    members.iter().filter(move |(key, _)| is_named(key, name)).map(|(_, value)| value)
+}
+
+/// Whether a member is meant: case does not matter to SPIRE's reader, in whose eyes the long s and the
+/// Kelvin sign too are letters of another case.
+fn is_named(key: &str, name: &str) -> bool {
+    let folded = |letter| match letter {
+        'ſ' => 's',
+        '\u{212a}' => 'k',
+        _ => letter.to_ascii_lowercase(),
+    };
+    key.chars().map(folded).eq(name.chars())
 }
 
 /// Members each once: a second one would be read by some and overlooked by others.
@@ -328,7 +346,7 @@ fn check_duplicate_keys(document: &[u8]) -> Result<(), BundleJsonError> {
 
         fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
             while let Some(key) = map.next_key::<String>()? {
-                if key.eq_ignore_ascii_case("keys") {
+                if is_named(&key, "keys") {
                     map.next_value::<Option<Vec<Once>>>()?;
                 } else {
                     map.next_value::<serde::de::IgnoredAny>()?;
@@ -393,7 +411,23 @@ mod tests {
         assert_eq!(bundle.sequence_number, 9);
         assert_eq!(read(r#"{"keys":[],"keys":null}"#), Err(BundleJsonError::NoKeys));
         assert!(read(r#"{"keys":[{"kty":""}],"keys":[]}"#).is_err());
+        assert_eq!(read("{\"keyſ\":[],\"\u{212a}eys\":null}"), Err(BundleJsonError::NoKeys));
+        assert!(read(r#"{"keys":[],"\u017fpiffe_sequence":"7"}"#).is_err());
         assert!(read(r#"{"keys":[],"spiffe_sequence":{},"spiffe_sequence":7}"#).is_err());
+    }
+
+    #[test]
+    fn keys_without_id_are_refused_by_their_kind() {
+        let key = crate::key::PrivateKey::generate(crate::key::KeyKind::EcP256).unwrap();
+        let said = |usage: &str| {
+            let jwk = Value::Object(Jwk::write(usage, "", key.public(), None).unwrap());
+            let document = format!("{{\"keys\":[{jwk}]}}");
+            let trust_domain = TrustDomain::parse("example.org").unwrap();
+            Bundle::from_spiffe_json(trust_domain, document.as_bytes()).unwrap_err().to_string()
+        };
+
+        assert_eq!(said("jwt-svid"), "error adding authority 0 of JWKS: keyID cannot be empty");
+        assert_eq!(said("wit-svid"), "error adding WIT authority 0 of JWKS: keyID cannot be empty");
     }
 
     #[test]
