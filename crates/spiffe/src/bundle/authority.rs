@@ -42,11 +42,19 @@ impl X509Authority {
     /// owner may move anything there that other servers of the trust domain use.
     ///
     /// # Errors
-    /// [`AnchorError`] if it is not one certificate.
+    /// [`AnchorError`] if it is not one certificate, or its key is no point of its curve.
     pub fn parse_any(der: &[u8]) -> Result<Self, AnchorError> {
         let mut all = Certificate::parse_all(der)?.into_iter();
         match (all.next(), all.next()) {
-            (Some(certificate), None) => Ok(Self { der: certificate.to_shared(), tainted: false }),
+            (Some(certificate), None) => {
+                let key = certificate.public_key();
+                // A point off its curve makes no certificate, here as in SPIRE.
+                if matches!(key.kind(), PublicKeyKind::EcP256 | PublicKeyKind::EcP384 | PublicKeyKind::EcP521)
+                {
+                    key.check_usable()?;
+                }
+                Ok(Self { der: certificate.to_shared(), tainted: false })
+            }
             (None, _) => Err(AnchorError::Empty),
             (Some(_), Some(_)) => Err(AnchorError::Several),
         }

@@ -16,6 +16,7 @@ use x509_parser::public_key::PublicKey as Parsed;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::{BadSignature, KeyError, KeyKind, SigAlg, Signature};
+use crate::x509::is_public_key;
 
 /// The longest key that is looked at: far above any that is in use.
 const MAX_SPKI: usize = 8 * 1024;
@@ -78,8 +79,8 @@ impl PublicKey {
 
     /// The key of a certificate or request that was parsed.
     pub(crate) fn from_info(info: &SubjectPublicKeyInfo<'_>) -> Result<Self, KeyError> {
-        // The parser passes over what stands behind the key, and leaves it out.
-        if info.raw.len() > MAX_SPKI || !is_whole(info.raw) {
+        // The parser is more lenient, and passes over what stands behind the key.
+        if info.raw.len() > MAX_SPKI || !is_public_key(info.raw) {
             return Err(KeyError::Malformed);
         }
         let raw = info.subject_public_key.data.as_ref();
@@ -230,17 +231,6 @@ fn kind_of(info: &SubjectPublicKeyInfo<'_>) -> PublicKeyKind {
         Some(curve) if curve == OID_NIST_EC_P521 => PublicKeyKind::EcP521,
         _ => PublicKeyKind::Other,
     }
-}
-
-/// Whether a sequence of at most [`MAX_SPKI`] bytes is as long as it says.
-fn is_whole(sequence: &[u8]) -> bool {
-    let (said, contents) = match sequence {
-        [_, length @ 0..=0x7f, contents @ ..] => (usize::from(*length), contents),
-        [_, 0x81, length, contents @ ..] => (usize::from(*length), contents),
-        [_, 0x82, high, low, contents @ ..] => (usize::from(u16::from_be_bytes([*high, *low])), contents),
-        _ => return false,
-    };
-    said == contents.len()
 }
 
 fn bits(modulus: &[u8]) -> usize {

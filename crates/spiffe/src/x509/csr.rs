@@ -5,12 +5,13 @@
 
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::OID_PKCS9_EXTENSION_REQUEST;
 use x509_parser::prelude::FromDer;
 
 use super::build::{algorithm, alt_names, alt_names_oid, extension};
 use super::parse::is_readable;
 use super::verify::{SignatureAlgorithm, check_signature};
-use super::{Name, der};
+use super::{Name, der, form};
 use crate::SpiffeId;
 use crate::key::{KeyError, PrivateKey, PublicKey, PublicKeyKind};
 
@@ -70,6 +71,13 @@ impl Csr {
             return Err(CsrError::Malformed);
         }
         let info = &csr.certification_request_info;
+        let mut attributes =
+            info.iter_attributes().filter(|attribute| attribute.oid == OID_PKCS9_EXTENSION_REQUEST);
+        if !form::is_asked(info.subject.as_raw())
+            || !attributes.all(|attribute| form::are_asked(attribute.value))
+        {
+            return Err(CsrError::Malformed);
+        }
         let public_key = PublicKey::from_info(&info.subject_pki).map_err(|_| CsrError::Malformed)?;
         let (mut uris, mut dns_names) = (Vec::new(), Vec::new());
         for extension in csr.requested_extensions().into_iter().flatten() {

@@ -21,6 +21,7 @@ pub use anchor::AnchorError;
 pub use build::{CertDer, Issuer, Role, Serial, Tbs, Validity, X509Template, assemble};
 pub(crate) use build::{algorithm_der, rsa_public_key_der, spki_der};
 pub use csr::{Csr, CsrError, CsrTemplate};
+pub(crate) use form::is_public_key;
 pub use name::{Attribute, Name};
 pub use parse::{Certificate, CertificateError, pem_blocks, to_pem};
 pub use profile::{ProfileError, check_ca, check_svid};

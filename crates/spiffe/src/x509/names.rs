@@ -117,12 +117,13 @@ fn domain_matches(domain: &str, constraint: &str) -> bool {
 }
 
 /// Whether a name is made of labels.
-fn is_domain(name: &str) -> bool {
+pub(super) fn is_domain(name: &str) -> bool {
     !name.is_empty()
         && name.split('.').all(|label| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_graphic()))
 }
 
-fn is_mailbox(name: &str) -> bool {
+/// Whether a name is a mailbox at a domain.
+pub(super) fn is_mailbox(name: &str) -> bool {
     name.rsplit_once('@').is_some_and(|(local, domain)| !local.is_empty() && is_domain(domain))
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use x509_parser::asn1_rs::Tag;
 use x509_parser::certificate::{TbsCertificate, X509Certificate};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
@@ -174,7 +175,14 @@ impl Certificate {
             is_v3: tbs.version.0 == 2,
         };
         for extension in tbs.extensions() {
-            parts.take(extension.parsed_extension(), extension.critical)?;
+            // Whatever it holds, an extension that nothing hangs on only matters if it is critical.
+            let (id, parsed) = (extension.oid.as_bytes(), extension.parsed_extension());
+            let is_broken = matches!(parsed, ParsedExtension::ParseError { .. });
+            if form::is_needed(id) || (form::is_understood(id) && !is_broken) {
+                parts.take(parsed, extension.critical)?;
+            } else {
+                parts.unknown_critical |= extension.critical;
+            }
         }
         Ok((Self(Arc::new(parts)), rest))
     }
@@ -407,7 +415,7 @@ impl Parts {
                 self.names.emails.push((*email).to_owned());
             } else if let GeneralName::IPAddress(address) = name {
                 self.names.ips.push(address.to_vec());
-            } else if let GeneralName::Invalid(..) = name {
+            } else if let GeneralName::Invalid(Tag(1 | 2 | 6 | 7), _) = name {
                 return Err(CertificateError::Malformed("alternative name cannot be read".to_owned()));
             }
         }
