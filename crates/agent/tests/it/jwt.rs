@@ -121,7 +121,7 @@ async fn tokens_are_judged_as_recorded() {
     };
     let foreign = recorded["federated"].as_array().unwrap();
     let foreign = bundle(foreign.iter().find(|one| one["trust_domain"] == "fed.test").unwrap());
-    let pem = pem_blocks(recorded["signing_key"].as_str().unwrap().as_bytes(), "PRIVATE KEY").unwrap();
+    let pem = pem_blocks(recorded["signing_key"].as_str().unwrap().as_bytes(), "PRIVATE KEY");
     let signing_key = PrivateKey::from_der(&pem[0]).unwrap();
     let world = World::start().await;
     let mut entry = own_entry("a", "/a");

@@ -450,10 +450,13 @@ pub(super) fn x509pop(settings: &Settings<'_>, report: &mut Report) {
 /// Looks whether a file holds certificates.
 pub(super) fn check_certificates(path: &str) -> Result<(), String> {
     let text = std::fs::read(path).map_err(|error| read_error(path, &error))?;
-    let blocks = spiffe::x509::pem_blocks(&text, "CERTIFICATE").unwrap_or_default();
-    for (number, block) in blocks.iter().enumerate() {
-        spiffe::x509::Certificate::parse(block)
-            .map_err(|error| format!("unable to parse certificate in block {number}: {error}"))?;
+    let mut is_empty = true;
+    for (number, block) in spiffe::x509::pem(&text).iter().enumerate() {
+        if block.label == "CERTIFICATE" {
+            is_empty = false;
+            spiffe::x509::Certificate::parse(&block.contents)
+                .map_err(|error| format!("unable to parse certificate in block {number}: {error}"))?;
+        }
     }
-    if blocks.is_empty() { Err("no certificates found in file".into()) } else { Ok(()) }
+    if is_empty { Err("no certificates found in file".into()) } else { Ok(()) }
 }

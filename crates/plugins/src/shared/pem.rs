@@ -4,28 +4,29 @@ use std::io;
 use std::path::Path;
 
 use spiffe::key::PrivateKey;
-use spiffe::x509::{Certificate, pem_blocks};
+use spiffe::x509::{Certificate, pem, pem_blocks};
 use zeroize::Zeroizing;
 
 /// The certificates of a file, at least one.
 pub(crate) fn certificates(path: &Path) -> Result<Vec<Certificate>, String> {
     let text = std::fs::read(path).map_err(|error| opening(path, &error))?;
-    let blocks = pem_blocks(&text, "CERTIFICATE")?;
-    if blocks.is_empty() {
-        return Err("no certificates found in file".to_owned());
+    let mut certificates = Vec::new();
+    // All blocks count in the number of one that is damaged.
+    for (number, block) in pem(&text).iter().enumerate() {
+        if block.label == "CERTIFICATE" {
+            let certificate = Certificate::parse(&block.contents)
+                .map_err(|error| format!("unable to parse certificate in block {number}: {error}"))?;
+            certificates.push(certificate);
+        }
     }
-    let parse = |(number, der): (usize, &Vec<u8>)| {
-        Certificate::parse(der)
-            .map_err(|error| format!("unable to parse certificate in block {number}: {error}"))
-    };
-    blocks.iter().enumerate().map(parse).collect()
+    if certificates.is_empty() { Err("no certificates found in file".to_owned()) } else { Ok(certificates) }
 }
 
 /// The private key of a file.
 pub(crate) fn private_key(path: &Path) -> Result<PrivateKey, String> {
     let text = std::fs::read(path).map(Zeroizing::new).map_err(|error| opening(path, &error))?;
     for label in ["PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY"] {
-        if let Some(der) = pem_blocks(&text, label)?.into_iter().next().map(Zeroizing::new) {
+        if let Some(der) = pem_blocks(&text, label).into_iter().next().map(Zeroizing::new) {
             return PrivateKey::from_der(&der)
                 .map_err(|error| format!("cannot parse private key in {}: {error}", path.display()));
         }
@@ -59,17 +60,12 @@ type Block = (String, Zeroizing<Vec<u8>>);
 
 /// All blocks of a file, each with one of the labels wanted.
 fn only(path: &Path, wanted: &[&str]) -> Result<Vec<Block>, String> {
-    const BEGIN: &str = "-----BEGIN ";
-
-    let bytes = std::fs::read(path).map(Zeroizing::new).map_err(|error| opening(path, &error))?;
-    let text = str::from_utf8(&bytes).map_err(|_| "no PEM blocks".to_owned())?;
+    let text = std::fs::read(path).map(Zeroizing::new).map_err(|error| opening(path, &error))?;
     let mut blocks = Vec::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(BEGIN) {
-        rest = rest.get(at..).unwrap_or_default();
-        let label = rest.get(BEGIN.len()..).and_then(|rest| rest.split_once("-----"));
-        let (label, _) = label.ok_or_else(|| "no PEM blocks".to_owned())?;
-        if !wanted.contains(&label) {
+    for block in pem(&text) {
+        let contents = Zeroizing::new(block.contents);
+        let label = block.label;
+        if !wanted.contains(&label.as_str()) {
             let wanted = match wanted {
                 [one] => format!("{one:?}"),
                 several => {
@@ -79,12 +75,7 @@ fn only(path: &Path, wanted: &[&str]) -> Result<Vec<Block>, String> {
             };
             return Err(format!("expected block type {wanted}; got {label:?}"));
         }
-        let end = format!("-----END {label}-----");
-        let stop = rest.find(&end).ok_or_else(|| "no PEM blocks".to_owned())? + end.len();
-        let block = rest.get(..stop).unwrap_or_default();
-        let der = pem_blocks(block.as_bytes(), label)?.into_iter().next().unwrap_or_default();
-        blocks.push((label.to_owned(), Zeroizing::new(der)));
-        rest = rest.get(stop..).unwrap_or_default();
+        blocks.push((label, contents));
     }
     if blocks.is_empty() { Err("no PEM blocks".to_owned()) } else { Ok(blocks) }
 }

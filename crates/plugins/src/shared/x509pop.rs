@@ -237,7 +237,7 @@ mod tests {
             let parsed: Payload = serde_json::from_slice(&payload).unwrap();
             assert_eq!(serde_json::to_vec(&parsed).unwrap(), payload);
             let pem = recorded["certificate"].as_str().unwrap();
-            assert_eq!(parsed.certificates[0].0, pem_blocks(pem.as_bytes(), "CERTIFICATE").unwrap()[0]);
+            assert_eq!(parsed.certificates[0].0, pem_blocks(pem.as_bytes(), "CERTIFICATE")[0]);
             let key = Certificate::parse(&parsed.certificates[0].0).unwrap().public_key().clone();
 
             let asked: Challenge = serde_json::from_slice(&challenge).unwrap();

@@ -47,7 +47,7 @@ impl Node {
             std::fs::write(directory.path().join(file), recorded[field].as_str().unwrap()).unwrap();
         }
         let leaf = recorded["certificate"].as_str().unwrap();
-        let leaf = Certificate::parse(&pem_blocks(leaf.as_bytes(), "CERTIFICATE").unwrap()[0]).unwrap();
+        let leaf = Certificate::parse(&pem_blocks(leaf.as_bytes(), "CERTIFICATE")[0]).unwrap();
         let now = leaf.not_before().plus(60).to_system_time();
         Self { directory, recorded, now }
     }

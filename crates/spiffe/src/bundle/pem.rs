@@ -3,7 +3,7 @@
 use super::{Bundle, X509Authority};
 use crate::TrustDomain;
 use crate::quote::quoted;
-use crate::x509::{Certificate, pem_blocks, to_pem};
+use crate::x509::{Certificate, pem, to_pem};
 
 impl Bundle {
     /// Reads the X.509 authorities of `trust_domain` from PEM.
@@ -11,14 +11,14 @@ impl Bundle {
     /// # Errors
     /// Says what is wrong with the first block that cannot be read, or that there is none.
     pub fn from_pem(trust_domain: TrustDomain, text: &[u8]) -> Result<Self, String> {
-        if let Some(other) = other_label(&String::from_utf8_lossy(text)) {
-            return Err(format!("expected block type \"CERTIFICATE\"; got {}", quoted(other)));
-        }
         let mut bundle = Self::empty(trust_domain);
-        for der in pem_blocks(text, "CERTIFICATE")? {
-            for certificate in Certificate::parse_all(&der).map_err(|why| why.to_string())? {
-                bundle.x509_authorities.push(X509Authority { der: certificate.to_shared(), tainted: false });
+        for (number, block) in (1..).zip(pem(text)) {
+            if block.label != LABEL {
+                return Err(format!("expected block type \"{LABEL}\"; got {}", quoted(&block.label)));
             }
+            let certificate = Certificate::parse(&block.contents)
+                .map_err(|why| format!("unable to parse \"{LABEL}\" PEM block {number}: {why}"))?;
+            bundle.x509_authorities.push(X509Authority { der: certificate.to_shared(), tainted: false });
         }
         if bundle.x509_authorities.is_empty() {
             return Err("no PEM blocks".to_owned());
@@ -29,18 +29,12 @@ impl Bundle {
     /// The X.509 authorities as PEM.
     #[must_use]
     pub fn to_pem(&self) -> String {
-        self.x509_authorities.iter().map(|authority| to_pem("CERTIFICATE", &authority.der)).collect()
+        self.x509_authorities.iter().map(|authority| to_pem(LABEL, &authority.der)).collect()
     }
 }
 
-/// What the first block is called that is no certificate: a key does not belong here.
-fn other_label(text: &str) -> Option<&str> {
-    let labels = text.split("-----BEGIN ").skip(1).filter_map(|block| {
-        let (label, body) = block.split_once("-----")?;
-        body.contains(&format!("-----END {label}-----")).then_some(label)
-    });
-    labels.into_iter().find(|label| *label != "CERTIFICATE")
-}
+/// What a certificate's block is called. A key does not belong here.
+const LABEL: &str = "CERTIFICATE";
 
 #[cfg(test)]
 mod tests {

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use x509_parser::asn1_rs::Tag;
 use x509_parser::certificate::{TbsCertificate, X509Certificate};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -453,44 +451,11 @@ fn has_plain_times(tbs: &[u8], not_before: UnixSecs, not_after: UnixSecs) -> boo
     })
 }
 
-/// The contents of all PEM blocks called `label`, in order. Text between blocks is ignored.
-///
-/// # Errors
-/// Says what is wrong with the first block that cannot be read.
-pub fn pem_blocks(text: &[u8], label: &str) -> Result<Vec<Vec<u8>>, String> {
-    let text = String::from_utf8_lossy(text);
-    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
-    let mut blocks = Vec::new();
-    let mut rest = text.as_ref();
-    while let Some(at) = rest.find(&begin) {
-        let body = rest.get(at + begin.len()..).unwrap_or_default();
-        let stop = body.find(&end).ok_or_else(|| format!("PEM block {label} has no end"))?;
-        let (body, tail) = body.split_at(stop);
-        let joined: String = body.chars().filter(|c| !c.is_ascii_whitespace()).collect();
-        let der = STANDARD.decode(joined).map_err(|_| format!("PEM block {label} is not base64"))?;
-        blocks.push(der);
-        rest = tail.get(end.len()..).unwrap_or_default();
-    }
-    Ok(blocks)
-}
-
-/// One PEM block with lines of 64 characters.
-#[must_use]
-pub fn to_pem(label: &str, der: &[u8]) -> String {
-    let body = STANDARD.encode(der);
-    let mut text = format!("-----BEGIN {label}-----\n");
-    for (index, c) in body.chars().enumerate() {
-        if index > 0 && index % 64 == 0 {
-            text.push('\n');
-        }
-        text.push(c);
-    }
-    text.push_str(&format!("\n-----END {label}-----\n"));
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
 
     const GOOD: &str = "MIIBijCCAS+gAwIBAgIUGJef+YKViN9sfpW47+PuoE8jUfMwCgYIKoZIzj0EAwIwHTEMMAoGA1UECgwDT3Jn \

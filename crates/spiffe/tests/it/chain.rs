@@ -47,12 +47,9 @@ fn x02_chains_are_judged_as_recorded() {
         run += 1;
         let pem = case["doc"]["chain"].as_str().unwrap();
         let judged = pem_blocks(pem.as_bytes(), "CERTIFICATE")
-            .and_then(|blocks| {
-                blocks
-                    .iter()
-                    .map(|der| Certificate::parse(der).map_err(|e| e.to_string()))
-                    .collect::<Result<Vec<_>, _>>()
-            })
+            .iter()
+            .map(|der| Certificate::parse(der).map_err(|e| e.to_string()))
+            .collect::<Result<Vec<_>, _>>()
             .and_then(|chain| {
                 let id = chain.first().ok_or("empty")?;
                 let id = leaf_id(id).map_err(|why| why.to_string())?;

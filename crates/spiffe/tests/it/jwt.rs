@@ -38,7 +38,7 @@ impl World {
         let fed = world["federated"].as_array().unwrap();
         let fed = fed.iter().find(|bundle| bundle["trust_domain"] == "fed.test").unwrap();
         let pem = world["signing_key"].as_str().unwrap();
-        let der = pem_blocks(pem.as_bytes(), "PRIVATE KEY").unwrap();
+        let der = pem_blocks(pem.as_bytes(), "PRIVATE KEY");
         Self {
             own: keys(&world["own"]),
             federated: keys(fed),
