@@ -99,7 +99,8 @@ impl Literal {
             Kind::Number => (LiteralKind::Number, (text.clone(), None), text),
             Kind::Float => (LiteralKind::Float, (text.clone(), None), text),
             Kind::Bool => (LiteralKind::Bool, (text.clone(), None), text),
-            Kind::Null => (LiteralKind::Text, (String::new(), None), "\"\"".to_owned()),
+            // Without a value, as the library hands it on to a plugin, for which it is an error.
+            Kind::Null => (LiteralKind::Text, (String::new(), None), String::new()),
             _ => (LiteralKind::Text, unquoted(&text, quote::unquote_json, None), text),
         };
         (Self { kind, value, written, at: None }, error)
