@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use spiffe::key::PrivateKey;
-use spiffe::x509::{Certificate, pem, pem_blocks};
+use spiffe::x509::{Certificate, PemBlock, pem, pem_blocks};
 use zeroize::Zeroizing;
 
 /// The certificates of a file, at least one.
@@ -63,8 +63,7 @@ fn only(path: &Path, wanted: &[&str]) -> Result<Vec<Block>, String> {
     let text = std::fs::read(path).map(Zeroizing::new).map_err(|error| opening(path, &error))?;
     let mut blocks = Vec::new();
     for block in pem(&text) {
-        let contents = Zeroizing::new(block.contents);
-        let label = block.label;
+        let PemBlock { label, contents } = block;
         if !wanted.contains(&label.as_str()) {
             let wanted = match wanted {
                 [one] => format!("{one:?}"),

@@ -3,8 +3,8 @@
 //! `parse` reads a certificate once into a [`Certificate`], which is what everything else works on;
 //! `build` writes certificates in two steps, so that the signing key may be elsewhere; `csr` reads and
 //! writes requests; `form` is about what certificates may look like; `verify` builds and judges paths;
-//! `anchor` says what may stand in a bundle; `pem` reads and writes texts of blocks. Nothing here trusts a length or a count from outside before it
-//! is capped.
+//! `anchor` says what may stand in a bundle; `pem` reads and writes texts of blocks. Nothing here trusts a
+//! length or a count from outside before it is capped.
 
 mod anchor;
 mod build;

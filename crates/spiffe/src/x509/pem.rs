@@ -4,14 +4,15 @@
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
+use zeroize::Zeroizing;
 
 /// One block. Its contents may be a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PemBlock {
     /// What it is called.
     pub label: String,
-    /// What it holds, in DER as a rule.
-    pub contents: Vec<u8>,
+    /// What it holds, in DER as a rule; wiped when it goes.
+    pub contents: Zeroizing<Vec<u8>>,
 }
 
 /// All blocks of a text, in order.
@@ -29,7 +30,8 @@ pub fn pem(text: &[u8]) -> Vec<PemBlock> {
 /// The contents of all blocks called `label`, in order.
 #[must_use]
 pub fn pem_blocks(text: &[u8], label: &str) -> Vec<Vec<u8>> {
-    pem(text).into_iter().filter(|block| block.label == label).map(|block| block.contents).collect()
+    let contents = |mut block: PemBlock| std::mem::take(&mut *block.contents);
+    pem(text).into_iter().filter(|block| block.label == label).map(contents).collect()
 }
 
 /// One PEM block with lines of 64 characters.
@@ -134,9 +136,10 @@ fn trimmed(mut line: &[u8]) -> &[u8] {
     line
 }
 
-fn decode(text: &[u8]) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text.iter().copied().filter(|byte| !b" \t\r\n".contains(byte)).collect();
-    LENIENT.decode(digits).ok()
+fn decode(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let mut digits = Zeroizing::new(Vec::with_capacity(text.len()));
+    digits.extend(text.iter().copied().filter(|byte| !b" \t\r\n".contains(byte)));
+    LENIENT.decode(&*digits).ok().map(Zeroizing::new)
 }
 
 fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
@@ -148,7 +151,7 @@ mod tests {
     use super::*;
 
     fn check(text: &str, expected: &[(&str, &[u8])]) {
-        let read: Vec<_> = pem(text.as_bytes()).into_iter().map(|b| (b.label, b.contents)).collect();
+        let read: Vec<_> = pem(text.as_bytes()).into_iter().map(|b| (b.label, b.contents.to_vec())).collect();
         let expected: Vec<_> =
             expected.iter().map(|(label, contents)| ((*label).to_owned(), contents.to_vec())).collect();
         assert_eq!(read, expected, "{text}");
