@@ -185,7 +185,8 @@ async fn list(dialed: &Dialed, filter: Filter) -> Result<Vec<types::Entry>, Fail
     }
 }
 
-/// Sorts entries as people look for them: by what they are for, then by how they say it.
+/// Sorts entries as people look for them: by what they are for, then by how they say it, few selectors
+/// before many.
 fn sort(entries: &mut [types::Entry]) {
     for entry in entries.iter_mut() {
         entry.selectors.sort_by(|a, b| (&a.r#type, &a.value).cmp(&(&b.r#type, &b.value)));
@@ -196,7 +197,8 @@ fn sort(entries: &mut [types::Entry]) {
     entries.sort_by_cached_key(|entry| {
         let selectors: Vec<(String, String)> =
             entry.selectors.iter().map(|s| (s.r#type.clone(), s.value.clone())).collect();
-        (id(&entry.spiffe_id), id(&entry.parent_id), entry.x509_svid_ttl, entry.jwt_svid_ttl, selectors)
+        let ttls = (entry.x509_svid_ttl, entry.jwt_svid_ttl);
+        (id(&entry.spiffe_id), id(&entry.parent_id), ttls, selectors.len(), selectors)
     });
 }
 
@@ -634,4 +636,23 @@ pub(super) fn parse_selectors(texts: &[String]) -> Result<Vec<types::Selector>, 
             Ok(types::Selector { r#type: kind.to_owned(), value: value.to_owned() })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_selectors_stand_before_many() {
+        let entry = |selectors: &[&str]| types::Entry {
+            selectors: parse_selectors(&selectors.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>())
+                .unwrap(),
+            ..types::Entry::default()
+        };
+        let mut entries = [entry(&["b:2", "a:1"]), entry(&["z:1"]), entry(&["a:2", "a:1"])];
+
+        sort(&mut entries);
+
+        assert_eq!(entries, [entry(&["z:1"]), entry(&["a:1", "a:2"]), entry(&["a:1", "b:2"])]);
+    }
 }
