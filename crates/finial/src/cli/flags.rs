@@ -18,6 +18,8 @@ pub(crate) const HELP: &str = "flag: help requested";
 pub(crate) enum Kind {
     /// Nothing, or `=true` / `=false`.
     Bool,
+    /// Nothing; with any value it is on.
+    Switch,
     /// A 64-bit integer.
     Int,
     /// Any text.
@@ -103,8 +105,8 @@ impl Flags {
                 return Err(format!("flag provided but not defined: -{name}"));
             };
             let value = match (spec.kind, value) {
+                (Kind::Switch, _) | (Kind::Bool, None) => "true".to_owned(),
                 (_, Some(value)) => value,
-                (Kind::Bool, None) => "true".to_owned(),
                 (_, None) => {
                     args.next().cloned().ok_or_else(|| format!("flag needs an argument: -{name}"))?
                 }
@@ -203,7 +205,7 @@ impl Flags {
                     )));
                 }
             }
-            Kind::Bool | Kind::Text | Kind::Texts | Kind::Duration | Kind::Timeout => {}
+            Kind::Bool | Kind::Switch | Kind::Text | Kind::Texts | Kind::Duration | Kind::Timeout => {}
         }
         self.given.entry(name).or_default().push(value);
         Ok(())
@@ -217,7 +219,7 @@ pub(crate) fn usage(command: &str, specs: &[Flag]) -> String {
     let mut text = format!("Usage of {command}:\n");
     for spec in sorted {
         let takes = match spec.kind {
-            Kind::Bool => "",
+            Kind::Bool | Kind::Switch => "",
             Kind::Int => " int",
             Kind::Text => " string",
             Kind::Texts | Kind::Output | Kind::Timeout => " value",
@@ -320,8 +322,9 @@ mod tests {
         }
     }
 
-    const SPECS: [Flag; 5] = [
+    const SPECS: [Flag; 6] = [
         flag("verbose", Kind::Bool, ""),
+        flag("mark", Kind::Switch, ""),
         flag_or("ttl", Kind::Int, "600", ""),
         flag("dns", Kind::Texts, ""),
         flag("path", Kind::Text, ""),
@@ -344,6 +347,13 @@ mod tests {
         assert_eq!(flags.texts("dns"), ["a", "b"]);
         assert_eq!(flags.text("path"), "-x");
         assert!(flags.is_on("verbose"));
+    }
+
+    #[test]
+    fn a_switch_is_on_whatever_its_value() {
+        for line in ["-mark", "-mark=", "-mark=false", "--mark=x"] {
+            assert!(parse(line).unwrap().is_on("mark"), "{line}");
+        }
     }
 
     #[test]

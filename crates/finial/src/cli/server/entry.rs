@@ -20,7 +20,7 @@ use crate::cli::{Command, Failure, FlagError, Printer, json, print};
 const PAGE_SIZE: i32 = 500;
 
 /// The flags that describe one entry; none of them goes with `-data`.
-const FIELDS: [Flag; 16] = [
+const FIELDS: [Flag; 14] = [
     flag(
         "entryID",
         Kind::Text,
@@ -47,13 +47,19 @@ const FIELDS: [Flag; 16] = [
     flag("entryExpiry", Kind::Int, "An expiry, in seconds since the epoch, for the entry"),
     flag("dns", Kind::Texts, "A DNS name to include in SVIDs. Can be used more than once"),
     flag("hint", Kind::Text, "Tells workloads with several identities what this one is for"),
-    flag(
-        "disableX509SVIDPrefetch",
-        Kind::Bool,
-        "If set, the agent does not fetch the X509-SVID before a workload asks",
-    ),
-    flag("jwtSVIDIncludeJTI", Kind::Bool, "If set, JWT-SVIDs carry a jti claim"),
 ];
+
+/// The flags of an entry's attributes.
+const fn attributes(kind: Kind) -> [Flag; 2] {
+    [
+        flag(
+            "disableX509SVIDPrefetch",
+            kind,
+            "If set, the agent does not fetch the X509-SVID before a workload asks",
+        ),
+        flag("jwtSVIDIncludeJTI", kind, "If set, JWT-SVIDs carry a jti claim"),
+    ]
+}
 
 /// The flags that narrow a list.
 const FILTERS: [Flag; 8] = [
@@ -81,8 +87,10 @@ pub(super) fn commands() -> Vec<Command> {
         on_flag_error: FlagError::Once,
         action,
     };
-    let create =
-        [&FIELDS[..], &[flag("node", Kind::Bool, "If set, the entry applies to matching nodes")]].concat();
+    let node = [flag("node", Kind::Bool, "If set, the entry applies to matching nodes")];
+    let create = [&FIELDS[..], &attributes(Kind::Bool), &node].concat();
+    // What is updated is kept but for what is set: a value behind the flag is not looked at.
+    let update = [&FIELDS[..], &attributes(Kind::Switch)].concat();
     let show = [&FILTERS[..], &[flag("entryID", Kind::Text, "The ID of the record to show")]].concat();
     let delete = [
         flag("entryID", Kind::Text, "The ID of the record to delete"),
@@ -92,7 +100,7 @@ pub(super) fn commands() -> Vec<Command> {
         command("entry count", "Count registration entries", &FILTERS, count),
         command("entry show", "Show registration entries", &show, show_entries),
         command("entry create", "Create registration entries", &create, create_entries),
-        command("entry update", "Update registration entries", &FIELDS, update_entries),
+        command("entry update", "Update registration entries", &update, update_entries),
         command("entry delete", "Delete registration entries", &delete, delete_entries),
     ]
 }
@@ -278,7 +286,6 @@ async fn merge_attributes(dialed: &Dialed, flags: &Flags, entry: &mut types::Ent
         })?
         .into_inner();
     let mut merged = existing.additional_attributes.unwrap_or_default();
-    // A flag set to false leaves a true attribute alone, as SPIRE does.
     merged.disable_x509_svid_prefetch |= flags.is_on("disableX509SVIDPrefetch");
     merged.jwt_svid_include_jti |= flags.is_on("jwtSVIDIncludeJTI");
     entry.additional_attributes = Some(merged);
@@ -483,7 +490,7 @@ fn entry_from_flags(flags: &Flags, target: Target) -> Result<types::Entry, Strin
         admin: flags.is_on("admin"),
         ..types::Entry::default()
     };
-    if flags.any_given(&["disableX509SVIDPrefetch", "jwtSVIDIncludeJTI"]) {
+    if flags.is_on("disableX509SVIDPrefetch") || flags.is_on("jwtSVIDIncludeJTI") {
         entry.additional_attributes = Some(types::entry::AdditionalAttributes {
             disable_x509_svid_prefetch: flags.is_on("disableX509SVIDPrefetch"),
             jwt_svid_include_jti: flags.is_on("jwtSVIDIncludeJTI"),
