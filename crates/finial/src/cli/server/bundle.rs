@@ -1,10 +1,10 @@
 //! `bundle count`, `show`, `list`, `set`, `delete`.
 
+use proto::spire::server::bundle::batch_delete_federated_bundle_request::Mode;
 use proto::spire::server::bundle::bundle_client::BundleClient;
 use proto::spire::server::bundle::{
     BatchDeleteFederatedBundleRequest, BatchSetFederatedBundleRequest, CountBundlesRequest, GetBundleRequest,
     GetFederatedBundleRequest, ListFederatedBundlesRequest, ListFederatedBundlesResponse,
-    batch_delete_federated_bundle_request,
 };
 use proto::spire::types;
 use spiffe::quote::quoted;
@@ -162,18 +162,12 @@ fn set(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
 }
 
 fn delete(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
-    use batch_delete_federated_bundle_request::Mode;
     rpc::server_socket(flags)?;
     let id = flags.text("id").to_owned();
     if id.is_empty() {
         return Err("id is required".into());
     }
-    let mode = match flags.text("mode") {
-        "restrict" => Mode::Restrict,
-        "delete" => Mode::Delete,
-        "dissociate" => Mode::Dissociate,
-        other => return Err(format!("unsupported mode {}", quoted(other)).into()),
-    };
+    let mode = deletion_mode(flags.text("mode"))?;
     with_server(flags, |dialed| async move {
         let request = BatchDeleteFederatedBundleRequest { trust_domains: vec![id], mode: mode.into() };
         let reply = client!(BundleClient<_>, dialed).batch_delete_federated_bundle(request).await;
@@ -278,4 +272,26 @@ pub(super) fn requested(trust_domain: &str, format: Format, text: &[u8]) -> Resu
         sequence_number: own.sequence_number,
         wit_authorities: Vec::new(),
     })
+}
+
+/// What becomes of entries that federate with a bundle that is deleted.
+fn deletion_mode(text: &str) -> Result<Mode, String> {
+    match text {
+        "" | "restrict" => Ok(Mode::Restrict),
+        "delete" => Ok(Mode::Delete),
+        "dissociate" => Ok(Mode::Dissociate),
+        other => Err(format!("unsupported mode {}", quoted(other))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_mode_is_the_one_that_deletes_least() {
+        assert_eq!(deletion_mode(""), Ok(Mode::Restrict));
+        assert_eq!(deletion_mode("dissociate"), Ok(Mode::Dissociate));
+        assert_eq!(deletion_mode("DELETE"), Err("unsupported mode \"DELETE\"".to_owned()));
+    }
 }
