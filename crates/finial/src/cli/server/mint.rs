@@ -19,7 +19,7 @@ use spiffe::quote::quoted;
 use spiffe::x509::{Attribute, CsrTemplate, Name, to_pem};
 
 use super::entry::parse_id;
-use crate::cli::duration::format_rfc3339;
+use crate::cli::duration::{format_duration, format_rfc3339};
 use crate::cli::flags::{Flag, Flags, Kind, Output, flag};
 use crate::cli::rpc::{self, client, server_flags_with_output, system_text, with_server};
 use crate::cli::{Command, Failure, FlagError, Printer, json};
@@ -157,10 +157,17 @@ pub(super) fn required_id(flags: &Flags) -> Result<SpiffeId, Failure> {
 /// The lifetime asked for in whole seconds, rounded up; 0 is the server's default, and so is a negative
 /// one, as scripts know it from SPIRE (the API refuses those).
 pub(super) fn seconds(flags: &Flags) -> Result<i32, String> {
-    let nanos = flags.nanos("ttl").max(0);
-    let seconds = nanos / 1_000_000_000 + i64::from(nanos % 1_000_000_000 > 0);
-    i32::try_from(seconds)
-        .map_err(|_| format!("invalid value for TTL: overflow converting int({seconds}) to int32"))
+    whole_seconds(flags.nanos("ttl")).map(|seconds| seconds.max(0))
+}
+
+/// As SPIRE reckons it: near the end of the range the sum comes out below zero, and seconds that are too
+/// many are told as if they were nanoseconds.
+fn whole_seconds(nanos: i64) -> Result<i32, String> {
+    let seconds = nanos.wrapping_add(999_999_999) / 1_000_000_000;
+    i32::try_from(seconds).map_err(|_| {
+        let told = format_duration(seconds);
+        format!("invalid value for TTL: overflow converting time.Duration({told}) to int32")
+    })
 }
 
 /// Whether the server gave less than was asked for. Also a fraction of a second is less, as for SPIRE's
@@ -192,4 +199,22 @@ pub(super) fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Strin
 #[expect(clippy::disallowed_methods, reason = "a command looks at the clock once")]
 fn now() -> SystemTime {
     SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetimes_are_rounded_up_and_too_long_ones_told_as_nanoseconds() {
+        let refused = |told: &str| {
+            Err(format!("invalid value for TTL: overflow converting time.Duration({told}) to int32"))
+        };
+
+        assert_eq!(whole_seconds(1), Ok(1));
+        assert_eq!(whole_seconds(1_000_000_001), Ok(2));
+        assert_eq!(whole_seconds(3_153_600_000_000_000_000), refused("3.1536s"));
+        assert_eq!(whole_seconds(i64::MAX), refused("-9.223372035s"));
+        assert_eq!(whole_seconds(-2_500_000_000), Ok(-1));
+    }
 }
