@@ -87,7 +87,11 @@ pub(super) fn resolve(host: &str, port: i64) -> Result<SocketAddr, String> {
     let unknown = || format!("lookup {host}: no such host");
     // What only looks like an address, or cannot be a name, is not asked for.
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if !host.bytes().all(is_name) || host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+    let is_number = |label: &str| match label.strip_prefix("0x").or_else(|| label.strip_prefix("0X")) {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => label.bytes().all(|byte| byte.is_ascii_digit()),
+    };
+    if !host.bytes().all(is_name) || host.split('.').all(is_number) {
         return Err(unknown());
     }
     let found: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(|_| unknown())?.collect();
@@ -246,6 +250,14 @@ mod tests {
         missing.health(&super::health(&health));
         let keys: Vec<String> = missing.0.into_iter().map(|unbuilt| unbuilt.key).collect();
         assert_eq!(keys, expected, "{live} {ready}");
+    }
+
+    #[test]
+    fn what_only_looks_like_an_address_is_no_host() {
+        for host in ["1", "127.1", "010.0.0.1", "0x7f000001", "0X7F.1", "127.0.0.0x1"] {
+            assert_eq!(resolve(host, 1), Err(format!("lookup {host}: no such host")));
+        }
+        assert_eq!(resolve("127.0.0.1", 1), Ok(SocketAddr::from(([127, 0, 0, 1], 1))));
     }
 
     #[test]
