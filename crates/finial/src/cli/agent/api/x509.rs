@@ -57,7 +57,7 @@ pub(super) fn fetch(flags: &Flags, printer: &mut Printer) -> Result<(), Failure>
             return Ok(());
         }
         if !flags.is_on("silent") {
-            printer.out = update.shown(took, Hints::Shown);
+            printer.out = update.shown(took, Form::Fetched);
         }
         match flags.text("write") {
             "" => Ok(()),
@@ -118,7 +118,7 @@ async fn follow(
         match Update::read(&reply) {
             Ok(update) => {
                 let took = i64::try_from(since.elapsed().as_nanos()).unwrap_or(i64::MAX);
-                print_now(std::io::stdout(), &update.shown(took, Hints::Hidden))?;
+                print_now(std::io::stdout(), &update.shown(took, Form::Watched))?;
                 *since = now();
             }
             Err(Failure::Bare(why) | Failure::Error(why)) => {
@@ -140,11 +140,12 @@ fn dial_later(flags: &Flags) -> Result<impl FnOnce() -> Result<rpc::Dialed, Fail
     Ok(|| dial(flags))
 }
 
-/// Whether hints are printed.
+/// Which command prints an update.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Hints {
-    Shown,
-    Hidden,
+enum Form {
+    Fetched,
+    /// Without hints, and foreign trust domains go by their names.
+    Watched,
 }
 
 impl Update {
@@ -180,12 +181,12 @@ impl Update {
         Ok(Self { svids, federated })
     }
 
-    fn shown(&self, took_nanos: i64, hints: Hints) -> String {
+    fn shown(&self, took_nanos: i64, form: Form) -> String {
         let found = print::counted(self.svids.len(), "svid", "svids");
         let mut text = format!("Received {found} after {}\n\n", format_duration(took_nanos));
         for svid in &self.svids {
             text.push_str(&format!("SPIFFE ID:\t\t{}\n", svid.id));
-            if hints == Hints::Shown && !svid.hint.is_empty() {
+            if form == Form::Fetched && !svid.hint.is_empty() {
                 text.push_str(&format!("Hint:\t\t\t{}\n", svid.hint));
             }
             for (index, certificate) in svid.chain.iter().enumerate() {
@@ -196,8 +197,12 @@ impl Update {
                 text.push_str(&validity(&format!("CA #{}", index + 1), certificate));
             }
             for (id, bundle) in &self.federated {
+                let name = match form {
+                    Form::Fetched => id,
+                    Form::Watched => id.strip_prefix("spiffe://").unwrap_or(id),
+                };
                 for (index, certificate) in bundle.iter().enumerate() {
-                    text.push_str(&validity(&format!("[{id}] CA #{}", index + 1), certificate));
+                    text.push_str(&validity(&format!("[{name}] CA #{}", index + 1), certificate));
                 }
             }
             text.push('\n');
@@ -252,4 +257,27 @@ fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
 #[expect(clippy::disallowed_methods, reason = "a command judges certificates at the moment it runs")]
 fn system_now() -> std::time::SystemTime {
     std::time::SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_watches_is_told_the_names_of_foreign_trust_domains() {
+        let bundle =
+            std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/keys/x509pop-ca.pem"))
+                .unwrap();
+        let foreign = spiffe::x509::pem_blocks(&bundle, "CERTIFICATE");
+        let foreign = foreign.iter().map(|der| Certificate::parse(der).unwrap()).collect();
+        let svid =
+            Svid { id: "spiffe://a/w".into(), hint: "h".into(), chain: vec![], key: vec![], bundle: vec![] };
+        let update = Update { svids: vec![svid], federated: [("spiffe://b".into(), foreign)].into() };
+
+        let watched = update.shown(0, Form::Watched);
+        let fetched = update.shown(0, Form::Fetched);
+
+        assert!(watched.contains("\n[b] CA #1 Valid After:\t") && !watched.contains("Hint"), "{watched}");
+        assert!(fetched.contains("\n[spiffe://b] CA #1 Valid After:\t"), "{fetched}");
+    }
 }
