@@ -45,6 +45,9 @@ pub(crate) struct Input<'a> {
 /// Why there is no policy, or no answer from it.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
+    /// The configuration names no file.
+    #[error("policy engine configuration must define a provider")]
+    NoProvider,
     /// A file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -101,6 +104,9 @@ impl Policy {
     pub(crate) fn load(config: &PolicyConfig) -> Result<Self, PolicyError> {
         set_fallback_execution_timer_config(Some(TIME));
         let path = &config.rego;
+        if path.as_os_str().is_empty() {
+            return Err(PolicyError::NoProvider);
+        }
         let refused = |reason: String| PolicyError::Rego { path: path.clone(), reason };
         let mut engine = Engine::new();
         if let Some(path) = &config.data {
@@ -254,6 +260,14 @@ mod tests {
         }
         let shown = |error| runtime::chain(&error).replace(&folder.path().display().to_string(), ".");
         Policy::load(&config).map_err(shown)
+    }
+
+    #[test]
+    fn a_policy_without_a_file_is_refused_in_so_many_words() {
+        let refused =
+            Policy::load(&PolicyConfig { rego: PathBuf::new(), data: None }).map(|_| ()).unwrap_err();
+
+        assert_eq!(refused.to_string(), "policy engine configuration must define a provider");
     }
 
     #[test]
