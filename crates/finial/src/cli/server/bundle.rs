@@ -230,6 +230,10 @@ fn written(bundle: &types::Bundle, format: Format) -> Result<String, String> {
     };
     Ok(match format {
         Format::Pem => own.to_pem(),
+        // As SPIRE's commands print a bundle without authorities.
+        Format::Spiffe if own.x509_authorities.is_empty() && own.jwt_authorities.is_empty() => {
+            own.to_spiffe_json().replacen("[]", "null", 1) + "\n"
+        }
         Format::Spiffe => own.to_spiffe_json() + "\n",
     })
 }
@@ -287,6 +291,13 @@ fn deletion_mode(text: &str) -> Result<Mode, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_keys_are_null() {
+        let bundle = types::Bundle { trust_domain: "example.org".to_owned(), ..types::Bundle::default() };
+
+        assert_eq!(written(&bundle, Format::Spiffe), Ok("{\n    \"keys\": null\n}\n".to_owned()));
+    }
 
     #[test]
     fn no_mode_is_the_one_that_deletes_least() {

@@ -101,13 +101,14 @@ fn report(
     results: impl Iterator<Item = (Option<types::Status>, Option<types::FederationRelationship>)>,
     asked: &[types::FederationRelationship],
 ) -> Result<(), Failure> {
-    let mut failures = String::new();
+    let (mut failures, mut blanks) = (String::new(), String::new());
     for ((status, made), asked) in results.zip(asked) {
         let status = status.unwrap_or_default();
-        printer.out.push('\n');
         if status.code == 0 {
+            printer.out.push('\n');
             printer.out.push_str(&lines(made.as_ref().unwrap_or(asked)));
         } else {
+            blanks.push('\n');
             // Writing to a string cannot fail.
             let _written = write!(
                 failures,
@@ -118,6 +119,9 @@ fn report(
             );
         }
     }
+    // As SPIRE does: what went well first, then what did not, each with a blank line before it, which goes to
+    // where the rest of what went well stands.
+    printer.out.push_str(&blanks);
     printer.err.push_str(&failures);
     if failures.is_empty() {
         Ok(())
@@ -410,4 +414,27 @@ fn lines(relationship: &types::FederationRelationship) -> String {
         None => {}
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_went_well_stands_before_what_did_not() {
+        let asked = [relationship("a.test"), relationship("b.test")];
+        let refused = types::Status { code: 5, message: "none".to_owned() };
+        let results = [(Some(refused), None), (Some(types::Status::ok()), None)];
+        let mut printer = Printer { out: String::new(), err: String::new() };
+
+        let failure = report(&mut printer, "update", results.into_iter(), &asked);
+
+        assert!(failure.is_err());
+        assert_eq!(printer.out, format!("\n{}\n", lines(&asked[1])));
+        assert!(printer.err.ends_with(&lines(&asked[0])), "{}", printer.err);
+    }
+
+    fn relationship(trust_domain: &str) -> types::FederationRelationship {
+        types::FederationRelationship { trust_domain: trust_domain.to_owned(), ..Default::default() }
+    }
 }
