@@ -338,7 +338,11 @@ fn foreign(plane: &Plane, of: &str) -> Result<Contents, String> {
 
 fn contents(document: &str) -> Result<Contents, String> {
     let document: Value = serde_json::from_str(document).map_err(|error| format!("{error}: {document}"))?;
-    let keys = document["keys"].as_array().ok_or("a bundle has no keys")?;
+    let keys = match &document["keys"] {
+        // None, as both programs print it.
+        Value::Null => &Vec::new(),
+        keys => keys.as_array().ok_or("a bundle has no keys")?,
+    };
     let texts = |of: &dyn Fn(&Value) -> Option<String>| keys.iter().filter_map(of).collect();
     let text = |value: &Value| value.as_str().map(str::to_owned);
     Ok((texts(&|key| text(&key["x5c"][0])), texts(&|key| text(&key["kid"]))))
