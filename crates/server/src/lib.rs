@@ -149,7 +149,7 @@ impl Server {
         let drained = CancellationToken::new();
         let until = drained.clone();
         tasks.spawn("keeper", apart("keeper", move || keeper.run(until)));
-        tasks.spawn("CA rotation", driver.run(commands, shutdown.token().clone()));
+        tasks.spawn("CA rotation", driver.run(commands, context.applied.clone(), shutdown.token().clone()));
         tasks.spawn("SVID rotation", renewal.run(shutdown.token().clone()));
         tasks.spawn("plugin reconfiguration", reconfigurables.run(shutdown.token().clone()));
         tasks.spawn("health checks", wellbeing::watch(Arc::clone(&context), shutdown.token().clone()));

@@ -69,7 +69,7 @@ pub(crate) struct Answer {
     pub(crate) active: Facts,
     /// The other one, if there is one.
     pub(crate) other: Option<(Status, Facts)>,
-    /// What was written.
+    /// What was written and may not be served yet.
     pub(crate) changes: Option<Changes>,
 }
 
@@ -172,6 +172,7 @@ impl Driver {
                     Family::X509 => self.prepare_x509().await?,
                     Family::Jwt | Family::Wit => self.prepare_tokens(family).await?,
                 }
+                None
             }
             Order::Activate(id) => {
                 match family {

@@ -54,7 +54,7 @@ impl Driver {
         let active = Publisher::new(ActiveAuthorities::default());
         parts.check.started();
         let upstream = parts.upstream.clone().map(Upstream::new);
-        let driver = Self { parts, x509, jwt, wit, record, upstream, active };
+        let driver = Self { parts, x509, jwt, wit, record, upstream, active, served: None };
         driver.publish_active();
         driver.show_active_x509();
         for tokens in [&driver.jwt, &driver.wit].into_iter().flatten() {

@@ -1,9 +1,10 @@
 //! The owner of the server's own authorities: makes, publishes, activates and forgets them in time.
 //!
 //! What is to be done says [`ca::slots`]; here it is done: the key manager makes the key, the store
-//! takes journal and bundle in one transaction, and only then the authority counts as prepared. It
-//! signs once it is activated and published in the snapshot that issuers read. A server that starts
-//! again finds its journal by its keys, as SPIRE's does, so either takes over from the other.
+//! takes journal and bundle in one transaction, the bundle that this server serves shows it, and only
+//! then the authority counts as prepared. It signs once it is activated and published in the snapshot
+//! that issuers read. A server that starts again finds its journal by its keys, as SPIRE's does, so
+//! either takes over from the other.
 
 mod command;
 mod load;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ca::authority::{ActiveAuthorities, AuthorityError, TokenSigner, X509Signer};
 use ca::issue::{IssueError, self_signed_ca};
-use ca::journal::{JournalError, KeyEntry, X509Entry};
+use ca::journal::{Journal, JournalError, KeyEntry, X509Entry};
 use ca::profile::Profile;
 use ca::slots::{Action, Activation, Family, SlotError, Slots, Status};
 use plugin::{KeyId, KeyManager, PluginError, UpstreamAuthority};
@@ -26,7 +27,7 @@ use runtime::snapshot::{Publisher, Snapshot};
 use spiffe::key::KeyKind;
 use spiffe::x509::CertDer;
 use spiffe::{Bundle, JwtAuthority, UnixSecs, X509Authority};
-use store::{Changes, StoreError};
+use store::StoreError;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::command::{Answer, Commands, Inbox, Order, Refusal};
@@ -34,6 +35,7 @@ pub(crate) use self::command::{Answer, Commands, Inbox, Order, Refusal};
 use self::record::Record;
 use self::upstream::Upstream;
 
+use crate::keep::Applied;
 use crate::measured::Datastore;
 use crate::meters::{Meters, of_any};
 
@@ -51,6 +53,8 @@ pub(crate) struct Driver {
     record: Record,
     upstream: Option<Upstream>,
     active: Publisher<ActiveAuthorities>,
+    /// How far the bundle is that is served, once it is.
+    served: Option<Applied>,
 }
 
 /// What it works with.
@@ -179,15 +183,18 @@ impl Driver {
         x509.and(jwt).and(wit).and(left)
     }
 
-    /// Rotates, and does what is commanded, until the token is cancelled.
+    /// Rotates, and does what is commanded, until the token is cancelled. `served` tells how far the
+    /// snapshots are, which until now nobody reads.
     ///
     /// # Errors
     /// None: what failed is tried again at the next tick.
     pub(crate) async fn run(
         mut self,
         mut commands: Inbox,
+        served: Applied,
         token: CancellationToken,
     ) -> Result<(), DriverError> {
+        self.served = Some(served);
         let mut tick = self.parts.clock.sleep(TICK);
         if let Some(upstream) = &mut self.upstream {
             upstream.until(token.clone());
@@ -234,20 +241,20 @@ impl Driver {
         for _ in 0..STEPS {
             match self.x509.next(self.now()) {
                 None => break,
-                Some(Action::Prepare(_)) => drop(self.prepare_x509().await?),
+                Some(Action::Prepare(_)) => self.prepare_x509().await?,
                 Some(Action::Activate) => self.activate_x509().await?,
             }
         }
         Ok(())
     }
 
-    /// Makes the next CA; what was written.
-    async fn prepare_x509(&mut self) -> Result<Option<Changes>, DriverError> {
+    /// Makes the next CA.
+    async fn prepare_x509(&mut self) -> Result<(), DriverError> {
         let meters = Arc::clone(&self.parts.meters);
         of_any(&meters.x509_prepare, self.make_x509()).await
     }
 
-    async fn make_x509(&mut self) -> Result<Option<Changes>, DriverError> {
+    async fn make_x509(&mut self) -> Result<(), DriverError> {
         let slot = self.x509.to_prepare();
         tracing::debug!(subsystem_name = "ca_manager", slot = slot.as_str(), "Preparing X509 CA");
         self.x509.vacate();
@@ -278,7 +285,7 @@ impl Driver {
         });
         let mut more = Bundle::empty(self.parts.profile.trust_domain.clone());
         more.x509_authorities = added;
-        let changes = self.record.publish(&self.parts.store, more, journal).await?;
+        self.publish(more, journal).await?;
 
         tracing::info!(
             subsystem_name = "ca_manager",
@@ -291,7 +298,16 @@ impl Driver {
             "X509 CA prepared"
         );
         self.x509.prepared(facts, Arc::new(signer));
-        Ok(changes)
+        Ok(())
+    }
+
+    /// Stores journal and bundle; done when whoever asks this server for its bundle gets that one.
+    async fn publish(&mut self, more: Bundle, journal: Journal) -> Result<(), DriverError> {
+        let changes = self.record.publish(&self.parts.store, more, journal).await?;
+        if let (Some(served), Some(changes)) = (&self.served, &changes) {
+            served.reached(changes).await;
+        }
+        Ok(())
     }
 
     async fn activate_x509(&mut self) -> Result<(), DriverError> {
@@ -307,23 +323,23 @@ impl Driver {
             let Some(tokens) = self.tokens(family) else { return Ok(()) };
             match tokens.slots.next(now) {
                 None => break,
-                Some(Action::Prepare(_)) => drop(self.prepare_tokens(family).await?),
+                Some(Action::Prepare(_)) => self.prepare_tokens(family).await?,
                 Some(Action::Activate) => self.activate_tokens(family).await?,
             }
         }
         Ok(())
     }
 
-    /// Makes the next key of tokens; what was written.
-    async fn prepare_tokens(&mut self, family: Family) -> Result<Option<Changes>, DriverError> {
+    /// Makes the next key of tokens.
+    async fn prepare_tokens(&mut self, family: Family) -> Result<(), DriverError> {
         let meters = Arc::clone(&self.parts.meters);
         let call = if family == Family::Wit { &meters.wit_prepare } else { &meters.jwt_prepare };
         of_any(call, self.make_tokens(family)).await
     }
 
-    async fn make_tokens(&mut self, family: Family) -> Result<Option<Changes>, DriverError> {
+    async fn make_tokens(&mut self, family: Family) -> Result<(), DriverError> {
         let now = self.now();
-        let Some(tokens) = self.tokens(family) else { return Ok(None) };
+        let Some(tokens) = self.tokens(family) else { return Ok(()) };
         let (slot, kind, name) = (tokens.slots.to_prepare(), tokens.kind, tokens.name);
         tracing::debug!(subsystem_name = "ca_manager", slot = slot.as_str(), "Preparing {name}");
         tokens.slots.vacate();
@@ -348,7 +364,7 @@ impl Driver {
         let mut journal = self.record.journal.clone();
         let mut more = Bundle::empty(self.parts.profile.trust_domain.clone());
         match family {
-            Family::X509 => return Ok(None),
+            Family::X509 => return Ok(()),
             Family::Jwt => {
                 journal.append_jwt(entry);
                 more.jwt_authorities = self.publish_above(authority).await?;
@@ -358,7 +374,7 @@ impl Driver {
                 more.wit_authorities.push(authority);
             }
         }
-        let changes = self.record.publish(&self.parts.store, more, journal).await?;
+        self.publish(more, journal).await?;
 
         tracing::info!(
             subsystem_name = "ca_manager",
@@ -371,7 +387,7 @@ impl Driver {
         if let Some(tokens) = self.tokens(family) {
             tokens.slots.prepared(facts, Arc::new(signer));
         }
-        Ok(changes)
+        Ok(())
     }
 
     async fn activate_tokens(&mut self, family: Family) -> Result<(), DriverError> {

@@ -331,7 +331,7 @@ impl Driver {
                 held.material().is_some_and(|next| !next.is_below(&roots, now))
             };
             if !is_sound(self.x509.upcoming()) {
-                drop(self.prepare_x509().await?);
+                self.prepare_x509().await?;
             }
             if !is_sound(self.x509.upcoming()) {
                 return Err(DriverError::StillTainted);
