@@ -13,7 +13,7 @@ use spiffe::key::{KeyKind, PrivateKey};
 use spiffe::x509::{Certificate, CsrTemplate, Name, verify_svid};
 use spiffe::{Bundle, SpiffeId, UnixSecs, jwt};
 
-use crate::support::{HOUR, Place, block};
+use crate::support::{HOUR, Place, block, in_time};
 
 const ROUNDS: usize = 1000;
 const TICK: Duration = Duration::from_secs(10);
@@ -29,17 +29,6 @@ async fn state(clients: &ServerClients) -> State {
     let x509 = commands.get_x509_authority_state(wire::GetX509AuthorityStateRequest {}).await.unwrap();
     let jwt = commands.get_jwt_authority_state(wire::GetJwtAuthorityStateRequest {}).await.unwrap();
     State { x509: x509.into_inner(), jwt: jwt.into_inner() }
-}
-
-/// Moves the clock by ticks until `holds`: what a tick starts is not done when it has ended.
-async fn until(clients: &ServerClients, clock: &ManualClock, holds: impl Fn(&State) -> bool) -> State {
-    loop {
-        let now = state(clients).await;
-        if holds(&now) {
-            return now;
-        }
-        clock.advance(TICK);
-    }
 }
 
 /// What a workload got.
@@ -88,10 +77,14 @@ async fn a_thousand_authorities_follow_each_other_without_a_failed_validation() 
         let (x509_id, jwt_id) = if round % 2 == 0 {
             // By the clock: prepared after half a life.
             clock.advance(12 * HOUR + TICK);
-            let next =
-                until(&clients, &clock, |now| now.x509.prepared.is_some() && now.jwt.prepared.is_some())
-                    .await;
-            (next.x509.prepared.unwrap().authority_id, next.jwt.prepared.unwrap().authority_id)
+            in_time(&clock, TICK, async || {
+                let now = state(&clients).await;
+                now.x509
+                    .prepared
+                    .zip(now.jwt.prepared)
+                    .map(|(x509, jwt)| (x509.authority_id, jwt.authority_id))
+            })
+            .await
         } else {
             // By force.
             let x509 = commands.prepare_x509_authority(wire::PrepareX509AuthorityRequest {}).await.unwrap();

@@ -12,7 +12,7 @@ use config::{
 };
 use proto::spire::server::agent as wire;
 use proto::spire::types;
-use runtime::clock::{Clock, SystemClock};
+use runtime::clock::{Clock, ManualClock, SystemClock};
 use runtime::log::{self, Log};
 use runtime::shutdown::Shutdown;
 use runtime::tasks::Tasks;
@@ -25,6 +25,24 @@ use tempfile::TempDir;
 use tonic::{Code, Status};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+
+/// Moves the clock step by step until `look` finds something. After each step it stands for a while: what the
+/// step started is written to disk, which has a clock of its own.
+pub(crate) async fn in_time<T>(
+    clock: &ManualClock,
+    step: Duration,
+    mut look: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    loop {
+        for _ in 0..30 {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        clock.advance(step);
+    }
+}
 
 /// A folder that servers run in, one after the other.
 pub(crate) struct Place {
