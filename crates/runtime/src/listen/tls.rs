@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use rustls::ServerConfig;
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -85,11 +87,10 @@ impl Arrival {
 
     /// Shakes hands. Not bounded in time.
     pub(super) async fn shake_hands(mut self) -> io::Result<(Box<TlsStream<TcpStream>>, Peer)> {
-        // Small answers must not wait for more to come; a host that vanished must not stay for ever.
-        self.socket.set_nodelay(true)?;
-        rustix::net::sockopt::set_socket_keepalive(&self.socket, true)?;
-        rustix::net::sockopt::set_tcp_keepidle(&self.socket, TCP_KEEPALIVE)?;
-        rustix::net::sockopt::set_tcp_keepintvl(&self.socket, TCP_KEEPALIVE)?;
+        // Nothing is set up for who says nothing, and hangs up in the end.
+        if self.socket.ready(Interest::READABLE).await?.is_read_closed() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let local = self.socket.local_addr()?;
         let remote = if self.proxies.is_empty() {
             self.remote
@@ -114,9 +115,19 @@ impl Arrival {
     }
 }
 
-/// Binds a port, to be taken over from a process that has just ended too.
-/// A socket that listens at this address: one that was passed to this program, or a new one.
+/// A socket that listens at this address: one that was passed to this program, or a new one. What it
+/// accepts has its options.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = listening(address)?;
+    // Small answers must not wait for more to come; a host that vanished must not stay for ever.
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_socket_keepalive(&socket, true)?;
+    sockopt::set_tcp_keepidle(&socket, TCP_KEEPALIVE)?;
+    sockopt::set_tcp_keepintvl(&socket, TCP_KEEPALIVE)?;
+    Ok(socket)
+}
+
+fn listening(address: SocketAddr) -> io::Result<TcpListener> {
     if let Some(taken) = handed::take_tcp(address) {
         let socket = std::net::TcpListener::from(taken.socket);
         socket.set_nonblocking(true)?;
@@ -138,3 +149,24 @@ const BACKLOG: u32 = 4096;
 
 /// As Go's listeners do.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_accepted_has_the_options_of_the_socket_that_listens() {
+        let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+
+        let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+
+        let (accepted, _) = accepted.unwrap();
+        assert!(sockopt::tcp_nodelay(&accepted).unwrap());
+        assert!(sockopt::socket_keepalive(&accepted).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&accepted).unwrap(), TCP_KEEPALIVE);
+        assert_eq!(sockopt::tcp_keepintvl(&accepted).unwrap(), TCP_KEEPALIVE);
+    }
+}

@@ -194,7 +194,6 @@ async fn converse(
     limits: WebLimits,
     spawner: Spawner,
 ) -> Result<(), BoxError> {
-    socket.set_nodelay(true)?;
     let stream = Box::new(timeout(limits.waiting, TlsAcceptor::from(config).accept(socket)).await??);
     let speaks_http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
     let service = service_fn(move |request: Request<Incoming>| {
