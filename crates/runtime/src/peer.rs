@@ -1,5 +1,6 @@
 //! The process at the other end of a local socket, pinned so that its id cannot be taken over.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -69,7 +70,12 @@ impl Caller {
             Err(error) => return Err(gone(error)),
         };
         let program = program_of(&process)?;
-        Ok(Self { process: Arc::new(process), uid: credentials.uid, gid: credentials.gid, program })
+        let sys::PeerCredentials { uid, gid, .. } = credentials;
+        // Where the kernel does not tell them, `/proc` does.
+        let groups = sys::peer_groups(socket).ok();
+        let process =
+            Process { credentials: groups.map(|groups| Credentials { uid, gid, groups }), ..process };
+        Ok(Self { process: Arc::new(process), uid, gid, program })
     }
 
     /// Pins the process that has this id now, as the user and group it runs as: for who asks on behalf
@@ -125,8 +131,8 @@ fn by_id(credentials: sys::PeerCredentials) -> Result<Process, CallerError> {
     let before = start_time(&File::open(path).map_err(gone)?).map_err(gone)?;
     let process = Process::open(credentials.pid).map_err(gone)?;
     let after = process.open_file("stat").and_then(|file| start_time(&file)).map_err(gone)?;
-    let owner = process.effective_ids().map_err(gone)?;
-    if before != after || owner != (credentials.uid, credentials.gid) {
+    let Credentials { uid, gid, .. } = process.written_credentials().map_err(gone)?;
+    if before != after || (uid, gid) != (credentials.uid, credentials.gid) {
         return Err(CallerError::Gone);
     }
     Ok(process)
@@ -160,6 +166,18 @@ pub struct Process {
     pid: i32,
     handle: Handle,
     directory: OwnedFd,
+    credentials: Option<Credentials>,
+}
+
+/// As whom a process runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+    /// Its supplementary groups, in ascending order.
+    pub groups: Vec<u32>,
 }
 
 /// What tells whether a process has ended, and no more.
@@ -196,7 +214,7 @@ impl Process {
         let path = proc_root().join(pid.to_string());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(path, flags, Mode::empty())?;
-        let process = Self { pid, handle: Handle(pidfd), directory };
+        let process = Self { pid, handle: Handle(pidfd), directory, credentials: None };
         if process.is_alive() { Ok(process) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
@@ -254,21 +272,24 @@ impl Process {
         Ok((stat.st_uid, stat.st_gid))
     }
 
-    /// The same, as it is written in `status`.
+    /// As whom it runs: as whom it connected, if it is known for having connected. The kernel noted that
+    /// then, once, where `status` is written anew for each who reads it, all of it; whether user and group
+    /// are still the same tells [`Caller::verify`].
     ///
     /// # Errors
     /// What the system says; `InvalidData` where it is not understood.
-    pub fn effective_ids(&self) -> io::Result<(u32, u32)> {
-        let status = self.read_file("status")?;
-        let status = String::from_utf8_lossy(&status);
-        let effective = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_ascii_whitespace().nth(1)?.parse().ok()
-        };
-        match (effective("Uid:"), effective("Gid:")) {
-            (Some(uid), Some(gid)) => Ok((uid, gid)),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no user or group in status")),
+    pub fn credentials(&self) -> io::Result<Cow<'_, Credentials>> {
+        match &self.credentials {
+            Some(noted) => Ok(Cow::Borrowed(noted)),
+            None => self.written_credentials().map(Cow::Owned),
         }
+    }
+
+    /// As whom it runs now, as it is written in `status`.
+    fn written_credentials(&self) -> io::Result<Credentials> {
+        let status = self.read_file("status")?;
+        Credentials::parse(&String::from_utf8_lossy(&status))
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no user or group in status"))
     }
 
     /// Opens a file of its `/proc` directory, such as `status` or `exe`.
@@ -295,6 +316,20 @@ impl Process {
     pub fn read_link(&self, name: &str) -> io::Result<PathBuf> {
         let target = rustix::fs::readlinkat(&self.directory, name, Vec::new())?;
         Ok(std::ffi::OsString::from_vec(target.into_bytes()).into())
+    }
+}
+
+impl Credentials {
+    fn parse(status: &str) -> Option<Self> {
+        let values = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            Some(line.split_ascii_whitespace())
+        };
+        // Real, effective, saved, file system: the effective one counts.
+        let effective = |name: &str| values(name)?.nth(1)?.parse().ok();
+        let groups =
+            values("Groups").into_iter().flatten().map(|group| group.parse().ok()).collect::<Option<_>>();
+        Some(Self { uid: effective("Uid")?, gid: effective("Gid")?, groups: groups? })
     }
 }
 
@@ -397,7 +432,10 @@ mod tests {
         assert_eq!(caller.process.pid(), i32::try_from(std::process::id()).unwrap());
         assert_eq!(caller.uid, rustix::process::geteuid().as_raw());
         assert_eq!(caller.gid, rustix::process::getegid().as_raw());
-        assert_eq!(caller.process.owner().unwrap(), caller.process.effective_ids().unwrap());
+        let noted = caller.process.credentials().unwrap();
+        assert_eq!(caller.process.owner().unwrap(), (noted.uid, noted.gid));
+        assert!(matches!(&noted, Cow::Borrowed(_)));
+        assert_eq!(*noted, caller.process.written_credentials().unwrap());
         caller.verify().unwrap();
         assert!(caller.process.is_alive());
         let executable = std::fs::metadata("/proc/self/exe").unwrap();
@@ -474,6 +512,16 @@ mod tests {
         if let Some(path) = std::env::var_os(CHILD_SOCKET) {
             UnixStream::connect(path).unwrap();
         }
+    }
+
+    #[test]
+    fn the_effective_ids_count() {
+        let status = "Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \n";
+
+        let read = Credentials::parse(status).unwrap();
+
+        assert_eq!(read, Credentials { uid: 2, gid: 6, groups: vec![9, 10] });
+        assert_eq!(Credentials::parse("Gid:\t5\t6\t7\t8\n"), None);
     }
 
     #[test]

@@ -22,13 +22,25 @@ pub(crate) struct PeerCredentials {
 
 /// Reads `SO_PEERCRED`.
 pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<PeerCredentials> {
-    let found: libc::ucred = socket_option(socket, libc::SO_PEERCRED)?;
+    let (found, _): (libc::ucred, _) = socket_option(socket, libc::SO_PEERCRED)?;
     Ok(PeerCredentials { pid: found.pid, uid: found.uid, gid: found.gid })
 }
 
+/// Reads `SO_PEERGROUPS`: the supplementary groups of who connected, as they were then.
+///
+/// # Errors
+/// `ERANGE` if there are more than [`MOST_GROUPS`].
+pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let (groups, length): ([u32; MOST_GROUPS], _) = socket_option(socket, libc::SO_PEERGROUPS)?;
+    Ok(groups.into_iter().take(length / size_of::<u32>()).collect())
+}
+
+/// More than processes have, but for a few.
+const MOST_GROUPS: usize = 64;
+
 /// Reads `SO_PEERPIDFD`: a handle to the process that connected, whoever has its id now.
 pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let pidfd: libc::c_int = socket_option(socket, SO_PEERPIDFD)?;
+    let (pidfd, _): (libc::c_int, _) = socket_option(socket, SO_PEERPIDFD)?;
     // SAFETY: the kernel made this descriptor for this call; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
 }
@@ -109,8 +121,8 @@ pub(crate) fn local_offset(seconds: i64) -> i32 {
     i32::try_from(offset).unwrap_or_default()
 }
 
-/// Any bit pattern of `T` must be valid.
-fn socket_option<T: Copy>(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<T> {
+/// The value, and how many bytes of it the kernel has written. Any bit pattern of `T` must be valid.
+fn socket_option<T: Copy>(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<(T, usize)> {
     let mut value = MaybeUninit::<T>::zeroed();
     let mut length = libc::socklen_t::try_from(size_of::<T>())
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -129,7 +141,8 @@ fn socket_option<T: Copy>(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Re
         return Err(io::Error::last_os_error());
     }
     // SAFETY: zeroed, then written to; any bit pattern is valid.
-    Ok(unsafe { value.assume_init() })
+    let value = unsafe { value.assume_init() };
+    Ok((value, usize::try_from(length).unwrap_or_default()))
 }
 
 /// Since Linux 6.5; not in `libc` for all targets.

@@ -45,7 +45,7 @@ pub(super) enum Socket {
 impl ExplainApi {
     pub(super) fn new(context: Arc<Context>, attestors: Arc<Attestors>, socket: Socket) -> Self {
         let own = Process::open(i32::try_from(std::process::id()).unwrap_or_default());
-        let own_user = own.and_then(|own| own.effective_ids()).ok().map(|(user, _)| user);
+        let own_user = own.and_then(|own| own.owner()).ok().map(|(user, _)| user);
         Self { context, attestors, socket, own_user }
     }
 

@@ -227,6 +227,54 @@ fn w10_a_caller_that_becomes_another_user_is_refused() {
 }
 
 #[test]
+fn w10_groups_of_a_caller_are_those_with_which_it_connected() {
+    if !is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place::new(&directory.path().join("socket"));
+    let many: Vec<libc::gid_t> = (1000..1100).collect();
+    // More than the kernel is asked for are read where all of a process stands.
+    for groups in [&[][..], &[9, 7], &many] {
+        let socket = Place::socket();
+        let ((told, tell), (done, finish)) = (pipe(), pipe());
+        let caller = Forked::new(|| {
+            set_groups(groups);
+            place.connect(&socket);
+            wait_for_a_byte(&told);
+            set_groups(&[3]);
+            // SAFETY: says that it is done, and waits for its end.
+            unsafe {
+                libc::write(finish.as_raw_fd(), c".".as_ptr().cast(), 1);
+                libc::pause();
+            }
+        });
+        let (accepted, _) = place.listener.accept().unwrap();
+        let pinned = Caller::of(accepted.as_fd()).unwrap();
+        let groups_now = |caller: &Caller| caller.process.credentials().unwrap().groups.clone();
+        let mut wanted = groups.to_vec();
+        wanted.sort_unstable();
+        assert_eq!(groups_now(&pinned), wanted);
+
+        fs::File::from(tell).write_all(b".").unwrap();
+        wait_for_a_byte(&done);
+
+        let known_by_id = Caller::with_pid(pinned.process.pid()).unwrap();
+        assert_eq!(groups_now(&known_by_id), [3]);
+        let are_noted = groups.len() < many.len();
+        assert_eq!(groups_now(&pinned), if are_noted { wanted } else { vec![3] });
+        pinned.verify().unwrap();
+        caller.kill();
+    }
+}
+
+/// Of this process alone, which the system call is about, and no other thread.
+fn set_groups(groups: &[libc::gid_t]) {
+    // SAFETY: the list is valid for the call.
+    unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+}
+
+#[test]
 fn w02_a_caller_that_cannot_be_seen_is_refused() {
     if !is_root() {
         return;

@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 use http::{Request, Response};
 use proto::spire::types;
 use runtime::log::{Level, Value};
+use runtime::peer::Credentials;
 use runtime::{codes, listen};
 use spiffe::SpiffeId;
 use tonic::body::Body;
@@ -140,7 +141,7 @@ fn of_process(connection: &listen::Peer) -> Result<Fields, Status> {
     let unknown = || Status::internal("failed to get peertracker");
     let caller = connection.caller().ok_or_else(unknown)?;
     let failed = |why: std::io::Error| Status::internal(format!("failed UIDs lookup: {why}"));
-    let (uid, gid) = caller.process.effective_ids().map_err(failed)?;
+    let Credentials { uid, gid, .. } = *caller.process.credentials().map_err(failed)?;
     let mut fields = vec![number("caller_uid", uid), number("caller_gid", gid)];
     // Its file may be out of sight, in another namespace.
     if let Ok(path) = caller.process.read_link("exe") {

@@ -16,8 +16,11 @@ pub(super) struct Accounts {
 #[derive(Default)]
 struct Read {
     stamp: Option<Stamp>,
-    names: Arc<HashMap<String, String>>,
+    names: Arc<Names>,
 }
+
+/// The name of each id: the first in the file.
+pub(super) type Names = HashMap<u32, String>;
 
 /// Device, inode, size, seconds and nanoseconds of the last change.
 type Stamp = (u64, u64, u64, i64, i64);
@@ -28,12 +31,8 @@ impl Accounts {
         Self { path: path.into(), read: Mutex::default() }
     }
 
-    /// The name of the account with this id: the first in the file.
-    pub(super) fn name(&self, id: &str) -> Option<String> {
-        self.names().get(id).cloned()
-    }
-
-    fn names(&self) -> Arc<HashMap<String, String>> {
+    /// The names as they are now.
+    pub(super) fn names(&self) -> Arc<Names> {
         let stamp = std::fs::metadata(&self.path)
             .ok()
             .map(|file| (file.dev(), file.ino(), file.size(), file.ctime(), file.ctime_nsec()));
@@ -46,7 +45,7 @@ impl Accounts {
     }
 }
 
-fn parse(text: &str) -> HashMap<String, String> {
+fn parse(text: &str) -> Names {
     let mut names = HashMap::new();
     for line in text.lines() {
         let mut fields = line.split(':');
@@ -55,7 +54,7 @@ fn parse(text: &str) -> HashMap<String, String> {
         let is_entry = !name.is_empty() && !name.starts_with(['+', '-', '#']);
         let Ok(number) = id.parse::<u32>() else { continue };
         if is_entry {
-            names.entry(number.to_string()).or_insert_with(|| name.to_owned());
+            names.entry(number).or_insert_with(|| name.to_owned());
         }
     }
     names
@@ -72,14 +71,15 @@ mod tests {
         std::fs::write(&path, "root:x:0:0:r:/root:/bin/sh\n+::::::\ntoor:x:0:0::/:/bin/sh\n#a:x:7:7\nb:x\n")
             .unwrap();
         let users = Accounts::at(&path);
+        let name = |id| users.names().get(&id).cloned();
 
-        assert_eq!(users.name("0").as_deref(), Some("root"));
-        assert_eq!(users.name("7"), None);
+        assert_eq!(name(0).as_deref(), Some("root"));
+        assert_eq!(name(7), None);
 
         std::fs::write(&path, "admin:x:00:0\nweb:x:7:7\n").unwrap();
-        assert_eq!(users.name("0").as_deref(), Some("admin"));
-        assert_eq!(users.name("7").as_deref(), Some("web"));
+        assert_eq!(name(0).as_deref(), Some("admin"));
+        assert_eq!(name(7).as_deref(), Some("web"));
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(users.name("7"), None);
+        assert_eq!(name(7), None);
     }
 }

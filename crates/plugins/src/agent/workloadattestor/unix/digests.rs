@@ -58,7 +58,7 @@ pub(super) struct Digests {
     /// Held by who hashes a file.
     turns: Keyed<Stamp, Turn>,
     /// Places for the files of one user that are hashed.
-    places: Keyed<String, Semaphore>,
+    places: Keyed<u32, Semaphore>,
 }
 
 type Turn = tokio::sync::Mutex<()>;
@@ -74,7 +74,7 @@ impl Digests {
         this: &Arc<Self>,
         program: File,
         process: &Process,
-        user: &str,
+        user: u32,
         limit: u64,
     ) -> Result<String, PluginError> {
         let failed = |error: io::Error| PluginError::internal(format!("SHA256 digest: {error}"));
@@ -90,7 +90,7 @@ impl Digests {
             return Ok(digest);
         }
         // First the place: who waits for one must not keep a turn from those that have theirs.
-        let places = this.places.get_or_insert_with(user.to_owned(), || Semaphore::new(processors()));
+        let places = this.places.get_or_insert_with(user, || Semaphore::new(processors()));
         let place = places.acquire_owned().await;
         let turn = this.turns.get_or_insert_with(stamp, Turn::default);
         let guard = Arc::clone(&turn).lock_owned().await;
@@ -177,16 +177,16 @@ mod tests {
         let open = || File::open(&path).unwrap();
 
         let soon = Arc::new(Digests::new(Arc::new(SystemClock)));
-        assert_eq!(Digests::digest(&soon, open(), &own(), "0", 0).await.unwrap(), EMPTY);
+        assert_eq!(Digests::digest(&soon, open(), &own(), 0, 0).await.unwrap(), EMPTY);
         assert_eq!(soon.known.lock().unwrap().len(), 0);
 
         let later: SystemTime = SystemClock.now() + Duration::from_secs(60);
         let late = Arc::new(Digests::new(Arc::new(ManualClock::new(later))));
-        assert_eq!(Digests::digest(&late, open(), &own(), "0", 0).await.unwrap(), EMPTY);
+        assert_eq!(Digests::digest(&late, open(), &own(), 0, 0).await.unwrap(), EMPTY);
         assert_eq!(late.known.lock().unwrap().len(), 1);
 
         std::fs::write(&path, "other").unwrap();
-        assert_ne!(Digests::digest(&late, open(), &own(), "0", 0).await.unwrap(), EMPTY);
+        assert_ne!(Digests::digest(&late, open(), &own(), 0, 0).await.unwrap(), EMPTY);
     }
 
     /// How many bytes this process has read.
@@ -207,12 +207,11 @@ mod tests {
 
         // Some go away before they are told.
         for _ in 0..20 {
-            let call = Digests::digest(&digests, File::open(&path).unwrap(), &own, "0", 0);
+            let call = Digests::digest(&digests, File::open(&path).unwrap(), &own, 0, 0);
             tokio::time::timeout(Duration::from_millis(1), call).await.ok();
         }
-        let calls = (0..200).map(async |_| {
-            Digests::digest(&digests, File::open(&path).unwrap(), &own, "0", 0).await.unwrap()
-        });
+        let calls = (0..200)
+            .map(async |_| Digests::digest(&digests, File::open(&path).unwrap(), &own, 0, 0).await.unwrap());
         let mut found = futures::future::join_all(calls).await;
         found.dedup();
 
@@ -233,7 +232,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             let file = File::options().write(true).open(&path).unwrap();
             file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
-            Digests::digest(&digests, File::open(&path).unwrap(), &own(), "0", 0).await.unwrap()
+            Digests::digest(&digests, File::open(&path).unwrap(), &own(), 0, 0).await.unwrap()
         };
 
         let (one, other) = (digest("one").await, digest("two").await);
@@ -250,11 +249,11 @@ mod tests {
         let digests = Arc::new(Digests::new(Arc::new(SystemClock)));
         let own = own();
 
-        let error = Digests::digest(&digests, File::open(&path).unwrap(), &own, "0", 4).await.unwrap_err();
+        let error = Digests::digest(&digests, File::open(&path).unwrap(), &own, 0, 4).await.unwrap_err();
         let pid = own.pid();
         let told = format!("SHA256 digest: workload /proc/{pid}/exe exceeds size limit (5 > 4)");
         assert_eq!(error.message, told);
-        Digests::digest(&digests, File::open(&path).unwrap(), &own, "0", 5).await.unwrap();
+        Digests::digest(&digests, File::open(&path).unwrap(), &own, 0, 5).await.unwrap();
     }
 
     /// A file of which it takes minutes to read all.
@@ -270,9 +269,9 @@ mod tests {
         let digests = Arc::new(Digests::new(Arc::new(SystemClock)));
         let mut runner = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let process = Process::open(runner.id().cast_signed()).unwrap();
-        let places = digests.places.get_or_insert_with("7".to_owned(), || Semaphore::new(1));
+        let places = digests.places.get_or_insert_with(7, || Semaphore::new(1));
 
-        let call = Digests::digest(&digests, endless(&directory, "large"), &process, "7", 0);
+        let call = Digests::digest(&digests, endless(&directory, "large"), &process, 7, 0);
         tokio::time::timeout(Duration::from_millis(20), call).await.unwrap_err();
         assert_eq!(places.available_permits(), 0, "who runs it may call again");
         runner.kill().unwrap();
@@ -294,16 +293,16 @@ mod tests {
             Digests::digest(&digests, file, &process, user, 0)
         };
 
-        let many = (0..processors() + 1).map(|number| digest("7", &number.to_string(), 1 << 40));
+        let many = (0..processors() + 1).map(|number| digest(7, &number.to_string(), 1 << 40));
         let many = futures::future::join_all(many);
-        let one = tokio::time::timeout(Duration::from_secs(20), digest("8", "small", 0));
+        let one = tokio::time::timeout(Duration::from_secs(20), digest(8, "small", 0));
         let digest_of_one = tokio::select! {
             _ = many => panic!("a terabyte was read"),
             one = one => one.expect("it is not held up").unwrap(),
         };
 
         assert_eq!(digest_of_one, EMPTY);
-        let places = digests.places.get_or_insert_with("7".to_owned(), || Semaphore::new(processors()));
+        let places = digests.places.get_or_insert_with(7, || Semaphore::new(processors()));
         assert_eq!(places.available_permits(), 0);
         runner.kill().unwrap();
         runner.wait().unwrap();

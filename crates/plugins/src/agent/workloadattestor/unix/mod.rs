@@ -1,12 +1,14 @@
-//! `unix`: user, groups and program of a local process, from its `/proc` directory.
+//! `unix`: user, groups and program of a local process.
 //!
-//! Everything is read through the pinned directory of [`Process`], so it is about the process that
-//! opened the connection or it fails. The program is hashed through `/proc/<pid>/exe`, which is the
+//! User and groups are those with which it connected, as the kernel noted them; of who did not connect,
+//! and all else, they are read through the pinned `/proc` directory of [`Process`], so it is about that
+//! process or it fails. The program is hashed through `/proc/<pid>/exe`, which is the
 //! file that runs, whatever stands at its path by now.
 
 mod accounts;
 mod digests;
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -60,20 +62,23 @@ impl Plugin for Unix {
 impl WorkloadAttestor for Unix {
     async fn attest(&self, caller: &Process) -> Result<Vec<Selector>, PluginError> {
         let mut found = Found { kind: self.info.name(), selectors: Vec::new() };
-        let status = Status::of(caller)?;
+        let credentials = caller
+            .credentials()
+            .map_err(|error| PluginError::internal(format!("failed to get process: {error}")))?;
+        let (users, groups) = (self.users.names(), self.groups.names());
 
-        found.add("uid", &status.user);
-        if let Some(name) = self.users.name(&status.user) {
-            found.add("user", &name);
+        found.add("uid", credentials.uid);
+        if let Some(name) = users.get(&credentials.uid) {
+            found.add("user", name);
         }
-        found.add("gid", &status.group);
-        if let Some(name) = self.groups.name(&status.group) {
-            found.add("group", &name);
+        found.add("gid", credentials.gid);
+        if let Some(name) = groups.get(&credentials.gid) {
+            found.add("group", name);
         }
-        for group in &status.supplementary {
+        for group in &credentials.groups {
             found.add("supplementary_gid", group);
-            if let Some(name) = self.groups.name(group) {
-                found.add("supplementary_group", &name);
+            if let Some(name) = groups.get(group) {
+                found.add("supplementary_group", name);
             }
         }
 
@@ -90,7 +95,7 @@ impl WorkloadAttestor for Unix {
                     PluginError::internal(format!("SHA256 digest: open /proc/{pid}/exe: {error}"))
                 })?;
                 let limit = self.settings.workload_size_limit.unsigned_abs();
-                let digest = Digests::digest(&self.digests, program, caller, &status.user, limit).await?;
+                let digest = Digests::digest(&self.digests, program, caller, credentials.uid, limit).await?;
                 found.add("sha256", &digest);
             }
         }
@@ -104,56 +109,7 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    fn add(&mut self, name: &str, value: &str) {
+    fn add(&mut self, name: &str, value: impl fmt::Display) {
         self.selectors.push(Selector::new(self.kind, &format!("{name}:{value}")));
-    }
-}
-
-/// What `/proc/<pid>/status` says of the credentials, all from one reading.
-struct Status {
-    user: String,
-    group: String,
-    supplementary: Vec<String>,
-}
-
-impl Status {
-    fn of(process: &Process) -> Result<Self, PluginError> {
-        let text = process
-            .read_file("status")
-            .map_err(|error| PluginError::internal(format!("failed to get process: {error}")))?;
-        Self::parse(&String::from_utf8_lossy(&text))
-    }
-
-    fn parse(text: &str) -> Result<Self, PluginError> {
-        let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.map(|values| values.split_ascii_whitespace())
-        };
-        // Real, effective, saved, file system: the effective one counts.
-        let effective = |name: &str| field(name)?.nth(1).map(str::to_owned);
-        Ok(Self {
-            user: effective("Uid")
-                .ok_or_else(|| PluginError::internal("UIDs lookup: no UIDs for process"))?,
-            group: effective("Gid")
-                .ok_or_else(|| PluginError::internal("GIDs lookup: no GIDs for process"))?,
-            supplementary: field("Groups").into_iter().flatten().map(str::to_owned).collect(),
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_effective_ids_count() {
-        let status = Status::parse("Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \n").unwrap();
-
-        assert_eq!((status.user.as_str(), status.group.as_str()), ("2", "6"));
-        assert_eq!(status.supplementary, ["9", "10"]);
-        assert_eq!(
-            Status::parse("Gid:\t5\t6\t7\t8\n").err().unwrap().message,
-            "UIDs lookup: no UIDs for process"
-        );
     }
 }
