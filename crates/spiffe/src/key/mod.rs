@@ -3,12 +3,14 @@
 //! Private keys are never printed: [`PrivateKey`] has no `Debug`, the library below wipes its memory,
 //! and PKCS#8 leaves it only as [`Zeroizing`](zeroize::Zeroizing) bytes.
 
+mod pkcs8;
 mod private;
 mod public;
 mod secret_jwk;
 
 use std::fmt;
 
+pub use pkcs8::{Pkcs8Error, UnusedKind};
 pub use private::PrivateKey;
 pub use public::{PublicKey, PublicKeyKind, UnusableKey};
 

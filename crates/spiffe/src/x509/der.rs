@@ -6,12 +6,12 @@ use crate::UnixSecs;
 pub(crate) const SEQUENCE: u8 = 0x30;
 pub(crate) const SET: u8 = 0x31;
 pub(super) const BOOLEAN: u8 = 0x01;
-pub(super) const INTEGER: u8 = 0x02;
+pub(crate) const INTEGER: u8 = 0x02;
 pub(super) const BIT_STRING: u8 = 0x03;
-pub(super) const OCTET_STRING: u8 = 0x04;
+pub(crate) const OCTET_STRING: u8 = 0x04;
 pub(super) const NULL_TAG: u8 = 0x05;
 const NULL: [u8; 2] = [NULL_TAG, 0];
-pub(super) const OID: u8 = 0x06;
+pub(crate) const OID: u8 = 0x06;
 pub(super) const UTF8_STRING: u8 = 0x0c;
 pub(super) const PRINTABLE_STRING: u8 = 0x13;
 const UTC_TIME: u8 = 0x17;
@@ -148,17 +148,17 @@ const fn civil(days: i64) -> (i64, i64, i64) {
 /// Whether `der` is one value in DER (X.690, 8 and 10) with nothing behind it, down to the last
 /// primitive: minimal lengths, minimal integers, types that certificates use. The parser of
 /// certificates is more lenient than that.
-pub(super) fn is_strict(der: &[u8]) -> bool {
+pub(crate) fn is_strict(der: &[u8]) -> bool {
     element(der, DEEPEST).is_some_and(<[u8]>::is_empty)
 }
 
 /// The values that a value in strict DER is made of: tag and contents of each.
-pub(super) fn items(der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+pub(crate) fn items(der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     elements(elements(der).next().map_or(&[], |(_, content)| content))
 }
 
 /// The values that stand behind each other in strict DER: tag and contents of each.
-pub(super) fn elements(der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+pub(crate) fn elements(der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     let mut rest = der;
     std::iter::from_fn(move || {
         let (&[tag, first], behind) = rest.split_first_chunk::<2>()?;

@@ -9,7 +9,7 @@
 mod anchor;
 mod build;
 mod csr;
-mod der;
+pub(crate) mod der;
 mod form;
 mod name;
 mod names;

@@ -360,6 +360,10 @@ fn fuzz_keys() {
             let again = PrivateKey::from_der(&key.to_pkcs8().unwrap()).unwrap();
             assert!(again.public() == key.public());
         }
+        if let Ok(key) = PrivateKey::from_pkcs8(input) {
+            let again = PrivateKey::from_der(input).unwrap();
+            assert!(again.public() == key.public() && key.kind().is_some());
+        }
     });
 }
 
