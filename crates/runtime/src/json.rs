@@ -1,4 +1,17 @@
-//! The little JSON that logs and health replies are made of, written as Go's encoder writes it.
+//! The little JSON that logs and health replies are made of, written as Go's encoder writes it, and the
+//! names of members as its decoder reads them.
+
+/// The name under which a member is looked for that is called `name`: the case of letters does not matter.
+#[must_use]
+pub fn folded(name: &str) -> String {
+    let fold = |letter: char| match letter {
+        // The two that are letters of this alphabet in other guises.
+        '\u{212a}' => 'k',
+        '\u{17f}' => 's',
+        _ => letter.to_ascii_lowercase(),
+    };
+    name.chars().map(fold).collect()
+}
 
 /// Appends a string in quotes. Like Go's encoder it escapes what could end a script element in HTML.
 pub(crate) fn string(out: &mut String, text: &str) {
@@ -24,6 +37,13 @@ pub(crate) fn string(out: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_found_in_any_case() {
+        assert_eq!(folded("Bootstrap_USE"), "bootstrap_use");
+        assert_eq!(folded("\u{212a}ey\u{17f}"), "keys");
+        assert_ne!(folded("\u{c9}"), folded("\u{e9}"));
+    }
 
     #[test]
     fn strings_are_escaped_as_go_does() {

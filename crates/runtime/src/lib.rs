@@ -13,7 +13,7 @@ pub mod codes;
 pub mod files;
 pub mod health;
 pub mod http;
-mod json;
+pub mod json;
 pub mod keyed;
 pub mod listen;
 pub mod log;

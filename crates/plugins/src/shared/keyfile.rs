@@ -5,15 +5,17 @@
 //! quietly make a new authority.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::io;
 use std::path::Path;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use plugin::{KeyId, PluginError};
+use runtime::json::folded;
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use spiffe::key::PrivateKey;
+use spiffe::key::{Pkcs8Error, PrivateKey, UnusedKind};
 use zeroize::Zeroizing;
 
 /// Far more than any server keeps.
@@ -40,15 +42,38 @@ pub(crate) fn load(path: &Path) -> Result<Vec<(KeyId, PrivateKey)>, PluginError>
     let parse = |(id, text): (String, Secret)| {
         let der = BASE64_STANDARD.decode(text.0.as_bytes()).map(Zeroizing::new);
         let der = der.map_err(|_| failed(format!("unable to decode key {id:?}: not base64")))?;
-        let key = PrivateKey::from_der(&der)
-            .map_err(|error| failed(format!("unable to parse key {id:?}: {error}")))?;
-        if key.kind().is_none() {
-            let kind = key.public().kind();
-            return Err(failed(format!("unable to make entry {id:?}: no key type for {kind:?}")));
-        }
+        let key = PrivateKey::from_pkcs8(&der).map_err(|error| failed(refusal(&id, &error)))?;
         Ok((KeyId::new(&id), key))
     };
     file.keys.into_iter().map(parse).collect()
+}
+
+/// What is wrong with a key, in SPIRE's words.
+fn refusal(id: &str, error: &Pkcs8Error) -> String {
+    let unparsed = |reason: &str| format!("unable to parse key {id:?}: {reason}");
+    let other_form = |reader: &str| {
+        unparsed(&format!("x509: failed to parse private key (use {reader} instead for this key format)"))
+    };
+    let unused = |reason: &str| format!("unable to make entry {id:?}: {reason}");
+    let no_type = |what: &str| unused(&format!("unable to make key entry for key {id:?}: no {what}"));
+    let other_type = |name: &str| unused(&format!("unexpected private key type {name} for key {id:?}"));
+    match error {
+        Pkcs8Error::Malformed => unparsed("malformed key"),
+        Pkcs8Error::BareEc => other_form("ParseECPrivateKey"),
+        Pkcs8Error::BareRsa => other_form("ParsePKCS1PrivateKey"),
+        Pkcs8Error::Algorithm(oid) => {
+            unparsed(&format!("x509: PKCS#8 wrapping contained private key with unknown algorithm: {oid}"))
+        }
+        Pkcs8Error::Curve => {
+            unparsed("x509: failed to parse EC private key embedded in PKCS#8: x509: unknown elliptic curve")
+        }
+        Pkcs8Error::Kind(UnusedKind::Ec(curve)) => no_type(&format!("EC key type for EC curve: {curve}")),
+        Pkcs8Error::Kind(UnusedKind::Rsa(bits)) => {
+            no_type(&format!("RSA key type for key bit length: {bits}"))
+        }
+        Pkcs8Error::Kind(UnusedKind::Ed25519) => other_type("ed25519.PrivateKey"),
+        Pkcs8Error::Kind(UnusedKind::X25519) => other_type("*ecdh.PrivateKey"),
+    }
 }
 
 /// Replaces `path` by a file with these keys.
@@ -95,22 +120,63 @@ fn place(error: &serde_json::Error) -> String {
     format!("{what} in line {}, column {}", error.line(), error.column())
 }
 
-#[derive(Deserialize)]
+/// What the file holds, read as SPIRE reads it: nothing and `null` are no keys, names of members may be in
+/// any case, and of members called alike the later adds to the earlier.
+#[derive(Default)]
 struct File {
-    #[serde(default)]
     keys: BTreeMap<String, Secret>,
 }
 
+impl<'de> Deserialize<'de> for File {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Members)
+    }
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = File;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<File, E> {
+        Ok(File::default())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<File, A::Error> {
+        let mut file = File::default();
+        while let Some(name) = members.next_key::<String>()? {
+            if folded(&name) != "keys" {
+                members.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            match members.next_value::<Option<BTreeMap<String, Secret>>>()? {
+                Some(keys) => file.keys.extend(keys),
+                None => file.keys.clear(),
+            }
+        }
+        Ok(file)
+    }
+}
+
+/// A key in base64, without the line breaks that may be in it.
 struct Secret(Zeroizing<String>);
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
+        let mut text = Zeroizing::new(Option::<String>::deserialize(deserializer)?.unwrap_or_default());
+        text.retain(|character| !matches!(character, '\r' | '\n'));
+        Ok(Self(text))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use spiffe::key::KeyKind;
+
     use super::*;
 
     const STORED: &str =
@@ -147,6 +213,71 @@ mod tests {
         check_refused("{\"keys\": {\"a\": 1}}", "unable to decode keys JSON: unexpected type");
         check_refused("{\"keys\": {\"a\": \"%%\"}}", "unable to decode key \"a\": not base64");
         check_refused("{\"keys\": {\"a\": \"AAAA\"}}", "unable to parse key \"a\": malformed key");
+    }
+
+    /// A file of one key.
+    fn holding(der: &[u8]) -> String {
+        format!("{{\"keys\": {{\"a\": \"{}\"}}}}", BASE64_STANDARD.encode(der))
+    }
+
+    #[test]
+    fn keys_that_the_other_program_would_refuse_are_refused_in_its_words() {
+        // What stands within PKCS#8: the form of EC and RSA keys of their own.
+        let bare = |kind: KeyKind, at: usize| {
+            let pkcs8 = PrivateKey::generate(kind).unwrap().to_pkcs8().unwrap();
+            pkcs8[at..].to_vec()
+        };
+        let ec = bare(KeyKind::EcP256, 29);
+        check_refused(
+            &holding(&ec),
+            "unable to parse key \"a\": x509: failed to parse private key (use ParseECPrivateKey instead for \
+             this key format); restore",
+        );
+        check_refused(
+            &holding(&bare(KeyKind::Rsa2048, 26)),
+            "unable to parse key \"a\": x509: failed to parse private key (use ParsePKCS1PrivateKey instead \
+             for this key format); restore",
+        );
+        let ed25519 =
+            [&[0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20], &[7; 32][..]];
+        check_refused(
+            &holding(&ed25519.concat()),
+            "unable to make entry \"a\": unexpected private key type ed25519.PrivateKey for key \"a\"; restore",
+        );
+        let p521 = [
+            &[0x30, 0x1a, 2, 1, 0, 0x30, 0x10, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 6, 5][..],
+            &[0x2b, 0x81, 4, 0, 0x23, 4, 3, 1, 2, 3],
+        ];
+        check_refused(
+            &holding(&p521.concat()),
+            "unable to make entry \"a\": unable to make key entry for key \"a\": no EC key type for EC curve: \
+             P-521; restore",
+        );
+    }
+
+    #[test]
+    fn what_other_tools_make_of_the_file_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.json");
+        let key =
+            BASE64_STANDARD.encode(&*PrivateKey::generate(KeyKind::EcP256).unwrap().to_pkcs8().unwrap());
+        let (first, second) = key.split_at(20);
+        for (contents, ids) in [
+            ("null".to_owned(), ""),
+            ("{}".to_owned(), ""),
+            ("{\"keys\": null, \"later\": [1]}".to_owned(), ""),
+            (format!("{{\"KEYS\": {{\"a\": \"{key}\"}}, \"keys\": {{\"b\": \"{key}\"}}}}"), "ab"),
+            (format!("{{\"keys\": {{\"a\": \"{first}\\r\\n{second}\"}}}}\n"), "a"),
+        ] {
+            std::fs::write(&path, &contents).unwrap();
+
+            let keys = load(&path).unwrap();
+
+            let read: String = keys.iter().map(|(id, _)| id.as_str()).collect();
+            assert_eq!(read, ids, "{contents}");
+        }
+        check_refused("[]", "unable to decode keys JSON: unexpected type");
+        check_refused("{\"keys\": {\"a\": null}}", "unable to parse key \"a\": malformed key");
     }
 
     #[test]
