@@ -5,15 +5,17 @@
 //! leaves the old or the new one. A file that cannot be read is an error that names it: an agent that
 //! quietly attested anew could lock itself out.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::{fmt, io};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use runtime::blocking::{Blocking, Interrupted};
-use serde::{Deserialize, Serialize};
-use spiffe::x509::{Certificate, pem_blocks, to_pem};
+use runtime::json::folded;
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use spiffe::x509::{Certificate, pem, to_pem};
 use spiffe::{Bundle, TrustDomain, X509Authority};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -234,8 +236,7 @@ impl AgentData {
         let since = match file.bootstrap_start_time.as_deref() {
             None => None,
             Some(text) => Some(
-                OffsetDateTime::parse(text, &Rfc3339)
-                    .map_err(|error| format!("failed to parse bootstrap_start_time: {error}"))?,
+                instant(text).map_err(|reason| format!("failed to parse bootstrap_start_time: {reason}"))?,
             )
             .filter(|since| since.year() > 1),
         };
@@ -249,7 +250,7 @@ impl AgentData {
                 _ => BootstrapUse::Unspecified,
             },
             trying_since: since,
-            attempts: file.connection_attempts,
+            attempts: u32::try_from(file.connection_attempts.max(0)).unwrap_or(u32::MAX),
         })
     }
 
@@ -271,38 +272,101 @@ impl AgentData {
                 BootstrapUse::Rebootstrap => 2,
             },
             bootstrap_start_time: Some(since.unwrap_or_else(|| NO_TIME.to_owned())),
-            connection_attempts: self.attempts,
+            connection_attempts: self.attempts.into(),
         };
         // Strings and numbers only: there is nothing that could fail.
         serde_json::to_string(&file).unwrap_or_default()
     }
 }
 
+/// A time of RFC 3339, as strictly and as leniently as Go reads it.
+fn instant(text: &str) -> Result<OffsetDateTime, String> {
+    if text.as_bytes().get(10) != Some(&b'T') || text.ends_with('z') {
+        return Err("not a time of RFC 3339".to_owned());
+    }
+    OffsetDateTime::parse(&text.replacen(',', ".", 1), &Rfc3339).map_err(|error| error.to_string())
+}
+
 /// How Go writes a time that is not set.
 const NO_TIME: &str = "0001-01-01T00:00:00Z";
 
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize)]
 struct File {
-    #[serde(default)]
     svid: Option<Vec<String>>,
-    #[serde(default)]
     bundle: Option<Vec<String>>,
-    #[serde(default)]
     reattestable: bool,
-    #[serde(default)]
     bootstrap_use: i64,
-    #[serde(default)]
     bootstrap_start_time: Option<String>,
-    #[serde(default)]
-    connection_attempts: u32,
+    connection_attempts: i64,
 }
 
-/// One certificate: base64 of its PEM.
+/// Read as SPIRE reads it: names of members may be in any case, `null` is nothing, and of members called
+/// alike the last counts.
+impl<'de> Deserialize<'de> for File {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Members)
+    }
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = File;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<File, E> {
+        Ok(File::default())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<File, A::Error> {
+        let mut file = File::default();
+        while let Some(name) = members.next_key::<String>()? {
+            match folded(&name).as_str() {
+                "svid" => file.svid = texts(&mut members)?,
+                "bundle" => file.bundle = texts(&mut members)?,
+                "reattestable" => {
+                    file.reattestable = members.next_value::<Option<bool>>()?.unwrap_or(file.reattestable);
+                }
+                "bootstrap_use" => {
+                    file.bootstrap_use = members.next_value::<Option<i64>>()?.unwrap_or(file.bootstrap_use);
+                }
+                "bootstrap_start_time" => {
+                    let time = members.next_value::<Option<String>>()?;
+                    file.bootstrap_start_time = time.or(file.bootstrap_start_time);
+                }
+                "connection_attempts" => {
+                    let attempts = members.next_value::<Option<i64>>()?;
+                    file.connection_attempts = attempts.unwrap_or(file.connection_attempts);
+                }
+                _ => drop(members.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(file)
+    }
+}
+
+/// A list of texts, in which nothing is an empty one.
+fn texts<'de, A: MapAccess<'de>>(members: &mut A) -> Result<Option<Vec<String>>, A::Error> {
+    let texts: Option<Vec<Option<String>>> = members.next_value()?;
+    Ok(texts.map(|texts| texts.into_iter().map(Option::unwrap_or_default).collect()))
+}
+
+/// One certificate: base64 of its PEM, which may be broken into lines.
 fn certificate(text: &str) -> Result<Certificate, String> {
-    let pem = BASE64_STANDARD.decode(text).map_err(|_| "not base64".to_owned())?;
-    let blocks = pem_blocks(&pem, "CERTIFICATE");
-    let der = blocks.first().ok_or("no PEM block")?;
-    Certificate::parse(der).map_err(|error| error.to_string())
+    let text: String = text.chars().filter(|character| !matches!(character, '\r' | '\n')).collect();
+    let blocks = pem(&BASE64_STANDARD.decode(text).map_err(|_| "not base64".to_owned())?);
+    if let Some(block) = blocks.iter().find(|block| block.label != "CERTIFICATE") {
+        return Err(format!("expected block type \"CERTIFICATE\"; got {:?}", block.label));
+    }
+    match blocks.as_slice() {
+        [] => Err("no PEM blocks".to_owned()),
+        [block] => Certificate::parse(&block.contents)
+            .map_err(|error| format!("unable to parse \"CERTIFICATE\" PEM block 1: {error}")),
+        several => Err(format!("expected 1 PEM blocks; got {}", several.len())),
+    }
 }
 
 #[cfg(test)]
@@ -368,12 +432,53 @@ mod tests {
     }
 
     #[test]
+    fn names_in_any_case_null_and_repeated_members_are_read() {
+        let data = |text: &str| AgentData::from_json(text.as_bytes()).unwrap();
+        let stored = STORED[1].trim_end();
+        let upper = ["svid", "bundle", "reattestable", "bootstrap_use", "connection_attempts"]
+            .into_iter()
+            .fold(stored.to_owned(), |text, name| {
+                text.replace(&format!("\"{name}\""), &format!("\"{}\"", name.to_uppercase()))
+            });
+        let more = |members: &str| format!("{},{members}}}", stored.trim_end_matches('}'));
+
+        assert_eq!(data(&upper), data(stored));
+        assert_eq!(data("null"), AgentData::default());
+        let nothing = r#""reattestable":null,"bootstrap_use":null,"bootstrap_start_time":null,"connection_attempts":null"#;
+        assert_eq!(data(&more(nothing)), data(stored));
+        assert_eq!(data(&more(r#""svid":null"#)).svid, []);
+        assert_eq!(data(&more(r#""connection_attempts":-1"#)).attempts, 0);
+    }
+
+    #[test]
+    fn a_certificate_is_one_block_whose_base64_may_have_line_breaks() {
+        let file: serde_json::Value = serde_json::from_str(STORED[0]).unwrap();
+        let text = file["svid"][0].as_str().unwrap();
+        let pem = BASE64_STANDARD.decode(text).unwrap();
+        let with = |pem: &[u8]| format!(r#"{{"svid":["{}"]}}"#, BASE64_STANDARD.encode(pem));
+        let (first, second) = text.split_at(40);
+
+        let broken = AgentData::from_json(format!(r#"{{"svid":["{first}\r\n{second}"]}}"#).as_bytes());
+
+        assert_eq!(broken.unwrap().svid, AgentData::from_json(with(&pem).as_bytes()).unwrap().svid);
+        check_refused(&with(&pem.repeat(2)), "failed to parse SVID: expected 1 PEM blocks; got 2");
+        let key = to_pem("PRIVATE KEY", &[0]).into_bytes();
+        let why = "failed to parse SVID: expected block type \"CERTIFICATE\"; got \"PRIVATE KEY\"";
+        check_refused(&with(&[key, pem].concat()), why);
+    }
+
+    #[test]
     fn a_damaged_file_is_refused_by_name_and_left_alone() {
         check_refused("", "EOF while parsing");
         check_refused(STORED[0].split_at(900).0, "EOF while parsing");
         check_refused(r#"{"svid":["%"]}"#, "failed to parse SVID: not base64");
         check_refused(r#"{"bundle":["AAAA"]}"#, "failed to parse bundle: no PEM block");
-        check_refused(r#"{"bootstrap_start_time":"yesterday"}"#, "failed to parse bootstrap_start_time");
+        check_refused(r#"{"svid":[null]}"#, "failed to parse SVID: no PEM blocks");
+        check_refused("[]", "invalid type: sequence");
+        for time in ["yesterday", "2026-11-27 08:01:02Z", "2026-11-27t08:01:02Z", "2026-11-27T08:01:02z"] {
+            let text = format!(r#"{{"bootstrap_start_time":"{time}"}}"#);
+            check_refused(&text, "failed to parse bootstrap_start_time");
+        }
     }
 
     #[tokio::test]
