@@ -227,30 +227,41 @@ impl Attester {
             Some(bundle) => info!(trust_domain_id = %bundle.trust_domain.id(), "Bundle loaded"),
             None => info!("Bundle is not found"),
         }
-        let Loaded { identity, key } = self.load(&data).await?;
-        if let (Some(identity), Some(key)) = (identity, &key) {
-            let key = Arc::clone(key);
-            let bundle = stored.clone().ok_or(AttestError::NoBundle)?;
-            let now = self.clock.now();
-            let rule = RotationRule::new(self.config.availability_target);
-            let kept = self.vault.open(&identity, &bundle, now, &rule);
-            let is_expired = UnixSecs::from(now).plus(SKEW) >= identity.expires_at();
-            if !is_expired {
-                self.check_rebootstrap(identity.reattestable)?;
-                info!(spiffe_id = %identity.id, "SVID loaded");
-                self.store.update(AgentData::settle).await?;
-            }
-            // Workloads need not wait until the agent has another SVID.
-            if !is_expired || kept.as_ref().is_some_and(Kept::serves) {
-                return Ok(Attested { identity, key, bundle, kept });
-            }
-        }
-        info!("SVID is not found. Starting node attestation");
         let is_stored = stored.is_some();
+        // Who was killed between a doubt and the next attestation has an SVID that still holds, and no
+        // bundle.
         let trust = match stored {
             Some(bundle) => Trust::Bundle(bundle),
             None => self.ask_source().await?,
         };
+        let Loaded { identity, key } = self.load(&data).await?;
+        if let (Some(identity), Some(key)) = (identity, &key) {
+            let key = Arc::clone(key);
+            let now = self.clock.now();
+            let is_expired = UnixSecs::from(now).plus(SKEW) >= identity.expires_at();
+            match &trust {
+                Trust::Bundle(bundle) => {
+                    let bundle = bundle.clone();
+                    let rule = RotationRule::new(self.config.availability_target);
+                    let kept = self.vault.open(&identity, &bundle, now, &rule);
+                    if !is_expired {
+                        self.check_rebootstrap(identity.reattestable)?;
+                        info!(spiffe_id = %identity.id, "SVID loaded");
+                        // A bundle of the source's is stored once the server has proved it.
+                        if is_stored {
+                            self.store.update(AgentData::settle).await?;
+                        }
+                    }
+                    // Workloads need not wait until the agent has another SVID.
+                    if !is_expired || kept.as_ref().is_some_and(Kept::serves) {
+                        return Ok(Attested { identity, key, bundle, kept });
+                    }
+                }
+                Trust::Insecure if is_expired => {}
+                Trust::Insecure => return Err(AttestError::NoBundle),
+            }
+        }
+        info!("SVID is not found. Starting node attestation");
         // A key that is stored stays: the clock may be wrong, or the server never answer.
         match self.attest(&trust, key.as_ref().map(|key| key.id())).await {
             Ok(attested) => {
@@ -290,7 +301,6 @@ impl Attester {
     /// The SVID of the last run, which may have expired, and its key: both, or none.
     async fn load(&self, data: &AgentData) -> Result<Loaded, AttestError> {
         let keys = self.key_manager.keys().await.map_err(AttestError::Key)?;
-        let keys: Vec<_> = keys.into_iter().filter(|key| SLOTS.contains(&key.id().as_str())).collect();
         let Some(leaf) = data.svid.first() else {
             if !keys.is_empty() {
                 warn!("Keys recovered, but no SVID found. Generating new keypair");

@@ -204,3 +204,78 @@ async fn a15_a_first_bundle_that_does_not_vouch_for_the_server_is_asked_for_agai
     let data = agent.store.data();
     assert_eq!((data.attempts, data.trying_since), (0, None));
 }
+
+/// What an agent stored, and the agent started again after `later`, what it stored changed in between.
+async fn restarted(
+    later: Duration,
+    change: impl FnOnce(&std::path::Path),
+    adapt: impl FnOnce(&StandIn, &mut AgentConfig),
+) -> (AgentData, Running) {
+    let (running, clock) = manual(StandIn::start().await).await;
+    let Running { server, directory, tasks, .. } = running;
+    drop(tasks);
+    let before = Store::open(directory.path()).unwrap().data();
+    change(directory.path());
+    clock.advance(later);
+    let mut agent = build(&server, &directory, Arc::new(clock)).await;
+    let mut config = (*agent.config).clone();
+    adapt(&server, &mut config);
+    agent.config = Arc::new(config);
+    (before, Running::run(server, directory, agent).await)
+}
+
+fn forget_bundle(directory: &std::path::Path) {
+    let file = directory.join("agent-data.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let mut data: serde_json::Value = serde_json::from_str(&text).unwrap();
+    data["bundle"] = serde_json::Value::Null;
+    std::fs::write(&file, data.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn a_stored_svid_is_used_whatever_its_key_is_called() {
+    let rename = |directory: &std::path::Path| {
+        let file = directory.join("keys.json");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("agent-svid-A", "another")).unwrap();
+    };
+
+    let (before, running) = restarted(Duration::ZERO, rename, |_, _| {}).await;
+
+    assert_eq!(running.context.state.load().agent.chain.to_vec(), before.svid);
+    assert_eq!(running.server.calls("AttestAgent"), 1);
+    let ids: Vec<_> =
+        running.key_manager.keys().await.unwrap().iter().map(|key| key.id().as_str().to_owned()).collect();
+    assert_eq!(ids, ["another"]);
+}
+
+#[tokio::test]
+async fn a_stored_svid_without_a_bundle_is_used_with_that_of_the_source() {
+    let source = tempfile::tempdir().unwrap();
+    let path = source.path().join("bundle.pem");
+
+    let (before, running) = restarted(Duration::ZERO, forget_bundle, |server, config| {
+        std::fs::write(&path, server.bundle().to_pem()).unwrap();
+        config.bootstrap = Bootstrap::File { path: path.clone(), format: BundleFormat::Pem };
+    })
+    .await;
+
+    assert_eq!(running.context.state.load().agent.chain.to_vec(), before.svid);
+    assert_eq!(running.server.calls("AttestAgent"), 1);
+    // The first synchronisation proves the bundle.
+    running.until(|state| state.synced_at.is_some()).await;
+    assert_eq!(running.stored(), before);
+}
+
+#[tokio::test]
+async fn an_expired_svid_without_a_bundle_is_replaced() {
+    let (before, running) = restarted(Duration::from_secs(3700), forget_bundle, |server, _| {
+        server.behaviour().agent_life = 100_000;
+    })
+    .await;
+
+    assert_eq!(running.server.calls("AttestAgent"), 2);
+    let after = running.stored();
+    assert_ne!(after.svid, before.svid);
+    assert_eq!(after.bundle, before.bundle);
+}
