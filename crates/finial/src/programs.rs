@@ -93,8 +93,8 @@ where
     // What comes in bulk has threads of its own.
     runtime.on_thread_start(process::answer_at_once);
     let runtime = runtime.event_interval(TASKS_BETWEEN_LOOKS).enable_all().build()?;
+    let shutdown = Shutdown::new();
     let ended = runtime.block_on(async {
-        let shutdown = Shutdown::new();
         shutdown.listen_to_signals()?;
         upgrade.listen_to_signals(&shutdown, Arc::new(SystemClock))?;
         let program = program(shutdown.clone(), Arc::new(SystemClock));
@@ -114,6 +114,10 @@ where
     });
     drop(runtime);
     if ended.is_ok() && upgrade.is_wanted() {
+        if shutdown.is_told_at_last() {
+            listen::give_up();
+            return ended;
+        }
         tracing::info!("Becoming the successor");
         return Err(upgrade.go_on().into());
     }

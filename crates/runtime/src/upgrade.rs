@@ -78,6 +78,8 @@ impl Upgrade {
             while asked.recv().await.is_some() && !shutdown.is_triggered() {
                 info!(program = %upgrade.program.display(), "Upgrade asked for");
                 match upgrade.judge(&*clock).await {
+                    // It was told to end meanwhile.
+                    Ok(()) if shutdown.is_triggered() => {}
                     Ok(()) => {
                         upgrade.is_wanted.store(true, Ordering::Release);
                         manager::notify_reloading();

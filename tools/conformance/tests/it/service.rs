@@ -269,6 +269,28 @@ fn upgrade_of_a_server_keeps_its_port_and_refuses_what_it_cannot_read() {
 }
 
 #[test]
+fn upgrade_that_is_under_way_keeps_no_server_from_stopping() {
+    let mut plane = plane();
+    stop(&mut plane);
+    let server = plane.server().unwrap();
+    server.signal("TERM");
+    assert_eq!(server.wait(Duration::from_secs(30)), 0);
+
+    // While the successor judges the configuration, while this one drains, and while the other begins.
+    for milliseconds in [0, 2, 5, 10, 15, 20, 30, 50, 100] {
+        let mut running = Running::start(&mut as_service(&plane, "server"));
+        plane.await_healthy("server");
+        running.signal("HUP");
+        std::thread::park_timeout(Duration::from_millis(milliseconds));
+        running.signal("TERM");
+
+        // The signal itself ends a program that has not asked for it yet.
+        let ended = running.wait(Duration::from_secs(30));
+        assert!([0, -15].contains(&ended), "{ended} after {milliseconds} ms");
+    }
+}
+
+#[test]
 fn service_units_are_understood_and_confined() {
     let folder = tempfile::tempdir().unwrap();
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/systemd");
@@ -398,7 +420,8 @@ fn service_units_let_the_programs_call_what_they_call() {
         let started = || fs::read_to_string(trace).unwrap().matches("execve(").count();
         let (before, deadline) = (started(), Instant::now() + Duration::from_secs(30));
         running.signal("HUP");
-        while started() == before {
+        // First the one that judges the configuration.
+        while started() < before + 2 {
             assert!(Instant::now() < deadline, "the {program} has no successor");
             pause();
         }
