@@ -31,14 +31,27 @@ finial <program> -help lists a program's commands.
 ";
 
 fn main() -> ExitCode {
-    let mut args = std::env::args();
+    // What is not UTF-8 names nothing, but is no reason to panic.
+    let mut args = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned());
     let called = args.next().unwrap_or_default();
     let args: Vec<String> = args.collect();
-    let name = Path::new(&called).file_name().map(|name| name.to_string_lossy().into_owned());
-    match name.as_deref() {
-        Some("spire-server") => cli::run(&server("spire-server", SPIRE_VERSION.to_owned()), &args),
-        Some("spire-agent") => cli::run(&agent("spire-agent", SPIRE_VERSION.to_owned()), &args),
-        _ => finial(&args),
+    let line = cli::asked_to_complete();
+    // A shell that completes a line calls the binary by its own name; then the line says which program.
+    let program = |called: &str| match Path::new(called).file_name()?.to_str()? {
+        "spire-server" => Some(server("spire-server", SPIRE_VERSION.to_owned())),
+        "spire-agent" => Some(agent("spire-agent", SPIRE_VERSION.to_owned())),
+        _ => None,
+    };
+    match (program(&called), line) {
+        (Some(program), Some(line)) => cli::complete_line(&program, &line),
+        (Some(program), None) => cli::run(&program, &args),
+        (None, line) => {
+            let named = line.as_deref().and_then(|line| line.split_whitespace().next()).and_then(program);
+            match named.zip(line) {
+                Some((program, line)) => cli::complete_line(&program, &line),
+                None => finial(&args),
+            }
+        }
     }
 }
 

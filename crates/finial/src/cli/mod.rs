@@ -6,6 +6,7 @@
 mod agent;
 mod bench;
 mod check;
+mod complete;
 mod data;
 mod duration;
 mod explain;
@@ -21,10 +22,11 @@ mod tree;
 pub(crate) use agent::{commands as agent_commands, own_commands as own_agent_commands};
 pub(crate) use bench::commands as bench_commands;
 pub(crate) use check::commands as check_commands;
+pub(crate) use complete::asked as asked_to_complete;
 use config::{ConfigError, Unbuilt};
 use flags::{Flag, Flags};
 pub(crate) use server::{commands as server_commands, own_commands as own_server_commands};
-pub(crate) use tree::{Program, run};
+pub(crate) use tree::{Program, complete as complete_line, run};
 
 /// What a command does with its flags; the text is printed to stderr as the error.
 pub(crate) type Action = fn(&Flags, &mut Printer) -> Result<(), Failure>;

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use super::complete::{self, Change};
 use super::flags::{Flags, HELP, usage};
 use super::{Command, Failure, FlagError, Printer};
 
@@ -18,9 +19,34 @@ pub(crate) struct Program {
     pub(crate) commands: Vec<Command>,
 }
 
+/// [`HELP`] on a line of its own.
+const HELP_LINE: &str = "flag: help requested\n";
+
+/// What asks for completion in the user's shells, and what takes it away.
+const INSTALL: &str = "-autocomplete-install";
+const INSTALL_TOO: &str = "--autocomplete-install";
+const UNINSTALL: &str = "-autocomplete-uninstall";
+const UNINSTALL_TOO: &str = "--autocomplete-uninstall";
+
+/// What the words say.
+#[derive(Default)]
+struct Words {
+    /// The words that name the command; empty for none.
+    name: String,
+    /// Where the words for the command begin.
+    rest_at: usize,
+    help: bool,
+    version: bool,
+    /// Flags stand before the subcommand.
+    misplaced: bool,
+    install: bool,
+    uninstall: bool,
+}
+
 /// What the words ask for.
 enum Request<'a> {
     Version,
+    Completion(Change),
     /// Help about the command or group of that name; the empty name is the program.
     Help(String),
     Run(&'a Command, &'a [String]),
@@ -39,6 +65,13 @@ pub(crate) fn run(program: &Program, args: &[String]) -> ExitCode {
             printer.err = format!("{}\n", program.version);
             0
         }
+        Request::Completion(change) => match complete::change(program.name, change) {
+            Ok(()) => 0,
+            Err(why) => {
+                printer.err = format!("{why}\n");
+                1
+            }
+        },
         Request::Help(name) => {
             printer.err = program.help(&name);
             0
@@ -55,8 +88,7 @@ pub(crate) fn run(program: &Program, args: &[String]) -> ExitCode {
             printer.err = "Invalid flags before the subcommand. If these flags are for\n\
                 the subcommand, please put them after the subcommand.\n\n"
                 .to_owned()
-                + &program.help(&name)
-                + "\n";
+                + &program.help(&name);
             1
         }
         Request::Run(command, rest) => execute(command, program.usage_name(command.name), rest, &mut printer),
@@ -65,6 +97,12 @@ pub(crate) fn run(program: &Program, args: &[String]) -> ExitCode {
     let _closed = std::io::stdout().write_all(printer.out.as_bytes());
     let _closed = std::io::stderr().write_all(printer.err.as_bytes());
     ExitCode::from(code)
+}
+
+/// Prints how a line may go on that a shell wants completed.
+pub(crate) fn complete(program: &Program, line: &str) -> ExitCode {
+    let _closed = std::io::stdout().write_all(complete::candidates(program, line).as_bytes());
+    ExitCode::SUCCESS
 }
 
 fn execute(command: &Command, shown: &str, args: &[String], printer: &mut Printer) -> u8 {
@@ -97,42 +135,28 @@ fn execute(command: &Command, shown: &str, args: &[String], printer: &mut Printe
 }
 
 impl Program {
-    /// Reads the words as SPIRE's command line library does: help wins anywhere before `--`, the
-    /// version only before a subcommand, and the longest known run of words is the subcommand.
+    /// Reads the words as SPIRE's command line library does: the version wins, if it stands before a
+    /// subcommand, then help anywhere before `--`, then shell completion; the longest known run of words is
+    /// the subcommand.
     fn request<'a>(&'a self, args: &'a [String]) -> Request<'a> {
-        let (mut name, mut rest_at) = (String::new(), args.len());
-        let (mut help, mut version, mut misplaced) = (false, false, false);
-        let mut index = 0;
-        while let Some(arg) = args.get(index) {
-            if arg == "--" {
-                break;
-            }
-            if matches!(arg.as_str(), "-h" | "-help" | "--help") {
-                help = true;
-            } else if name.is_empty() {
-                if matches!(arg.as_str(), "-v" | "-version" | "--version") {
-                    version = true;
-                } else if arg.starts_with('-') {
-                    misplaced = true;
-                } else if !arg.is_empty() {
-                    name = self.longest(args.get(index..).unwrap_or_default());
-                    index += name.matches(' ').count();
-                    rest_at = index + 1;
-                }
-            }
-            index += 1;
-        }
-        if help && self.is_known(&name) {
-            return Request::Help(name);
-        }
+        let Words { name, rest_at, help, version, misplaced, install, uninstall } = self.words(args);
         if version {
             return Request::Version;
         }
-        if name.is_empty() && help {
+        if help && name.is_empty() {
             return Request::Help(name);
+        }
+        match (install, uninstall) {
+            (true, true) => return Request::Completion(Change::Both),
+            (true, false) => return Request::Completion(Change::Install),
+            (false, true) => return Request::Completion(Change::Uninstall),
+            (false, false) => {}
         }
         if name.is_empty() || !self.is_known(&name) {
             return Request::Unknown;
+        }
+        if help {
+            return Request::Help(name);
         }
         if misplaced {
             return Request::Misplaced(name);
@@ -143,14 +167,40 @@ impl Program {
         }
     }
 
-    /// The longest run of leading words that names a command or group; else the first word.
-    fn longest(&self, words: &[String]) -> String {
-        (1..=words.len())
+    fn words(&self, args: &[String]) -> Words {
+        let mut words = Words { rest_at: args.len(), ..Words::default() };
+        for (index, arg) in args.iter().enumerate() {
+            match arg.as_str() {
+                "--" => break,
+                "-h" | "-help" | "--help" => words.help = true,
+                INSTALL | INSTALL_TOO => words.install = true,
+                UNINSTALL | UNINSTALL_TOO => words.uninstall = true,
+                _ if !words.name.is_empty() => {}
+                "-v" | "-version" | "--version" => words.version = true,
+                arg if arg.starts_with('-') => words.misplaced = true,
+                "" => {}
+                // A blank makes it an argument, and an argument without a command ends the reading.
+                arg if arg.contains(' ') => break,
+                _ => {
+                    words.name = self.longest(args.get(index..).unwrap_or_default());
+                    words.rest_at = index + words.name.matches(' ').count() + 1;
+                }
+            }
+        }
+        words
+    }
+
+    /// The longest run of leading words that names a command or group; else the first word. What is a flag,
+    /// is empty or has a blank in it is no such word.
+    fn longest(&self, args: &[String]) -> String {
+        let is_word = |arg: &&String| !arg.is_empty() && !arg.starts_with('-') && !arg.contains(' ');
+        let count = args.iter().take_while(is_word).count();
+        (1..=count)
             .rev()
-            .filter_map(|count| words.get(..count))
+            .filter_map(|count| args.get(..count))
             .map(|words| words.join(" "))
             .find(|name| self.is_known(name))
-            .unwrap_or_else(|| words.first().cloned().unwrap_or_default())
+            .unwrap_or_else(|| args.first().cloned().unwrap_or_default())
     }
 
     fn is_known(&self, name: &str) -> bool {
@@ -162,7 +212,7 @@ impl Program {
         if let Some(command) = self.commands.iter().find(|command| command.name == name) {
             let text = usage(self.usage_name(name), &command.flags);
             return match self.children(name).as_str() {
-                "" => text,
+                "" => text + self.after_help(name),
                 children => format!("{}\nSubcommands:\n{children}", command.about.to_owned() + "\n"),
             };
         }
@@ -177,6 +227,16 @@ impl Program {
             "This command is accessed by using one of the subcommands below.\n\nSubcommands:\n{}",
             self.children(name)
         )
+    }
+
+    /// What stands behind the usage that was asked for: the commands of SPIRE's agent that call its public
+    /// socket end it with an empty line, all others say what the flag parser says of `-h`.
+    fn after_help(&self, name: &str) -> &'static str {
+        match name {
+            "healthcheck" if self.name.ends_with("agent") => "\n",
+            "api fetch x509" | "api fetch jwt" | "api validate jwt" => "\n",
+            _ => HELP_LINE,
+        }
     }
 
     /// What a usage text calls a command: a few have another name there than the one they go by.
@@ -213,5 +273,65 @@ impl Program {
             text.push('\n');
             text
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program() -> Program {
+        Program { name: "spire-server", version: String::new(), commands: crate::cli::server_commands() }
+    }
+
+    /// What a line asks for; its words are parted by `|`.
+    fn asked(line: &str) -> String {
+        let args: Vec<String> = line.split('|').map(str::to_owned).collect();
+        match program().request(&args) {
+            Request::Version => "version".into(),
+            Request::Completion(change) => format!("{change:?}"),
+            Request::Help(name) => format!("help {name}"),
+            Request::Run(command, rest) => format!("run {} with {rest:?}", command.name),
+            Request::Incomplete(name) => format!("incomplete {name}"),
+            Request::Unknown => "unknown".into(),
+            Request::Misplaced(name) => format!("misplaced {name}"),
+        }
+    }
+
+    #[test]
+    fn words_are_read_as_by_the_library_of_spire() {
+        for (line, request) in [
+            ("entry|show|-x", "run entry show with [\"-x\"]"),
+            ("entry|show|show", "run entry show with [\"show\"]"),
+            ("entry|shown", "incomplete entry"),
+            ("localauthority|x509|revoke", "run localauthority x509 revoke with []"),
+            ("localauthority|x509 revoke", "incomplete localauthority"),
+            ("entry||show", "incomplete entry"),
+            ("|run", "run run with []"),
+            ("-x|run", "misplaced run"),
+            ("-|run", "misplaced run"),
+            ("--|run", "unknown"),
+            ("run|--|-h", "run run with [\"--\", \"-h\"]"),
+            ("run|-x|-h", "help run"),
+            ("nothing|-h", "unknown"),
+            ("entry show", "unknown"),
+            ("entry show|-h", "unknown"),
+            ("-h|entry show", "help "),
+            ("-h|= ", "help "),
+            ("-v|nothing", "version"),
+            ("-version|run|-h", "version"),
+            ("run|-v", "run run with [\"-v\"]"),
+            ("run|-autocomplete-install", "Install"),
+            ("-autocomplete-install|--autocomplete-uninstall", "Both"),
+            ("-autocomplete-install|-h", "help "),
+        ] {
+            assert_eq!(asked(line), request, "{line}");
+        }
+    }
+
+    #[test]
+    fn help_ends_with_what_the_flag_parser_says() {
+        assert!(program().help("run").ends_with("\nflag: help requested\n"));
+        assert!(program().help("entry").ends_with("\n    update    Update registration entries\n"));
     }
 }
