@@ -98,6 +98,9 @@ impl PreparedToken {
             SigAlg::EcdsaP384Sha384 | SigAlg::EcdsaP384Sha256 => {
                 BASE64_URL_SAFE_NO_PAD.encode_string(signature.to_fixed(48).ok_or_else(bad)?, &mut token);
             }
+            SigAlg::EcdsaP521Sha512 | SigAlg::EcdsaP521Sha256 => {
+                BASE64_URL_SAFE_NO_PAD.encode_string(signature.to_fixed(66).ok_or_else(bad)?, &mut token);
+            }
             SigAlg::RsaPkcs1Sha256 | SigAlg::RsaPssSha256 => {
                 BASE64_URL_SAFE_NO_PAD.encode_string(signature.as_bytes(), &mut token);
             }
@@ -268,6 +271,7 @@ const fn alg_name(alg: SigAlg) -> &'static str {
     match alg {
         SigAlg::EcdsaP256Sha256 => "ES256",
         SigAlg::EcdsaP384Sha384 | SigAlg::EcdsaP384Sha256 => "ES384",
+        SigAlg::EcdsaP521Sha512 | SigAlg::EcdsaP521Sha256 => "ES512",
         SigAlg::RsaPkcs1Sha256 => "RS256",
         SigAlg::RsaPssSha256 => "PS256",
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use spiffe::key::PrivateKey;
-use spiffe::x509::{Certificate, PemBlock, pem, pem_blocks};
+use spiffe::x509::{Certificate, PemBlock, pem};
 use zeroize::Zeroizing;
 
 /// The certificates of a file, at least one.
@@ -22,16 +22,15 @@ pub(crate) fn certificates(path: &Path) -> Result<Vec<Certificate>, String> {
     if certificates.is_empty() { Err("no certificates found in file".to_owned()) } else { Ok(certificates) }
 }
 
-/// The private key of a file.
+/// The private key of a file: the first block that calls itself one.
 pub(crate) fn private_key(path: &Path) -> Result<PrivateKey, String> {
     let text = std::fs::read(path).map(Zeroizing::new).map_err(|error| opening(path, &error))?;
-    for label in ["PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY"] {
-        if let Some(der) = pem_blocks(&text, label).into_iter().next().map(Zeroizing::new) {
-            return PrivateKey::from_der(&der)
-                .map_err(|error| format!("cannot parse private key in {}: {error}", path.display()));
-        }
-    }
-    Err(format!("failed to find any PEM data in key input {}", path.display()))
+    let is_key = |block: &PemBlock| block.label == "PRIVATE KEY" || block.label.ends_with(" PRIVATE KEY");
+    let Some(block) = pem(&text).into_iter().find(is_key) else {
+        return Err(format!("failed to find any PEM data in key input {}", path.display()));
+    };
+    PrivateKey::from_der(&block.contents)
+        .map_err(|error| format!("cannot parse private key in {}: {error}", path.display()))
 }
 
 /// The certificates of a file that holds nothing else, at least one. The words are those of SPIRE's
@@ -84,5 +83,6 @@ fn opening(path: &Path, error: &io::Error) -> String {
     let text = text.split(" (os error").next().unwrap_or(&text);
     let mut chars = text.chars();
     let text: String = chars.next().into_iter().flat_map(char::to_lowercase).chain(chars).collect();
-    format!("open {}: {text}", path.display())
+    let step = if error.kind() == io::ErrorKind::IsADirectory { "read" } else { "open" };
+    format!("{step} {}: {text}", path.display())
 }

@@ -2,7 +2,6 @@
 //! its certificate. Messages are JSON as Go writes it.
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
-use aws_lc_rs::signature::{ECDSA_P521_SHA256_ASN1, UnparsedPublicKey};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -129,9 +128,10 @@ impl Challenge {
             PublicKeyKind::EcP384 => {
                 (self.ecdsa_signature.as_ref().ok_or(ProofError::NoEcdsaChallenge)?, SigAlg::EcdsaP384Sha256)
             }
-            PublicKeyKind::EcP521 | PublicKeyKind::Ed25519 | PublicKeyKind::Other => {
-                return Err(ProofError::KeyKind);
+            PublicKeyKind::EcP521 => {
+                (self.ecdsa_signature.as_ref().ok_or(ProofError::NoEcdsaChallenge)?, SigAlg::EcdsaP521Sha256)
             }
+            PublicKeyKind::Ed25519 | PublicKeyKind::Other => return Err(ProofError::KeyKind),
         };
         let nonce = new_nonce()?;
         // What is signed is the digest of both nonces, as if they were the message.
@@ -168,21 +168,15 @@ impl Challenge {
                     return Err(ProofError::Ecdsa);
                 }
                 let signature = Signature::from_ecdsa_parts(&response.r.0, &response.s.0);
-                let verdict = match kind {
-                    PublicKeyKind::EcP256 => {
-                        key.verify(SigAlg::EcdsaP256Sha256, &message, &signature).is_ok()
-                    }
-                    PublicKeyKind::EcP384 => {
-                        key.verify(SigAlg::EcdsaP384Sha256, &message, &signature).is_ok()
-                    }
+                let alg = match kind {
+                    PublicKeyKind::EcP256 => SigAlg::EcdsaP256Sha256,
+                    PublicKeyKind::EcP384 => SigAlg::EcdsaP384Sha256,
                     PublicKeyKind::EcP521
                     | PublicKeyKind::Rsa(_)
                     | PublicKeyKind::Ed25519
-                    | PublicKeyKind::Other => UnparsedPublicKey::new(&ECDSA_P521_SHA256_ASN1, key.raw())
-                        .verify(&message, signature.as_bytes())
-                        .is_ok(),
+                    | PublicKeyKind::Other => SigAlg::EcdsaP521Sha256,
                 };
-                if verdict { Ok(()) } else { Err(ProofError::Ecdsa) }
+                key.verify(alg, &message, &signature).map_err(|_| ProofError::Ecdsa)
             }
             PublicKeyKind::Ed25519 | PublicKeyKind::Other => Err(ProofError::KeyKind),
         }
@@ -252,16 +246,28 @@ mod tests {
         }
     }
 
+    fn generated(kind: KeyKind) -> PrivateKey {
+        PrivateKey::generate(kind).unwrap()
+    }
+
+    fn p521() -> PrivateKey {
+        use aws_lc_rs::signature::{ECDSA_P521_SHA512_ASN1_SIGNING, EcdsaKeyPair};
+
+        let pair = EcdsaKeyPair::generate(&ECDSA_P521_SHA512_ASN1_SIGNING).unwrap();
+        PrivateKey::from_der(pair.to_pkcs8v1().unwrap().as_ref()).unwrap()
+    }
+
     #[test]
     fn keys_of_every_kind_prove_themselves() {
-        for kind in [KeyKind::EcP256, KeyKind::EcP384, KeyKind::Rsa2048] {
-            let key = PrivateKey::generate(kind).unwrap();
+        let kinds = [KeyKind::EcP256, KeyKind::EcP384, KeyKind::Rsa2048];
+        for (key, stranger) in
+            kinds.map(|kind| (generated(kind), generated(kind))).into_iter().chain([(p521(), p521())])
+        {
             let challenge = Challenge::new(key.public()).unwrap();
 
             let response = challenge.answer(&key).unwrap();
 
             assert_eq!(challenge.verify(key.public(), &response), Ok(()));
-            let stranger = PrivateKey::generate(kind).unwrap();
             assert!(challenge.verify(stranger.public(), &response).is_err());
         }
     }

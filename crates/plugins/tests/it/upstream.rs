@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::signature::{ECDSA_P521_SHA512_ASN1_SIGNING, EcdsaKeyPair};
 use plugin::catalog::load_server;
 use plugin::{Code, Host, Minted, PluginError, UpstreamAuthority};
 use plugins::tables;
@@ -115,10 +116,17 @@ fn leaf(minted: &Minted) -> Certificate {
     Certificate::parse(minted.chain[0].as_bytes()).unwrap()
 }
 
+/// A key of a kind that others make.
+fn p521() -> PrivateKey {
+    let pair = EcdsaKeyPair::generate(&ECDSA_P521_SHA512_ASN1_SIGNING).unwrap();
+    PrivateKey::from_der(pair.to_pkcs8v1().unwrap().as_ref()).unwrap()
+}
+
 #[tokio::test]
 async fn a_self_signed_authority_signs_without_itself_in_the_chain() {
-    for kind in [KeyKind::EcP256, KeyKind::EcP384, KeyKind::Rsa2048] {
-        let (files, ca) = (Files::new(), Ca::root("upstream", kind));
+    let kinds = [KeyKind::EcP256, KeyKind::EcP384, KeyKind::Rsa2048];
+    for key in kinds.map(|kind| PrivateKey::generate(kind).unwrap()).into_iter().chain([p521()]) {
+        let (files, ca) = (Files::new(), Ca::signed("upstream", key, None, now().plus(3600)));
         files.certificates("cert", &[&ca.certificate]);
         files.key(&ca.key);
         let upstream = load("disk", &files.settings(false)).await.unwrap();

@@ -77,8 +77,12 @@ pub enum SigAlg {
     EcdsaP384Sha384,
     /// RSA PKCS#1 v1.5 with SHA-256.
     RsaPkcs1Sha256,
+    /// ECDSA on P-521 with SHA-512.
+    EcdsaP521Sha512,
     /// ECDSA on P-384 with SHA-256, which proofs of possession use whatever the curve.
     EcdsaP384Sha256,
+    /// ECDSA on P-521 with SHA-256, for the same proofs.
+    EcdsaP521Sha256,
     /// RSA-PSS with SHA-256 and the longest salt that fits.
     RsaPssSha256,
 }
@@ -155,7 +159,7 @@ pub enum KeyError {
     #[error("malformed key")]
     Malformed,
     /// It is a key of a kind that has no use here.
-    #[error("unsupported key type")]
+    #[error("unsupported key type: use ECDSA on P-256, P-384 or P-521, or RSA of at least 2048 bits")]
     Unsupported,
     /// The key cannot sign with this algorithm.
     #[error("key type and signature algorithm do not match")]

@@ -7,8 +7,9 @@ use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
-    KeyPair, RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair, RsaPssSaltLength, RsaSignatureEncoding,
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P521_SHA512_ASN1_SIGNING,
+    EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair, RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair,
+    RsaPssSaltLength, RsaSignatureEncoding,
 };
 use zeroize::Zeroizing;
 
@@ -45,10 +46,14 @@ impl PrivateKey {
     /// Reads a private key in DER: PKCS#8, or the older forms of EC (RFC 5915) and RSA (RFC 8017).
     ///
     /// # Errors
-    /// [`KeyError::Malformed`] when it is neither an EC key on P-256 or P-384 nor an RSA key of at
-    /// least 2048 bits.
+    /// [`KeyError::Unsupported`] when it is neither an EC key on P-256, P-384 or P-521 nor an RSA key of
+    /// at least 2048 bits, [`KeyError::Malformed`] when it does not look like a key at all.
     pub fn from_der(der: &[u8]) -> Result<Self, KeyError> {
-        for alg in [&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P384_SHA384_ASN1_SIGNING] {
+        for alg in [
+            &ECDSA_P256_SHA256_ASN1_SIGNING,
+            &ECDSA_P384_SHA384_ASN1_SIGNING,
+            &ECDSA_P521_SHA512_ASN1_SIGNING,
+        ] {
             let pair = EcdsaKeyPair::from_pkcs8(alg, der);
             if let Ok(pair) = pair.or_else(|_| EcdsaKeyPair::from_private_key_der(alg, der)) {
                 return Self::from_pair(Pair::Ec(Arc::new(pair)));
@@ -56,6 +61,7 @@ impl PrivateKey {
         }
         match RsaKeyPair::from_pkcs8(der).or_else(|_| RsaKeyPair::from_der(der)) {
             Ok(pair) => Self::from_pair(Pair::Rsa(Arc::new(pair))),
+            Err(_) if begins_as_key(der) => Err(KeyError::Unsupported),
             Err(_) => Err(KeyError::Malformed),
         }
     }
@@ -99,9 +105,8 @@ impl PrivateKey {
             PublicKeyKind::EcP256 => Ok(SigAlg::EcdsaP256Sha256),
             PublicKeyKind::EcP384 => Ok(SigAlg::EcdsaP384Sha384),
             PublicKeyKind::Rsa(_) => Ok(SigAlg::RsaPkcs1Sha256),
-            PublicKeyKind::EcP521 | PublicKeyKind::Ed25519 | PublicKeyKind::Other => {
-                Err(KeyError::Unsupported)
-            }
+            PublicKeyKind::EcP521 => Ok(SigAlg::EcdsaP521Sha512),
+            PublicKeyKind::Ed25519 | PublicKeyKind::Other => Err(KeyError::Unsupported),
         }
     }
 
@@ -113,20 +118,16 @@ impl PrivateKey {
         let random = SystemRandom::new();
         match (&self.pair, alg, self.public.kind()) {
             (Pair::Ec(pair), SigAlg::EcdsaP256Sha256, PublicKeyKind::EcP256)
-            | (Pair::Ec(pair), SigAlg::EcdsaP384Sha384, PublicKeyKind::EcP384) => {
+            | (Pair::Ec(pair), SigAlg::EcdsaP384Sha384, PublicKeyKind::EcP384)
+            | (Pair::Ec(pair), SigAlg::EcdsaP521Sha512, PublicKeyKind::EcP521) => {
                 let signature = pair.sign(&random, message).map_err(|_| KeyError::Failed)?;
                 Ok(Signature::new(signature.as_ref().to_vec()))
             }
             (Pair::Ec(pair), SigAlg::EcdsaP384Sha256, PublicKeyKind::EcP384) => {
-                // A digest shorter than the curve's order is the same number with zeros before it.
-                let short = digest::digest(&digest::SHA256, message);
-                let mut wide = [0; digest::SHA384_OUTPUT_LEN];
-                for (to, from) in wide.iter_mut().rev().zip(short.as_ref().iter().rev()) {
-                    *to = *from;
-                }
-                let wide = Digest::import_less_safe(&wide, &digest::SHA384).map_err(|_| KeyError::Failed)?;
-                let signature = pair.sign_digest(&wide).map_err(|_| KeyError::Failed)?;
-                Ok(Signature::new(signature.as_ref().to_vec()))
+                sign_sha256(pair, &digest::SHA384, message)
+            }
+            (Pair::Ec(pair), SigAlg::EcdsaP521Sha256, PublicKeyKind::EcP521) => {
+                sign_sha256(pair, &digest::SHA512, message)
             }
             (Pair::Rsa(pair), SigAlg::RsaPkcs1Sha256, _) => sign_rsa(pair, &RSA_PKCS1_SHA256, message),
             (Pair::Rsa(pair), SigAlg::RsaPssSha256, _) => sign_rsa(pair, &PSS_SHA256_LONGEST, message),
@@ -153,6 +154,33 @@ fn generate_ec(alg: &'static EcdsaSigningAlgorithm) -> Result<EcdsaKeyPair, KeyE
 
 fn generate_rsa(size: KeySize) -> Result<RsaKeyPair, KeyError> {
     RsaKeyPair::generate(size).map_err(|_| KeyError::Failed)
+}
+
+/// Signs the SHA-256 of a message by a key whose own digest is `own`: a digest shorter than the curve's
+/// order is the same number with zeros before it.
+fn sign_sha256(
+    pair: &EcdsaKeyPair,
+    own: &'static digest::Algorithm,
+    message: &[u8],
+) -> Result<Signature, KeyError> {
+    let short = digest::digest(&digest::SHA256, message);
+    let mut wide = vec![0; own.output_len()];
+    for (to, from) in wide.iter_mut().rev().zip(short.as_ref().iter().rev()) {
+        *to = *from;
+    }
+    let wide = Digest::import_less_safe(&wide, own).map_err(|_| KeyError::Failed)?;
+    let signature = pair.sign_digest(&wide).map_err(|_| KeyError::Failed)?;
+    Ok(Signature::new(signature.as_ref().to_vec()))
+}
+
+/// Whether bytes begin as a private key does: a sequence of a version and an algorithm (PKCS#8), a number
+/// (RFC 8017) or a text of bytes (RFC 5915).
+fn begins_as_key(der: &[u8]) -> bool {
+    let ([0x30, 0x82, _, _, body @ ..] | [0x30, 0x81, _, body @ ..] | [0x30, ..=0x7f, body @ ..]) = der
+    else {
+        return false;
+    };
+    matches!(body, [2, 1, 0 | 1, 0x30, ..] | [2, 1, 0, 2, ..] | [2, 1, 1, 4, ..])
 }
 
 fn sign_rsa(
@@ -220,6 +248,37 @@ mod tests {
         check_round_trip(KeyKind::EcP256, &[SigAlg::EcdsaP256Sha256]);
         check_round_trip(KeyKind::EcP384, &[SigAlg::EcdsaP384Sha384, SigAlg::EcdsaP384Sha256]);
         check_round_trip(KeyKind::Rsa2048, &[SigAlg::RsaPkcs1Sha256, SigAlg::RsaPssSha256]);
+    }
+
+    /// A key on P-521, as PKCS#8 and as RFC 5915 has it.
+    fn p521() -> [Vec<u8>; 2] {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P521_SHA512_ASN1_SIGNING).unwrap();
+        let older: aws_lc_rs::encoding::EcPrivateKeyRfc5915Der<'_> = pair.private_key().as_der().unwrap();
+        [pair.to_pkcs8v1().unwrap().as_ref().to_vec(), older.as_ref().to_vec()]
+    }
+
+    #[test]
+    fn keys_on_p521_are_read_and_sign() {
+        for der in p521() {
+            let key = PrivateKey::from_der(&der).unwrap();
+
+            assert_eq!(key.kind(), None, "none are made here");
+            assert_eq!(key.sig_alg(), Ok(SigAlg::EcdsaP521Sha512));
+            for alg in [SigAlg::EcdsaP521Sha512, SigAlg::EcdsaP521Sha256] {
+                let signature = key.sign(alg, b"message").unwrap();
+                key.public().verify(alg, b"message", &signature).unwrap();
+                key.public().verify(alg, b"massage", &signature).unwrap_err();
+            }
+            assert_eq!(key.sign(SigAlg::EcdsaP384Sha384, b""), Err(KeyError::Mismatch));
+        }
+    }
+
+    #[test]
+    fn a_key_of_another_kind_is_told_from_what_is_no_key() {
+        let ed25519 = aws_lc_rs::signature::Ed25519KeyPair::generate().unwrap().to_pkcs8v1().unwrap();
+
+        assert_eq!(PrivateKey::from_der(ed25519.as_ref()).err(), Some(KeyError::Unsupported));
+        assert_eq!(PrivateKey::from_der(&[0x30, 3, 2, 1, 7]).err(), Some(KeyError::Malformed));
     }
 
     #[test]

@@ -132,6 +132,12 @@ impl PublicKey {
             (SigAlg::EcdsaP384Sha256, PublicKeyKind::EcP384) => {
                 self.check(&signature::ECDSA_P384_SHA256_ASN1, message, signature)
             }
+            (SigAlg::EcdsaP521Sha512, PublicKeyKind::EcP521) => {
+                self.check(&signature::ECDSA_P521_SHA512_ASN1, message, signature)
+            }
+            (SigAlg::EcdsaP521Sha256, PublicKeyKind::EcP521) => {
+                self.check(&signature::ECDSA_P521_SHA256_ASN1, message, signature)
+            }
             (SigAlg::RsaPkcs1Sha256, PublicKeyKind::Rsa(_)) => {
                 self.check(&signature::RSA_PKCS1_2048_8192_SHA256, message, signature)
             }

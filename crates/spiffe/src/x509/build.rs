@@ -243,8 +243,9 @@ pub fn assemble(tbs: &Tbs, signature: &Signature) -> CertDer {
 pub(super) fn algorithm(alg: SigAlg) -> Vec<u8> {
     let ecdsa = |last: u8| der::tlv(der::SEQUENCE, &der::oid(&[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, last]));
     match alg {
-        SigAlg::EcdsaP256Sha256 | SigAlg::EcdsaP384Sha256 => ecdsa(2),
+        SigAlg::EcdsaP256Sha256 | SigAlg::EcdsaP384Sha256 | SigAlg::EcdsaP521Sha256 => ecdsa(2),
         SigAlg::EcdsaP384Sha384 => ecdsa(3),
+        SigAlg::EcdsaP521Sha512 => ecdsa(4),
         SigAlg::RsaPkcs1Sha256 => {
             let oid = der::oid(&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 11]);
             der::cat(der::SEQUENCE, &[&oid, &der::null()])
