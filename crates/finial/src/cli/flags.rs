@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Int,
     /// Any text.
     Text,
+    /// Any text; the usage says `value`, since SPIRE reads it by rules of its own.
+    Value,
     /// Any text; each use adds one.
     Texts,
     /// A duration in Go's syntax.
@@ -205,7 +207,13 @@ impl Flags {
                     )));
                 }
             }
-            Kind::Bool | Kind::Switch | Kind::Text | Kind::Texts | Kind::Duration | Kind::Timeout => {}
+            Kind::Bool
+            | Kind::Switch
+            | Kind::Text
+            | Kind::Value
+            | Kind::Texts
+            | Kind::Duration
+            | Kind::Timeout => {}
         }
         self.given.entry(name).or_default().push(value);
         Ok(())
@@ -222,7 +230,7 @@ pub(crate) fn usage(command: &str, specs: &[Flag]) -> String {
             Kind::Bool | Kind::Switch => "",
             Kind::Int => " int",
             Kind::Text => " string",
-            Kind::Texts | Kind::Output | Kind::Timeout => " value",
+            Kind::Value | Kind::Texts | Kind::Output | Kind::Timeout => " value",
             Kind::Duration => " duration",
         };
         let default = match (spec.kind, spec.default) {

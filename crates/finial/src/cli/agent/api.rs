@@ -34,7 +34,7 @@ pub(super) fn commands() -> Vec<Command> {
         output_flag(),
     ];
     let jwt_flags = [
-        flag("audience", Kind::Text, "Comma separated list of audience values"),
+        flag("audience", Kind::Value, "Comma separated list of audience values"),
         flag("spiffeID", Kind::Text, "SPIFFE ID subject (optional)"),
         flag_or("format", Kind::Output, "pretty", "Deprecated; use -output"),
         timeout,

@@ -22,8 +22,8 @@ const FILTERS: [Flag; 6] = [
     flag("selector", Kind::Texts, "A colon-delimited type:value selector. Can be used more than once"),
     flag_or("matchSelectorsOn", Kind::Text, "superset", "How selectors match: exact, any, superset, subset"),
     flag("attestationType", Kind::Text, "Only agents of this attestation type, like join_token or x509pop"),
-    flag("canReattest", Kind::Text, "Only agents that can (true) or cannot (false) re-attest"),
-    flag("banned", Kind::Text, "Only agents that are banned (true) or not (false)"),
+    flag("canReattest", Kind::Value, "Only agents that can (true) or cannot (false) re-attest"),
+    flag("banned", Kind::Value, "Only agents that are banned (true) or not (false)"),
     flag(
         "expiresBefore",
         Kind::Text,
