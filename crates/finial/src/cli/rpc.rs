@@ -6,6 +6,7 @@ use std::pin::Pin;
 
 use hyper_util::rt::TokioIo;
 use runtime::codes;
+use spiffe::quote::quoted;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -123,27 +124,35 @@ pub(crate) struct Dialed {
 }
 
 /// Prepares a channel to a socket of administrators. As in SPIRE's commands, an absolute path is shown with
-/// two slashes before it.
+/// two slashes before it, and what begins with `@` is an abstract address.
 pub(crate) fn dial(socket: &Path) -> Dialed {
     let prefix = if socket.is_absolute() { "//" } else { "" };
-    connect(socket, format!("dial unix {prefix}{}", socket.display()))
+    let shown = format!("dial unix {prefix}{}", socket.display());
+    match socket.to_str().and_then(|text| text.strip_prefix('@')) {
+        // So Tokio knows them.
+        Some(name) => connect(Path::new(&format!("\0{name}")), shown),
+        None => connect(socket, shown),
+    }
 }
 
 /// Prepares a channel to a socket of workloads: as SPIRE's commands do, the path is made absolute first.
 pub(crate) fn dial_public(socket: &Path) -> Dialed {
-    let directory = std::env::current_dir().unwrap_or_default();
-    let shown = format!("dial unix {}", cleaned(&directory.join(socket)).display());
-    connect(if socket.as_os_str().is_empty() { &directory } else { socket }, shown)
+    let path = cleaned(&std::env::current_dir().unwrap_or_default().join(socket));
+    connect(&path, format!("dial unix {}", path.display()))
 }
 
-/// An absolute path without `.`, `..` and doubled slashes, which is all that is looked at.
-fn cleaned(path: &Path) -> PathBuf {
+/// A path without `.`, doubled slashes and what `..` takes back, by the letters alone, as Go has it.
+pub(crate) fn cleaned(path: &Path) -> PathBuf {
     path.components().fold(PathBuf::new(), |mut cleaned, component| {
         match component {
             Component::CurDir => {}
-            Component::ParentDir => {
-                cleaned.pop();
-            }
+            Component::ParentDir => match cleaned.components().next_back() {
+                Some(Component::Normal(_)) => {
+                    cleaned.pop();
+                }
+                Some(Component::Prefix(_) | Component::RootDir) => {}
+                Some(Component::CurDir | Component::ParentDir) | None => cleaned.push(component),
+            },
             Component::Prefix(_) | Component::RootDir | Component::Normal(_) => cleaned.push(component),
         }
         cleaned
@@ -186,9 +195,8 @@ impl Dialed {
                 "dial unix " => "dial unix: missing address".to_owned(),
                 shown => format!("{shown}: connect: {}", system_text(&cause)),
             };
-            return format!(
-                "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: {what}\""
-            );
+            let told = quoted(&format!("transport: Error while dialing: {what}"));
+            return format!("rpc error: code = Unavailable desc = connection error: desc = {told}");
         }
         rpc_error(status)
     }
@@ -263,6 +271,9 @@ pub(crate) fn item_failed(printer: &mut Printer, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::SocketAddr;
+
     use super::*;
 
     #[test]
@@ -275,7 +286,46 @@ mod tests {
     #[test]
     fn a_path_is_cleaned_as_it_reads() {
         assert_eq!(cleaned(Path::new("/run/./a//../b/api.sock")), Path::new("/run/b/api.sock"));
-        assert_eq!(cleaned(Path::new("/../api.sock")), Path::new("/api.sock"));
+        assert_eq!(cleaned(Path::new("/../api.sock/")).as_os_str(), "/api.sock");
+        assert_eq!(cleaned(Path::new("../a/../../b//c")), Path::new("../../b/c"));
+        assert_eq!(cleaned(Path::new("./.")), Path::new(""));
+    }
+
+    #[test]
+    fn an_address_that_is_not_there_is_quoted() {
+        let failed = block_on(async {
+            let dialed = dial(Path::new("no\u{2028}where"));
+            let request = proto::health::HealthCheckRequest { service: String::new() };
+            let reply = client!(proto::health::health_client::HealthClient<_>, dialed).check(request).await;
+            Ok(dialed.failed(&reply.unwrap_err()))
+        });
+
+        let told =
+            "transport: Error while dialing: dial unix no\\u2028where: connect: no such file or directory";
+        assert_eq!(
+            failed.unwrap(),
+            format!("rpc error: code = Unavailable desc = connection error: desc = \"{told}\"")
+        );
+    }
+
+    #[test]
+    fn what_begins_with_an_at_sign_is_an_abstract_address() {
+        let name = format!("finial-cli-{}", std::process::id());
+        let reached = block_on(async {
+            let address = SocketAddr::from_abstract_name(&name).map_err(|error| error.to_string())?;
+            let listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+            let dialed = dial(Path::new(&format!("@{name}")));
+            let request = proto::health::HealthCheckRequest { service: String::new() };
+            let mut client = client!(proto::health::health_client::HealthClient<_>, dialed);
+            tokio::select! {
+                accepted = listener.accept() => Ok(accepted.is_ok()),
+                _ = client.check(request) => Ok(false),
+            }
+        });
+
+        assert!(reached.unwrap());
     }
 
     const fn libc_enoent() -> i32 {

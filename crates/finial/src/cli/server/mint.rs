@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -83,8 +83,7 @@ fn mint_x509(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
                 ("Root CAs", "bundle", "bundle.pem", pem(&roots), 0o644),
             ];
             for (shown, what, name, text, mode) in files {
-                let path = Path::new(dir).join(name);
-                let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
+                let path = rpc::cleaned(&Path::new(dir).join(name));
                 write_file(&path, &text, mode).map_err(|why| format!("unable to write {what}: {why}"))?;
                 printer.out.push_str(&format!("{shown} written to {}\n", path.display()));
             }

@@ -10,7 +10,7 @@ use spiffe::key::{KeyKind, PrivateKey};
 
 use super::mint::{capped, is_capped, required_id, seconds, write_file};
 use crate::cli::flags::{Flags, Kind, Output, flag, flag_or};
-use crate::cli::rpc::{client, server_flags_with_output, with_server};
+use crate::cli::rpc::{self, client, server_flags_with_output, with_server};
 use crate::cli::{Command, Failure, FlagError, Printer, json};
 
 /// Names the feature flags of commands, separated by spaces.
@@ -64,7 +64,7 @@ fn mint(flags: &Flags, printer: &mut Printer) -> Result<(), Failure> {
         if !dir.is_empty() {
             let files = [("WIT-SVID", "token", &*svid.token), ("Private key", "key", &**jwk)];
             for (shown, name, text) in files {
-                let path = Path::new(dir).join(name);
+                let path = rpc::cleaned(&Path::new(dir).join(name));
                 write_file(&path, text, 0o600).map_err(|why| format!("unable to write {name}: {why}"))?;
                 printer.out.push_str(&format!("{shown} written to {}\n", path.display()));
             }

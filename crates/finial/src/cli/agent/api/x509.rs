@@ -61,7 +61,7 @@ pub(super) fn fetch(flags: &Flags, printer: &mut Printer) -> Result<(), Failure>
         }
         match flags.text("write") {
             "" => Ok(()),
-            dir => update.write(Path::new(dir), printer),
+            dir => update.write(&rpc::cleaned(Path::new(dir)), printer),
         }
     })
 }
