@@ -36,7 +36,9 @@ pub(crate) fn run_server(config: ServerConfig, log: Log) -> Result<(), Crashed> 
     match ended {
         Ok(()) => tracing::info!("Server stopped gracefully"),
         Err(reason) => {
-            tracing::error!(error = %chain(&*reason), "Server crashed");
+            let error = chain(&*reason);
+            tracing::error!(error = %error, "Fatal run error");
+            tracing::error!(error = %error, "Server crashed");
             return Err(Crashed);
         }
     }

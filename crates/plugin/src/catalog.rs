@@ -178,7 +178,7 @@ pub async fn load_server(
     for declaration in declarations {
         let kind = match PluginKind::parse(&declaration.kind) {
             Some(PluginKind::SvidStore | PluginKind::WorkloadAttestor) | None => {
-                return Err(CatalogError::UnknownKind { kind: declaration.kind.clone() });
+                return Err(told(CatalogError::UnknownKind { kind: declaration.kind.clone() }, declaration));
             }
             Some(kind) => kind,
         };
@@ -207,7 +207,7 @@ pub async fn load_server(
                 credential_composers.push(Arc::new(composer::Marked(plugin)));
             }
             PluginKind::BundlePublisher | PluginKind::Notifier => {
-                return Err(missing(kind, SERVER_KNOWN, declaration));
+                return Err(told(missing(kind, SERVER_KNOWN, declaration), declaration));
             }
             PluginKind::SvidStore | PluginKind::WorkloadAttestor => {}
         }
@@ -245,7 +245,7 @@ pub async fn load_agent(
     for declaration in declarations {
         let kind = PluginKind::parse(&declaration.kind)
             .filter(|kind| AGENT_KINDS.contains(kind))
-            .ok_or_else(|| CatalogError::UnknownKind { kind: declaration.kind.clone() })?;
+            .ok_or_else(|| told(CatalogError::UnknownKind { kind: declaration.kind.clone() }, declaration))?;
         if !declaration.enabled {
             continue;
         }
@@ -268,7 +268,9 @@ pub async fn load_agent(
             | PluginKind::DataStore
             | PluginKind::Notifier
             | PluginKind::SvidStore
-            | PluginKind::UpstreamAuthority => return Err(missing(kind, AGENT_KNOWN, declaration)),
+            | PluginKind::UpstreamAuthority => {
+                return Err(told(missing(kind, AGENT_KNOWN, declaration), declaration));
+            }
         }
     }
     let key_manager = exactly_one(PluginKind::KeyManager, key_managers)?;
@@ -293,6 +295,17 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     async fn load<T: Plugin + ?Sized + 'static>(
+        &mut self,
+        built_ins: &[BuiltIn<T>],
+        kind: PluginKind,
+        known: &[(PluginKind, &[&str])],
+        declaration: &Declaration,
+    ) -> Result<Slot<T>, CatalogError> {
+        let loaded = self.load_quietly(built_ins, kind, known, declaration).await;
+        loaded.map_err(|error| told(error, declaration))
+    }
+
+    async fn load_quietly<T: Plugin + ?Sized + 'static>(
         &mut self,
         built_ins: &[BuiltIn<T>],
         kind: PluginKind,
@@ -342,6 +355,34 @@ impl Loader<'_> {
         };
         Ok(self.reconfigurables.watch(plugin, made, &data))
     }
+}
+
+/// Logs which plugin it is that ends the start, as SPIRE does before its programs say why they end.
+fn told(error: CatalogError, declaration: &Declaration) -> CatalogError {
+    let text = error.to_string();
+    // Type and name stand beside it.
+    let cause = text.split_once("\": ").map(|(_, cause)| cause);
+    macro_rules! log {
+        ($message:literal) => {
+            tracing::error!(
+                error = cause,
+                external = !declaration.command.is_empty(),
+                plugin_name = %declaration.name,
+                plugin_type = %declaration.kind,
+                subsystem_name = "catalog",
+                $message
+            )
+        };
+    }
+    match &error {
+        CatalogError::UnknownKind { .. } => log!("Unsupported plugin type"),
+        CatalogError::UnknownName { .. } | CatalogError::NotBuilt { .. } | CatalogError::External { .. } => {
+            log!("Failed to load plugin");
+        }
+        CatalogError::DataFile { .. } | CatalogError::Refused { .. } => log!("Failed to configure plugin"),
+        CatalogError::JoinTokenOverridden | CatalogError::Count { .. } => {}
+    }
+    error
 }
 
 fn check_join_token(declarations: &[Declaration]) -> Result<(), CatalogError> {
