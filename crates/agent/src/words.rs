@@ -20,6 +20,7 @@ pub(crate) fn refusal(status: &Status) -> String {
         }
         cause = error.source();
     }
+    let mut text = runtime::in_system_words(&text);
     if is_unknown_authority(status) {
         text.push_str(": x509: certificate signed by unknown authority");
     }
@@ -39,6 +40,9 @@ mod tests {
     #[test]
     fn refusals_and_instants_are_told_as_spire_tells_them() {
         let refused = Status::permission_denied("no");
+
+        let refused_there = Status::unavailable(std::io::Error::from_raw_os_error(111).to_string());
+        assert_eq!(refusal(&refused_there), "rpc error: code = Unavailable desc = connection refused");
 
         let broken = Status::from_error(Box::new(std::io::Error::other("no route")));
         let name = rustls::CertificateError::UnknownIssuer;

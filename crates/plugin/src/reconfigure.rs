@@ -156,7 +156,10 @@ impl<T: Plugin + ?Sized + 'static> Reconfigurable for Watched<T> {
 
 /// Reads a plugin's own configuration; what the system says where it cannot.
 pub(crate) fn read(path: &Path) -> Result<String, String> {
-    std::fs::read_to_string(path).map_err(|error| format!("open {}: {}", path.display(), plain(&error)))
+    std::fs::read_to_string(path).map_err(|error| {
+        let step = if error.kind() == io::ErrorKind::IsADirectory { "read" } else { "open" };
+        format!("{step} {}: {}", path.display(), plain(&error))
+    })
 }
 
 /// The system's words as other tools print them: without the number, in lower case.

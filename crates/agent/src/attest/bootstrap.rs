@@ -1,5 +1,6 @@
 //! Where an agent has its first bundle from.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,8 +39,10 @@ pub(crate) enum Trust {
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
     /// The file cannot be read.
-    #[error("could not parse trust bundle: open {path}: {reason}", path = .path.display())]
+    #[error("could not parse trust bundle: {step} {path}: {reason}", path = .path.display())]
     File {
+        /// What could not be done, in Go's words: a directory opens, but cannot be read.
+        step: &'static str,
         /// The file.
         path: PathBuf,
         /// What the system says.
@@ -93,8 +96,10 @@ pub(super) async fn fetch(
     let bundle = match &config.bootstrap {
         Bootstrap::Insecure => return Ok(Trust::Insecure),
         Bootstrap::File { path, format } => {
-            let text = std::fs::read(path)
-                .map_err(|error| BootstrapError::File { path: path.clone(), reason: error.to_string() })?;
+            let text = std::fs::read(path).map_err(|error| {
+                let step = if error.kind() == io::ErrorKind::IsADirectory { "read" } else { "open" };
+                BootstrapError::File { step, path: path.clone(), reason: error.to_string() }
+            })?;
             parse(&config.trust_domain, &text, *format)?
         }
         Bootstrap::WorkloadApi(address) => {
@@ -278,6 +283,8 @@ mod tests {
         assert!(wrong.starts_with("unable to parse SPIFFE trust bundle: "), "{wrong}");
         let missing = ask(from(&directory.path().join("c"), BundleFormat::Pem)).await.unwrap_err();
         assert!(missing.starts_with("could not parse trust bundle: open "), "{missing}");
+        let folder = ask(from(directory.path(), BundleFormat::Pem)).await.unwrap_err();
+        assert!(folder.starts_with("could not parse trust bundle: read "), "{folder}");
         assert_eq!(ask(Bootstrap::Insecure).await, Ok(0));
     }
 

@@ -41,8 +41,7 @@ async fn a_port_in_use_is_one_clear_error() {
 
     assert!(matches!(refused, ListenError::Address { .. }));
     let text = finial_runtime::chain(&refused);
-    let expected = format!("cannot listen on {}: Address already in use", listener.address());
-    assert!(text.starts_with(&expected), "{text}");
+    assert_eq!(text, format!("cannot listen on {}: address already in use", listener.address()));
 }
 
 #[tokio::test]

@@ -159,7 +159,7 @@ async fn a_replaced_certificate_is_served_without_a_restart_and_a_broken_one_is_
 fn files_that_are_no_pair_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let refused = || load(folder.path()).unwrap_err();
-    assert_eq!(refused(), "cannot read ./cert.pem: No such file or directory (os error 2)");
+    assert_eq!(refused(), "cannot read ./cert.pem: no such file or directory");
 
     write(folder.path(), 0, KEY);
     assert_eq!(refused(), "no certificate in PEM found in ./cert.pem");

@@ -19,14 +19,8 @@ pub(super) fn failed(what: &str, why: impl Display) -> Status {
 }
 
 /// As [`failed`], with the causes of `why` too.
-pub(super) fn failed_because(what: &str, why: &dyn Error) -> Status {
-    let mut text = format!("{what}: {why}");
-    let mut cause = why.source();
-    while let Some(why) = cause {
-        text = format!("{text}: {why}");
-        cause = why.source();
-    }
-    Status::internal(text)
+pub(super) fn failed_because(what: &str, why: &(dyn Error + 'static)) -> Status {
+    failed(what, runtime::chain(why))
 }
 
 /// A limit held the call back: `what`, then the limiter's own words.
