@@ -211,6 +211,19 @@ pub fn is_unknown_authority(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 #[cfg(test)]
+impl Connection {
+    /// To where no server is.
+    pub(crate) fn to_nobody() -> Self {
+        let verifier =
+            spiffe::tls::ServerTrust::Unverified("spiffe://example.org/spire/server".parse().unwrap());
+        let own = spiffe::tls::OwnCertificate::empty();
+        let tls = crate::tls::client_config(verifier, own, crate::tls::PostQuantum::Required).unwrap();
+        let clock = Arc::new(runtime::clock::SystemClock);
+        Self::new(Servers::new(client::Address::tcp("localhost", 1), None, clock), tls)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use base64::Engine;
     use base64::prelude::BASE64_STANDARD;
@@ -258,12 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_under_an_svid_that_was_replaced_says_nothing() {
-        let verifier =
-            spiffe::tls::ServerTrust::Unverified("spiffe://example.org/spire/server".parse().unwrap());
-        let own = spiffe::tls::OwnCertificate::empty();
-        let tls = crate::tls::client_config(verifier, own, crate::tls::PostQuantum::Required).unwrap();
-        let clock = Arc::new(runtime::clock::SystemClock);
-        let connection = Connection::new(Servers::new(Address::tcp("localhost", 1), None, clock), tls);
+        let connection = Connection::to_nobody();
         let lease = connection.lease().unwrap();
         assert_eq!(connection.judge(&lease, &recorded("AGENT_BANNED")), Verdict::Banned);
 

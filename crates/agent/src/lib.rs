@@ -320,6 +320,7 @@ impl Agent {
         jwt_svids.recall(tokens);
         let keeping = Keeping {
             vault: self.vault,
+            first: state.load(),
             state: state.clone(),
             jwt_svids: jwt_svids.clone(),
             clock: Arc::clone(&self.clock),

@@ -36,6 +36,9 @@ const TROUBLE: &str = "vault_err";
 /// The task.
 pub(crate) struct Keeping {
     pub(crate) vault: Vault,
+    /// What the agent knew at first: nothing, or what the vault holds. By the time that the task begins it
+    /// may have heard from a server.
+    pub(crate) first: Arc<AgentState>,
     pub(crate) state: Snapshot<AgentState>,
     pub(crate) jwt_svids: JwtSvids,
     pub(crate) clock: Arc<dyn Clock>,
@@ -74,10 +77,9 @@ impl Keeping {
             return Ok(());
         }
         let mut changed = self.state.changed();
-        let first = self.state.load();
         let mut written = Written {
             // What was recalled is what is there.
-            state: first.synced_at.is_some().then_some(first),
+            state: self.first.synced_at.is_some().then(|| Arc::clone(&self.first)),
             are_tokens_other: false,
             at: self.clock.instant(),
             pause: SETTLING,
@@ -195,11 +197,13 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use runtime::clock::SystemClock;
+    use runtime::health::Health;
     use spiffe::{Bundle, Entry, TrustDomain};
 
     use super::*;
+    use crate::connection::Connection;
     use crate::fixtures::{self, entry, svid};
-    use crate::state::Change;
+    use crate::state::{Change, Keeper};
 
     fn synced(state: &AgentState, entries: Vec<Entry>, federated: &[&str]) -> Arc<AgentState> {
         let bundle = |name: &&str| Bundle::empty(TrustDomain::parse(name).unwrap());
@@ -234,6 +238,37 @@ mod tests {
         check(vec![a(), b(), entry("c", "/c", &["uid:3"])], &["other.org"], Urgency::News);
         let issued = Change::Issued(vec![(a().id, Some(svid(&a(), UNIX_EPOCH)))]);
         assert_eq!(urgency(&both, &Arc::new(both.apply(issued))), Urgency::News);
+    }
+
+    #[tokio::test]
+    async fn what_was_heard_before_it_began_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let vault = Vault::new(directory.path(), true).unwrap();
+        let (keeper, inbox) = Keeper::new(fixtures::state());
+        let keeping = Keeping {
+            vault,
+            first: keeper.snapshot().load(),
+            state: keeper.snapshot(),
+            jwt_svids: JwtSvids::new(Connection::to_nobody(), Arc::new(SystemClock), 1, Duration::ZERO),
+            clock: Arc::new(SystemClock),
+            health: Health::default().check("agent"),
+        };
+        let token = CancellationToken::new();
+        let heard = Change::Synced {
+            entries: vec![Arc::new(entry("a", "/a", &["uid:1"]))],
+            own: None,
+            federated: Vec::new(),
+            at: UnixSecs(1),
+        };
+        tokio::select! {
+            ended = keeper.run(token.clone(), |_| {}) => panic!("{ended:?}"),
+            applied = inbox.apply(heard) => applied.unwrap(),
+        }
+
+        token.cancel();
+        keeping.run(token).await.unwrap();
+
+        assert!(directory.path().join(super::super::FILE).exists());
     }
 
     #[test]
