@@ -228,7 +228,6 @@ mod tests {
     use base64::Engine;
     use base64::prelude::BASE64_STANDARD;
     use bytes::Bytes;
-    use client::Address;
     use serde_json::Value;
 
     use super::*;
