@@ -135,6 +135,9 @@ impl Agent {
     }
 
     async fn load(config: AgentConfig, log: Log, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        if config.profiling.enabled {
+            profile::note_memory();
+        }
         let started_at = clock.instant();
         info!(data_dir = %config.data_dir.display(), version = VERSION, "Starting agent");
         if config.experimental.broker.as_ref().is_some_and(|broker| broker.brokers.is_empty()) {

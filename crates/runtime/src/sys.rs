@@ -1,5 +1,6 @@
 //! The few system calls that need unsafe code, and the allocator. No other module has any.
 
+pub(crate) mod heap;
 pub(crate) mod memory;
 pub(crate) mod sampler;
 pub(crate) mod scheduling;

@@ -146,6 +146,9 @@ pub(crate) async fn build(
     log: Log,
     clock: Arc<dyn Clock>,
 ) -> Result<Server, StartError> {
+    if config.profiling.enabled {
+        runtime::profile::note_memory();
+    }
     let started = clock.now();
     tracing::info!(
         admin_ids = ?config.admin_ids,

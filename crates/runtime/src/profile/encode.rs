@@ -4,16 +4,30 @@ use std::collections::HashMap;
 
 use super::symbols::{Mapping, Symbols};
 
+/// A kind of number, and its unit.
+pub(super) type Kind = (&'static str, &'static str);
+
 /// What was measured.
 pub(super) struct Measured<'a> {
-    /// Addresses, the innermost first.
-    pub(super) stacks: &'a [Vec<usize>],
+    /// What the numbers of each sample are.
+    pub(super) kinds: &'a [Kind],
+    /// Stacks of addresses, the innermost first, and their numbers.
+    pub(super) samples: Vec<(&'a [usize], Vec<u64>)>,
     /// Nanoseconds since 1970 at which it began.
     pub(super) began: u64,
     /// Nanoseconds that it took.
     pub(super) took: u64,
-    /// Nanoseconds of processor time that a stack stands for.
-    pub(super) period: u64,
+    /// What a sample was taken each so many of.
+    pub(super) period: (Kind, u64),
+}
+
+/// Equal stacks as one, with how many they are and how much they stand for, each `period`.
+pub(super) fn counted(stacks: &[Vec<usize>], period: u64) -> Vec<(&[usize], Vec<u64>)> {
+    let mut counts: HashMap<&[usize], u64> = HashMap::new();
+    for stack in stacks.iter().filter(|stack| !stack.is_empty()) {
+        *counts.entry(stack).or_default() += 1;
+    }
+    counts.into_iter().map(|(stack, count)| (stack, vec![count, count * period])).collect()
 }
 
 /// The file.
@@ -24,29 +38,25 @@ pub(super) fn file(measured: &Measured<'_>, symbols: &Symbols) -> Vec<u8> {
 fn profile(measured: &Measured<'_>, symbols: &Symbols) -> Vec<u8> {
     let mut strings = Strings::default();
     let mut profile = Message::default();
-    let of = |strings: &mut Strings, kind: &str, unit: &str| {
+    let of = |strings: &mut Strings, (kind, unit): Kind| {
         let mut value = Message::default();
         value.number(1, strings.place(kind));
         value.number(2, strings.place(unit));
         value
     };
-    let cpu = of(&mut strings, "cpu", "nanoseconds");
-    profile.message(1, &of(&mut strings, "samples", "count"));
-    profile.message(1, &cpu);
-
-    let mut counts: HashMap<&[usize], u64> = HashMap::new();
-    for stack in measured.stacks.iter().filter(|stack| !stack.is_empty()) {
-        *counts.entry(stack).or_default() += 1;
+    for kind in measured.kinds {
+        profile.message(1, &of(&mut strings, *kind));
     }
+
     let mut locations: HashMap<usize, u64> = HashMap::new();
-    for (stack, count) in counts {
+    for (stack, numbers) in &measured.samples {
         let place = |address: &usize| {
             let next = locations.len() as u64 + 1;
             *locations.entry(*address).or_insert(next)
         };
         let mut sample = Message::default();
         sample.numbers(1, stack.iter().map(place));
-        sample.numbers(2, [count, count * measured.period]);
+        sample.numbers(2, numbers.iter().copied());
         profile.message(2, &sample);
     }
     for (mapping, id) in symbols.mappings().iter().zip(1..) {
@@ -75,8 +85,9 @@ fn profile(measured: &Measured<'_>, symbols: &Symbols) -> Vec<u8> {
     }
     profile.number(9, measured.began);
     profile.number(10, measured.took);
-    profile.message(11, &cpu);
-    profile.number(12, measured.period);
+    let (kind, period) = measured.period;
+    profile.message(11, &of(&mut strings, kind));
+    profile.number(12, period);
     for string in strings.in_order() {
         profile.bytes(6, string.as_bytes());
     }
@@ -193,7 +204,10 @@ mod tests {
     #[test]
     fn equal_stacks_are_one_sample() {
         let stacks = [vec![1, 2], vec![1, 2], vec![3], Vec::new()];
-        let measured = Measured { stacks: &stacks, began: 1, took: 2, period: 10 };
+        let cpu = ("cpu", "nanoseconds");
+        let samples = counted(&stacks, 10);
+        assert!(samples.contains(&(&[1, 2][..], vec![2, 20])) && samples.len() == 2);
+        let measured = Measured { kinds: &[cpu], samples, began: 1, took: 2, period: (cpu, 10) };
 
         let profile = profile(&measured, &Symbols::none());
 

@@ -1,8 +1,9 @@
-//! Profiles of the running program, as Go's programs give them to `go tool pprof`: of the processor on
-//! `localhost`, and now and then into files.
+//! Profiles of the running program, as Go's programs give them to `go tool pprof`: of the processor and of
+//! the heap on `localhost`, and now and then into files.
 //!
-//! Nothing is sampled while nobody asks. Of the other profiles of Go's there is none: there are no
-//! goroutines to list, and the allocator does not note where blocks come from. Who asks for them is told.
+//! Of the processor nothing is sampled while nobody asks; of the heap, from the start where profiles are
+//! configured. Of the other profiles of Go's there is none: there are no goroutines to list. Who asks for
+//! them is told.
 
 mod encode;
 mod symbols;
@@ -11,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use http::{StatusCode, request};
@@ -19,11 +20,12 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 use tokio_util::sync::CancellationToken;
 
-use self::encode::Measured;
+use self::encode::{Kind, Measured};
 use self::symbols::Symbols;
 use crate::blocking::Blocking;
 use crate::clock::Clock;
 use crate::pages::{Page, PageListener, page, refused};
+use crate::sys::heap;
 use crate::sys::sampler::Sampler;
 
 /// What of `profiling_*` the configuration asks for.
@@ -37,6 +39,12 @@ pub struct Profiling {
     pub names: Vec<String>,
     /// The program, for the names of files.
     pub tag: &'static str,
+}
+
+/// From now on a sample of the memory that is taken is noted, for profiles of the heap. To be called as soon
+/// as it is known that profiles are wanted: of what was taken before they say nothing.
+pub fn note_memory() {
+    heap::note();
 }
 
 /// Serves profiles and writes them until `stop` is cancelled. What cannot be had is told in the log and
@@ -80,7 +88,10 @@ async fn answer(request: request::Parts, clock: Arc<dyn Clock>) -> Page {
         }
         // Asked by `pprof` about code that a profile has no names for: there are no others.
         "symbol" => page("text/plain; charset=utf-8", "num_symbols: 0\n"),
-        "heap" | "allocs" => refused(StatusCode::NOT_FOUND, NO_HEAP),
+        "heap" => match memory(&clock).await {
+            Ok(file) => page("application/octet-stream", file),
+            Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        },
         _ => refused(StatusCode::NOT_FOUND, "Unknown profile"),
     }
 }
@@ -104,63 +115,124 @@ async fn cpu(time: Duration, clock: &Arc<dyn Clock>) -> io::Result<Vec<u8>> {
         if seen.lost > 0 {
             tracing::warn!(lost = seen.lost, "The profile is longer than there is room for");
         }
-        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let period = PERIOD.unsigned_abs() * 1000;
         let measured = Measured {
-            stacks: &seen.stacks,
-            began: began.duration_since(UNIX_EPOCH).map_or(0, nanoseconds),
+            kinds: &[SAMPLES, TIME],
+            samples: encode::counted(&seen.stacks, period),
+            began: since_1970(began),
             took: nanoseconds(took),
-            period: PERIOD.unsigned_abs() * 1000,
+            period: (TIME, period),
         };
         encode::file(&measured, &Symbols::load())
     };
     Blocking::new(1).run(write).await.map_err(io::Error::other)
 }
 
-/// Writes a profile of the processor into a file, again and again, if that is asked for.
+/// The file of a profile of the heap, as it is now.
+async fn memory(clock: &Arc<dyn Clock>) -> io::Result<Vec<u8>> {
+    if !heap::is_noting() {
+        return Err(io::Error::other("Could not profile the heap: nothing was noted"));
+    }
+    let now = since_1970(clock.now());
+    let write = move || {
+        let sites = heap::sites();
+        let numbers = |site: &heap::Site| {
+            let held = [site.taken.0 - site.given_back.0, site.taken.1 - site.given_back.1];
+            [site.taken.0, site.taken.1, held[0], held[1]]
+                .map(|number| number.max(0.0).round() as u64)
+                .to_vec()
+        };
+        let measured = Measured {
+            kinds: &HEAP,
+            samples: sites.iter().map(|(stack, site)| (stack.as_slice(), numbers(site))).collect(),
+            began: now,
+            took: 0,
+            period: (SPACE, heap::RATE.into()),
+        };
+        encode::file(&measured, &Symbols::load())
+    };
+    Blocking::new(1).run(write).await.map_err(io::Error::other)
+}
+
+fn since_1970(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, nanoseconds)
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Writes profiles into files, again and again, if that is asked for.
 async fn write(profiling: &Profiling, clock: Arc<dyn Clock>, stop: CancellationToken) {
     if profiling.every.is_zero() {
         return;
     }
-    for name in profiling.names.iter().filter(|name| *name != CPU) {
+    let (known, others): (Vec<&str>, Vec<&str>) =
+        profiling.names.iter().map(String::as_str).partition(|name| [CPU, MEMORY].contains(name));
+    for name in others {
         tracing::warn!(name, "There is no such profile; it is not written");
     }
-    if !profiling.names.iter().any(|name| name == CPU) {
+    if known.is_empty() {
         tracing::warn!("Failed to run profiling: there are no dumpers active");
         return;
     }
     loop {
-        let profile = tokio::select! {
+        let profiles = async {
+            let processor = match known.contains(&CPU) {
+                true => Some((CPU, cpu(profiling.every, &clock).await)),
+                false => {
+                    clock.sleep(profiling.every).await;
+                    None
+                }
+            };
+            let memory = if known.contains(&MEMORY) { Some((MEMORY, memory(&clock).await)) } else { None };
+            processor.into_iter().chain(memory)
+        };
+        let profiles = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            profile = cpu(profiling.every, &clock) => profile,
+            profiles = profiles => profiles,
         };
-        let place = place(profiling.tag, clock.now().into());
-        let written = match profile {
-            Ok(file) => {
-                let to = place.clone();
-                let write = move || fs::create_dir_all(FOLDER).and_then(|()| fs::write(to, file));
-                Blocking::new(1).run(write).await.map_err(io::Error::other).and_then(|written| written)
+        for (name, profile) in profiles {
+            let place = place(profiling.tag, name, clock.now().into());
+            let written = match profile {
+                Ok(file) => {
+                    let to = place.clone();
+                    let write = move || fs::create_dir_all(FOLDER).and_then(|()| fs::write(to, file));
+                    Blocking::new(1).run(write).await.map_err(io::Error::other).and_then(|written| written)
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                tracing::warn!(%error, path = %place.display(), "Could not write a profile");
+                clock.sleep(PAUSE).await;
             }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = written {
-            tracing::warn!(%error, path = %place.display(), "Could not write a profile");
-            clock.sleep(PAUSE).await;
         }
     }
 }
 
-fn place(tag: &str, now: OffsetDateTime) -> PathBuf {
+fn place(tag: &str, name: &str, now: OffsetDateTime) -> PathBuf {
     let format = format_description!("[year]-[month]-[day]_[hour][minute][second]");
     let timestamp = now.format(format).unwrap_or_default();
-    Path::new(FOLDER).join(format!("{timestamp}_{tag}_{CPU}.pb.gz"))
+    Path::new(FOLDER).join(format!("{timestamp}_{tag}_{name}.pb.gz"))
 }
 
-const INDEX: &str = "profile    the processor, ?seconds=30\n";
-const NO_HEAP: &str = "there is no heap profile: the allocator does not note where blocks come from; the \
-                       metrics runtime_alloc_bytes and runtime_heap_objects say how much there is";
+const INDEX: &str = "profile    the processor, ?seconds=30\nheap       memory, by who took it\n";
+
+const SAMPLES: Kind = ("samples", "count");
+const TIME: Kind = ("cpu", "nanoseconds");
+const SPACE: Kind = ("space", "bytes");
+
+/// As Go's: the last is what is shown unless another is asked for.
+const HEAP: [Kind; 4] = [
+    ("alloc_objects", "count"),
+    ("alloc_space", "bytes"),
+    ("inuse_objects", "count"),
+    ("inuse_space", "bytes"),
+];
 
 const CPU: &str = "cpu";
+const MEMORY: &str = "heap";
 const FOLDER: &str = ".profiles";
 
 /// Microseconds of processor time from one stack to the next, as in Go.
@@ -186,7 +258,7 @@ mod tests {
 
     #[test]
     fn files_are_named_by_time_program_and_profile() {
-        let place = place("server", OffsetDateTime::UNIX_EPOCH);
+        let place = place("server", CPU, OffsetDateTime::UNIX_EPOCH);
 
         assert_eq!(place, Path::new(".profiles/1970-01-01_000000_server_cpu.pb.gz"));
     }

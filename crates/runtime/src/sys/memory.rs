@@ -8,6 +8,8 @@ use std::{fs, io, ptr};
 
 use mimalloc::MiMalloc;
 
+use super::heap;
+
 /// How many want freed memory zeroed.
 static ZERO_FREED: AtomicUsize = AtomicUsize::new(0);
 
@@ -46,9 +48,18 @@ pub(crate) fn blocks() -> Option<(u64, u64)> {
     (taken > 0).then_some((taken, freed))
 }
 
-/// mimalloc that counts its blocks, and zeroes what is freed while somebody wants that.
+/// mimalloc that counts its blocks, notes where they are taken, and zeroes what is freed, the last two while
+/// somebody wants that.
 #[derive(Debug, Default)]
 pub struct Allocator;
+
+/// A block that was taken; where blocks are noted, this one may be.
+fn taken(block: *mut u8, size: usize) -> *mut u8 {
+    if heap::is_noting() {
+        heap::took(block, size);
+    }
+    block
+}
 
 // SAFETY: every block comes from and goes back to `MiMalloc` with the layout the caller gave; what is
 // done besides stays within the block.
@@ -56,17 +67,20 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         Counts::own().taken.fetch_add(1, Ordering::Relaxed);
         // SAFETY: as the caller promises.
-        unsafe { MiMalloc.alloc(layout) }
+        taken(unsafe { MiMalloc.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         Counts::own().taken.fetch_add(1, Ordering::Relaxed);
         // SAFETY: as the caller promises.
-        unsafe { MiMalloc.alloc_zeroed(layout) }
+        taken(unsafe { MiMalloc.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         Counts::own().freed.fetch_add(1, Ordering::Relaxed);
+        if heap::is_noting() {
+            heap::gave_back(block);
+        }
         if ZERO_FREED.load(Ordering::Relaxed) > 0 {
             // SAFETY: the block is the caller's until it is freed and has the size of its layout.
             unsafe { wipe(block, layout.size()) };
@@ -77,11 +91,15 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         if ZERO_FREED.load(Ordering::Relaxed) == 0 {
+            if heap::is_noting() {
+                heap::gave_back(block);
+            }
             // SAFETY: as the caller promises.
-            return unsafe { MiMalloc.realloc(block, layout, size) };
+            return taken(unsafe { MiMalloc.realloc(block, layout, size) }, size);
         }
         // SAFETY: the caller promises that `size` fits a layout of this alignment and is not zero.
         let moved = unsafe { MiMalloc.alloc(Layout::from_size_align_unchecked(size, layout.align())) };
+        let moved = taken(moved, size);
         if !moved.is_null() {
             // SAFETY: both blocks are at least that long, and a new one overlaps no other.
             unsafe {

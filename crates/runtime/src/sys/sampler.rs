@@ -55,9 +55,7 @@ impl Sampler {
         let rooms = Box::into_raw(Box::new(Rooms { next: AtomicUsize::new(0), stacks }));
         let sampler = Self { rooms };
         // The unwinder sets itself up with its first use, which must not be within the handler.
-        let mut warm = Trace { addresses: [0; DEPTH], length: 0 };
-        // SAFETY: `each_frame` keeps within the trace that it is given.
-        unsafe { _Unwind_Backtrace(each_frame, (&raw mut warm).cast()) };
+        let _first = Trace::here();
         ROOMS.store(rooms, Ordering::Release);
         install()?;
         set_timer(period)?;
@@ -96,10 +94,25 @@ impl Drop for Sampler {
     }
 }
 
-/// A stack while it is being walked.
-struct Trace {
+/// A stack: its innermost addresses of code.
+pub(super) struct Trace {
     addresses: [usize; DEPTH],
     length: usize,
+}
+
+impl Trace {
+    /// The stack of who asks. Takes no lock, and no memory but with the first use of all.
+    pub(super) fn here() -> Self {
+        let mut trace = Self { addresses: [0; DEPTH], length: 0 };
+        // SAFETY: `each_frame` keeps within the trace that it is given.
+        unsafe { _Unwind_Backtrace(each_frame, (&raw mut trace).cast()) };
+        trace
+    }
+
+    /// The innermost first.
+    pub(super) fn addresses(&self) -> &[usize] {
+        self.addresses.get(..self.length).unwrap_or_default()
+    }
 }
 
 /// The handler stays when a sampling ends: a signal that is still on its way must not end the process.
@@ -137,10 +150,8 @@ extern "C" fn on_signal(_: c_int) {
 fn keep(rooms: &Rooms) {
     let place = rooms.next.fetch_add(1, Ordering::AcqRel);
     let Some(stack) = rooms.stacks.get(place) else { return };
-    let mut trace = Trace { addresses: [0; DEPTH], length: 0 };
-    // SAFETY: `each_frame` keeps within the trace that it is given.
-    unsafe { _Unwind_Backtrace(each_frame, (&raw mut trace).cast()) };
-    for (kept, address) in stack.iter().skip(1).zip(trace.addresses.iter().take(trace.length)) {
+    let trace = Trace::here();
+    for (kept, address) in stack.iter().skip(1).zip(trace.addresses()) {
         kept.store(*address, Ordering::Relaxed);
     }
     if let Some(length) = stack.first() {

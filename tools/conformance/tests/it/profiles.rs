@@ -39,13 +39,18 @@ fn profile(port: &str) -> Vec<u8> {
         assert_eq!(twice, Some((404, "Unknown profile\n".to_owned())));
         answer
     });
+    contents(&answer)
+}
+
+/// What an answer that is good holds.
+fn contents(answer: &[u8]) -> Vec<u8> {
     let head = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 200 OK"), "{}", String::from_utf8_lossy(&answer[..head]));
     answer[head + 4..].to_vec()
 }
 
-/// What `go tool pprof` makes of a file: its kinds, and how many samples there are.
-fn read_by_go(file: &Path) -> Option<(String, usize)> {
+/// What `go tool pprof` makes of a file whose first kind is this: all of it, and how many samples there are.
+fn read_by_go(file: &Path, kind: &str) -> Option<(String, usize)> {
     let mut go = Command::new("go");
     go.args(["tool", "pprof", "-symbolize=none", "-raw"]).arg(file);
     let Ok(output) = go.output() else {
@@ -54,7 +59,7 @@ fn read_by_go(file: &Path) -> Option<(String, usize)> {
     };
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    let samples = text.lines().skip_while(|line| !line.starts_with("samples/count"));
+    let samples = text.lines().skip_while(|line| !line.starts_with(kind));
     let samples = samples.skip(1).take_while(|line| *line != "Locations").count();
     Some((text, samples))
 }
@@ -71,8 +76,13 @@ fn profiles_are_read_by_go() {
 
     for port in ["p1", "p2"].map(|word| plane.word(word)) {
         assert!(await_ok(port, "/debug/pprof/").starts_with("profile"));
-        let heap = get(port, "/debug/pprof/heap").unwrap();
-        assert!(heap.0 == 404 && heap.1.starts_with("there is no heap profile"), "{heap:?}");
+        let heap = plane.dir().join(format!("{port}-heap.pb.gz"));
+        fs::write(&heap, contents(&ask(port, "/debug/pprof/heap"))).unwrap();
+        if let Some((text, samples)) = read_by_go(&heap, "alloc_objects/count") {
+            assert!(text.contains("PeriodType: space bytes\nPeriod: 524288"), "{text}");
+            assert!(text.contains("inuse_space/bytes") && samples > 0, "{text}");
+        }
+        assert_eq!(get(port, "/debug/pprof/allocs"), Some((404, "Unknown profile\n".to_owned())));
         let mut go = Command::new("go");
         let url = format!("http://localhost:{port}/debug/pprof/profile?seconds=1");
         if let Ok(output) = go.args(["tool", "pprof", "-top", &url]).env("PPROF_TMPDIR", plane.dir()).output()
@@ -82,7 +92,7 @@ fn profiles_are_read_by_go() {
         }
         let file = plane.dir().join(format!("{port}.pb.gz"));
         fs::write(&file, profile(port)).unwrap();
-        if let Some((text, samples)) = read_by_go(&file) {
+        if let Some((text, samples)) = read_by_go(&file, "samples/count") {
             assert!(text.contains("PeriodType: cpu nanoseconds"), "{text}");
             assert!(samples > 5, "{text}");
         }
@@ -92,7 +102,7 @@ fn profiles_are_read_by_go() {
 #[test]
 fn profiles_are_written_now_and_then() {
     let config = PlaneConfig {
-        server_extra: config("0", "profiling_freq = 1\nprofiling_names = [\"cpu\"]"),
+        server_extra: config("0", "profiling_freq = 1\nprofiling_names = [\"cpu\", \"heap\"]"),
         ..PlaneConfig::default()
     };
     let plane = Plane::start(&Product::under_test(), &config, &Default::default());
@@ -104,16 +114,19 @@ fn profiles_are_written_now_and_then() {
     let mut files: Vec<std::path::PathBuf> = Vec::new();
     for _ in 0..deadline {
         files = written();
-        if files.len() > 1 {
+        if files.len() > 3 {
             break;
         }
         std::thread::park_timeout(std::time::Duration::from_millis(100));
     }
 
-    assert!(files.len() > 1, "{files:?}");
-    files.sort();
-    assert!(files[0].to_string_lossy().ends_with("_server_cpu.pb.gz"), "{files:?}");
-    if let Some((text, _)) = read_by_go(&files[0]) {
-        assert!(text.contains("PeriodType: cpu nanoseconds"), "{text}");
+    assert!(files.len() > 3, "{files:?}");
+    for (name, kind) in [("cpu", "samples/count"), ("heap", "alloc_objects/count")] {
+        let ending = format!("_server_{name}.pb.gz");
+        let file = files.iter().find(|file| file.to_string_lossy().ends_with(&ending));
+        let file = file.unwrap_or_else(|| panic!("no {name} among {files:?}"));
+        if let Some((text, _)) = read_by_go(file, kind) {
+            assert!(text.contains(kind), "{text}");
+        }
     }
 }
