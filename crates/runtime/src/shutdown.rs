@@ -50,8 +50,8 @@ impl Shutdown {
     }
 
     /// Whether a signal told the program to end, for who has drained and is about to become another program:
-    /// a signal that comes from now on ends the process at once, with exit code 0. So none is lost, but what
-    /// it finds when it comes is the other program.
+    /// a signal that comes from now on ends the process at once, with exit code 0. So none is lost: one that
+    /// comes later still is the other program's.
     #[must_use]
     pub fn is_told_at_last(&self) -> bool {
         self.is_done.store(true, Ordering::SeqCst);
