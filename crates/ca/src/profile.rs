@@ -2,7 +2,7 @@
 //! configuration, the authority and the time; nothing is decided twice.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use plugin::CredentialComposer;
@@ -128,6 +128,11 @@ impl Profile {
 /// name becomes the common name in any case. Attributes that are not kept were asked for too: the
 /// subject may end up empty.
 pub(crate) fn svid_name(wanted: Option<&Name>, dns_names: &[String]) -> Name {
+    static USUAL: LazyLock<Name> =
+        LazyLock::new(|| Name::new(&[(Attribute::Country, "US"), (Attribute::Organization, "SPIRE")]));
+    if wanted.is_none() && dns_names.is_empty() {
+        return USUAL.clone();
+    }
     let is_kept = |oid: &str| ORDER.iter().any(|(_, kept, _)| *kept == oid);
     let mut values = wanted.map(Values::of).unwrap_or_default();
     let has_others = wanted.is_some_and(|name| name.attributes().iter().any(|(oid, _)| !is_kept(oid)));

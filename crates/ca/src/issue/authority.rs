@@ -9,7 +9,7 @@ use spiffe::x509::{
 };
 use spiffe::{UnixSecs, X509Authority};
 
-use super::x509::{CA, check};
+use super::x509::CA;
 use super::{IssueError, sign};
 use crate::authority::{AuthorityError, X509Signer, sig_alg};
 use crate::profile::{self, Profile};
@@ -39,7 +39,7 @@ pub async fn self_signed_ca(
         role: Role::Ca,
     };
     let tbs = template.tbs(&Issuer { name: subject, key_id: None }, sig_alg(key.public())?);
-    check(&tbs, &template, CA, now)?;
+    template.check(&tbs, now).map_err(|reason| IssueError::Profile { what: CA, reason })?;
     let signature = sign(&*key, tbs.alg(), tbs.as_bytes(), CA).await?;
     Ok(X509Signer::new(key, assemble(&tbs, &signature).as_bytes(), Vec::new())?)
 }

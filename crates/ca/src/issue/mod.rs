@@ -14,7 +14,7 @@ use runtime::metrics::{Counter, Metrics};
 use runtime::snapshot::Snapshot;
 use spiffe::jwt::WitError;
 use spiffe::key::{SigAlg, Signature};
-use spiffe::x509::{CertificateError, ProfileError, SvidError};
+use spiffe::x509::{ProfileError, SvidError, UnsignedError};
 use spiffe::{SpiffeId, TrustDomain, UnixSecs};
 
 pub use self::authority::{self_signed_ca, upstream_ca, upstream_csr};
@@ -154,21 +154,13 @@ pub enum IssueError {
         #[source]
         error: PluginError,
     },
-    /// What was to be signed is not what the profile allows.
+    /// What was to be signed cannot be read back, or is not what the profile allows.
     #[error("invalid {what}: {reason}")]
     Profile {
         /// The kind of credential.
         what: &'static str,
         /// The rule it breaks.
-        reason: ProfileError,
-    },
-    /// What was to be signed cannot be read back.
-    #[error("invalid {what}: {reason}")]
-    Unreadable {
-        /// The kind of credential.
-        what: &'static str,
-        /// Why not.
-        reason: CertificateError,
+        reason: UnsignedError,
     },
     /// A composer made a claim that no token of this trust domain may have.
     #[error("invalid JWT-SVID: {0}")]

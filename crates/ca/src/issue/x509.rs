@@ -4,10 +4,8 @@ use std::sync::Arc;
 
 use plugin::{CredentialComposer, SvidAttributes};
 use runtime::metrics::Counter;
-use spiffe::key::{PublicKey, Signature};
-use spiffe::x509::{
-    CertDer, Certificate, Name, Role, Serial, Tbs, X509Template, assemble, check_ca, check_svid,
-};
+use spiffe::key::PublicKey;
+use spiffe::x509::{CertDer, Name, Role, Serial, X509Template, assemble};
 use spiffe::{SpiffeId, UnixSecs};
 
 use super::{IssueError, check_member, sign};
@@ -107,7 +105,7 @@ impl PreparedX509 {
         }
         let what = kind.what();
         let tbs = template.tbs(&signer.issuer, signer.alg);
-        check(&tbs, &template, what, now)?;
+        template.check(&tbs, now).map_err(|reason| IssueError::Profile { what, reason })?;
         let signature = sign(&*signer.key, tbs.alg(), tbs.as_bytes(), what).await?;
         let mut chain = Vec::with_capacity(1 + signer.upstream_chain().len());
         chain.push(assemble(&tbs, &signature));
@@ -147,23 +145,6 @@ async fn compose(
         composed.map_err(|error| IssueError::Compose { what: SVID, error })?;
     (template.subject, template.dns_names) = (subject, dns_names);
     Ok(())
-}
-
-/// Reads what is about to be signed as everybody will read it, and judges that.
-pub(super) fn check(
-    tbs: &Tbs,
-    template: &X509Template,
-    what: &'static str,
-    now: UnixSecs,
-) -> Result<(), IssueError> {
-    let unsigned = assemble(tbs, &Signature::new(Vec::new()));
-    let unsigned =
-        Certificate::parse(unsigned.as_bytes()).map_err(|reason| IssueError::Unreadable { what, reason })?;
-    let judged = match template.role {
-        Role::Svid => check_svid(&unsigned, &template.id, now),
-        Role::Ca => check_ca(&unsigned, &template.id, now),
-    };
-    judged.map_err(|reason| IssueError::Profile { what, reason })
 }
 
 pub(super) fn prepare(

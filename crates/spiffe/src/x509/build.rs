@@ -5,21 +5,21 @@
 //! extended key usage, basic constraints, subject and authority key identifier, names.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::Name;
 use super::der;
 use crate::key::{PublicKey, SigAlg, Signature};
 use crate::{SpiffeId, UnixSecs};
 
-const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
-const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
-const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
-const SUBJECT_KEY_ID: &[u8] = &[0x55, 0x1d, 0x0e];
-const AUTHORITY_KEY_ID: &[u8] = &[0x55, 0x1d, 0x23];
-const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
-const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
-const CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
+pub(super) const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
+pub(super) const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
+pub(super) const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
+pub(super) const SUBJECT_KEY_ID: &[u8] = &[0x55, 0x1d, 0x0e];
+pub(super) const AUTHORITY_KEY_ID: &[u8] = &[0x55, 0x1d, 0x23];
+pub(super) const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
+pub(super) const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
+pub(super) const CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
 
 /// Bits of key usage by their number (RFC 5280, 4.2.1.3).
 const SVID_USAGE: u16 = 1 | 1 << 2 | 1 << 4;
@@ -124,6 +124,32 @@ pub enum Role {
     Ca,
 }
 
+impl Role {
+    /// What certificates are for, the same in all of a role: made once.
+    fn extensions(self) -> &'static [u8] {
+        static SVID: LazyLock<Vec<u8>> = LazyLock::new(|| {
+            let purposes = der::cat(der::SEQUENCE, &[&der::oid(SERVER_AUTH), &der::oid(CLIENT_AUTH)]);
+            [
+                extension(KEY_USAGE, true, &der::named_bits(SVID_USAGE)),
+                extension(EXTENDED_KEY_USAGE, false, &purposes),
+                extension(BASIC_CONSTRAINTS, true, &der::tlv(der::SEQUENCE, &[])),
+            ]
+            .concat()
+        });
+        static CA: LazyLock<Vec<u8>> = LazyLock::new(|| {
+            [
+                extension(KEY_USAGE, true, &der::named_bits(CA_USAGE)),
+                extension(BASIC_CONSTRAINTS, true, &der::tlv(der::SEQUENCE, &der::truth())),
+            ]
+            .concat()
+        });
+        match self {
+            Self::Svid => &SVID,
+            Self::Ca => &CA,
+        }
+    }
+}
+
 /// What goes into a certificate.
 #[derive(Clone, Debug)]
 pub struct X509Template {
@@ -160,6 +186,11 @@ pub struct Tbs {
 }
 
 impl Tbs {
+    #[cfg(test)]
+    pub(super) const fn of(bytes: Vec<u8>, alg: SigAlg) -> Self {
+        Self { bytes, alg }
+    }
+
     /// The bytes to sign.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
@@ -207,18 +238,7 @@ impl X509Template {
 
     fn extensions(&self, issuer: &Issuer) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
-        match self.role {
-            Role::Svid => {
-                out.extend(extension(KEY_USAGE, true, &der::named_bits(SVID_USAGE)));
-                let purposes = der::cat(der::SEQUENCE, &[&der::oid(SERVER_AUTH), &der::oid(CLIENT_AUTH)]);
-                out.extend(extension(EXTENDED_KEY_USAGE, false, &purposes));
-                out.extend(extension(BASIC_CONSTRAINTS, true, &der::tlv(der::SEQUENCE, &[])));
-            }
-            Role::Ca => {
-                out.extend(extension(KEY_USAGE, true, &der::named_bits(CA_USAGE)));
-                out.extend(extension(BASIC_CONSTRAINTS, true, &der::tlv(der::SEQUENCE, &der::truth())));
-            }
-        }
+        out.extend_from_slice(self.role.extensions());
         out.extend(extension(SUBJECT_KEY_ID, false, &der::octets(&self.public_key.key_id())));
         if let Some(key_id) = &issuer.key_id {
             let value = der::tlv(der::SEQUENCE, &der::implicit(0, key_id));
@@ -303,11 +323,6 @@ pub(super) fn alt_names(dns_names: &[String], id: Option<&SpiffeId>) -> Vec<u8> 
 pub(super) fn extension(oid: &[u8], critical: bool, value: &[u8]) -> Vec<u8> {
     let critical = if critical { der::truth() } else { Vec::new() };
     der::cat(der::SEQUENCE, &[&der::oid(oid), &critical, &der::octets(value)])
-}
-
-/// The object identifier of subject alternative names.
-pub(super) const fn alt_names_oid() -> &'static [u8] {
-    SUBJECT_ALT_NAME
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::oid_registry::OID_PKCS9_EXTENSION_REQUEST;
 use x509_parser::prelude::FromDer;
 
-use super::build::{algorithm, alt_names, alt_names_oid, extension};
+use super::build::{SUBJECT_ALT_NAME, algorithm, alt_names, extension};
 use super::parse::is_readable;
 use super::verify::{SignatureAlgorithm, check_signature};
 use super::{Name, der, form};
@@ -145,7 +145,7 @@ impl CsrTemplate {
         let attributes = if self.id.is_none() && self.dns_names.is_empty() {
             Vec::new()
         } else {
-            let names = extension(alt_names_oid(), false, &alt_names(&self.dns_names, self.id.as_ref()));
+            let names = extension(SUBJECT_ALT_NAME, false, &alt_names(&self.dns_names, self.id.as_ref()));
             let extensions = der::tlv(der::SEQUENCE, &names);
             // extensionRequest (PKCS #9)
             let oid = der::oid(&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 14]);

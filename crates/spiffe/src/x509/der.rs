@@ -130,6 +130,36 @@ pub(crate) fn instant_forms(at: UnixSecs) -> [Option<Vec<u8>>; 2] {
     [utc, generalized]
 }
 
+/// The instant of a `UTCTime` or `GeneralizedTime` in the form of RFC 5280, 4.1.2.5: to the second, in UTC.
+pub(super) fn read_instant((tag, text): (u8, &[u8])) -> Option<UnixSecs> {
+    let (pairs, [b'Z']) = text.as_chunks::<2>() else { return None };
+    let mut numbers = pairs.iter().map(|pair| match pair {
+        [tens @ b'0'..=b'9', ones @ b'0'..=b'9'] => Some(i64::from((tens - b'0') * 10 + (ones - b'0'))),
+        _ => None,
+    });
+    let mut next = || numbers.next().flatten();
+    let year = match tag {
+        UTC_TIME => next().map(|year| if year < 50 { 2000 + year } else { 1900 + year })?,
+        GENERALIZED_TIME => next()? * 100 + next()?,
+        _ => return None,
+    };
+    let (month, day, hour, minute, second) = (next()?, next()?, next()?, next()?, next()?);
+    let at = UnixSecs(days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second);
+    // A thirtieth of February, or an hour too many, is written otherwise.
+    let is_same = |form: &Vec<u8>| form.first() == Some(&tag) && form.get(2..) == Some(text);
+    instant_forms(at).iter().flatten().any(is_same).then_some(at)
+}
+
+/// The day of a date, counted from 1970-01-01: the inverse of [`civil`] for a month from 1 to 12.
+const fn days(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let year_of_era = year.rem_euclid(400);
+    let month_from_march = (month + 9) % 12;
+    let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    year.div_euclid(400) * 146_097 + day_of_era - 719_468
+}
+
 /// Year, month and day of a day counted from 1970-01-01, in the proleptic Gregorian calendar.
 const fn civil(days: i64) -> (i64, i64, i64) {
     // Eras of 400 years start on a first of March, so that leap days come last.
@@ -173,6 +203,16 @@ pub(crate) fn elements(der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
         rest = behind;
         Some((tag, content))
     })
+}
+
+/// The `N` values that stand behind each other in strict DER, if it is as many.
+pub(super) fn exactly<const N: usize>(der: &[u8]) -> Option<[(u8, &[u8]); N]> {
+    let mut values = elements(der);
+    let mut parts = [(0, &[][..]); N];
+    for part in &mut parts {
+        *part = values.next()?;
+    }
+    values.next().is_none().then_some(parts)
 }
 
 /// The deepest nesting that is looked at.
@@ -265,5 +305,24 @@ mod tests {
         assert_eq!(instant(UnixSecs(951_782_400))[2..], *b"000229000000Z");
         assert_eq!(instant(UnixSecs(2_524_607_999))[2..], *b"491231235959Z");
         assert_eq!(instant(UnixSecs(2_524_608_000))[2..], *b"20500101000000Z");
+    }
+
+    #[test]
+    fn instants_read_back() {
+        let day = 86_400;
+        // Every day of 800 years, each at another second.
+        for n in -146_097_i64..146_097 {
+            let at = UnixSecs(n * day + (n * 7919).rem_euclid(day));
+            for form in instant_forms(at).into_iter().flatten() {
+                assert_eq!(read_instant((form[0], &form[2..])), Some(at));
+            }
+        }
+        for text in ["260230000000Z", "261301000000Z", "260001000000Z", "260100000000Z", "260101240000Z"] {
+            assert_eq!(read_instant((UTC_TIME, text.as_bytes())), None, "{text}");
+        }
+        for text in ["2601010000Z", "260101000000", "260101000000+0000", "26010100000aZ", "Z", ""] {
+            assert_eq!(read_instant((UTC_TIME, text.as_bytes())), None, "{text}");
+        }
+        assert_eq!(read_instant((UTF8_STRING, b"260101000000Z")), None);
     }
 }

@@ -1,45 +1,169 @@
 //! The form of a certificate (X.690, 8 and 10; RFC 5280, 4.1 and 4.2), where it is stricter than the
 //! parser is: what another reader would refuse, or read as something else, is no certificate here.
 
-use x509_parser::certificate::X509Certificate;
 use x509_parser::oid_registry::{OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519};
 
-use super::{der, names};
+use super::{Validity, der, names};
 use crate::key::{PublicKey, PublicKeyKind};
 
 /// 2.5.29, under which most extensions have their identifiers.
-const CE: [u8; 2] = [0x55, 0x1d];
+pub(super) const CE: [u8; 2] = [0x55, 0x1d];
 /// 1.3.6.1.5.5.7.1.1: authority information access.
 const AUTHORITY_INFO_ACCESS: [u8; 8] = [0x2b, 6, 1, 5, 5, 7, 1, 1];
 
-/// Checks the form of `certificate`, which was read from `whole`.
-///
-/// # Errors
-/// What is wrong.
-pub(super) fn check(
-    whole: &[u8],
-    certificate: &X509Certificate<'_>,
-    key: &PublicKey,
-) -> Result<(), &'static str> {
-    if !der::is_strict(whole) {
-        return Err("not in DER");
+/// The signed part of a certificate, taken apart: what each part holds, of the type that it has to be. The
+/// parser takes a value of another type for one that is expected here and there.
+pub(super) struct Frame<'a> {
+    version: Option<&'a [u8]>,
+    serial: &'a [u8],
+    algorithm: &'a [u8],
+    issuer: &'a [u8],
+    validity: &'a [u8],
+    subject: &'a [u8],
+    key: &'a [u8],
+    key_algorithm: &'a [u8],
+    extensions: &'a [u8],
+}
+
+/// An extension.
+pub(super) struct Extension<'a> {
+    pub(super) id: &'a [u8],
+    pub(super) is_critical: bool,
+    pub(super) value: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// Takes a whole certificate apart.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(super) fn of_certificate(whole: &'a [u8]) -> Result<Self, &'static str> {
+        if !der::is_strict(whole) {
+            return Err("not in DER");
+        }
+        let parts = der::elements(whole).next().and_then(|(_, parts)| der::exactly(parts));
+        let Some([(der::SEQUENCE, tbs), (der::SEQUENCE, algorithm), (der::BIT_STRING, _)]) = parts else {
+            return Err(ANOTHER_TYPE);
+        };
+        // The algorithm inside the signed part must be the one outside (RFC 5280, 4.1.1.2).
+        Self::read(tbs).filter(|frame| frame.algorithm == algorithm).ok_or(ANOTHER_TYPE)
     }
-    if !has_frame(whole) {
-        return Err("part of another type");
+
+    /// Takes the signed part apart.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(super) fn of_signed_part(tbs: &'a [u8]) -> Result<Self, &'static str> {
+        if !der::is_strict(tbs) {
+            return Err("not in DER");
+        }
+        match der::elements(tbs).next() {
+            Some((der::SEQUENCE, tbs)) => Self::read(tbs).ok_or(ANOTHER_TYPE),
+            _ => Err(ANOTHER_TYPE),
+        }
     }
-    let tbs = &certificate.tbs_certificate;
-    if tbs.raw_serial().first().is_some_and(|first| first & 0x80 != 0) {
-        return Err("negative serial number");
+
+    fn read(tbs: &'a [u8]) -> Option<Self> {
+        let mut parts = der::elements(tbs).peekable();
+        let version = match parts.next_if(|(tag, _)| *tag == 0xa0) {
+            Some((_, version)) => match der::exactly(version)? {
+                [(der::INTEGER, version)] => Some(version),
+                _ => return None,
+            },
+            None => None,
+        };
+        let mut part = |wanted| parts.next().filter(|(tag, _)| *tag == wanted).map(|(_, part)| part);
+        let frame = Self {
+            version,
+            serial: part(der::INTEGER)?,
+            algorithm: part(der::SEQUENCE)?,
+            issuer: part(der::SEQUENCE)?,
+            validity: part(der::SEQUENCE)?,
+            subject: part(der::SEQUENCE)?,
+            key: part(der::SEQUENCE)?,
+            key_algorithm: &[],
+            extensions: &[],
+        };
+        let [(der::SEQUENCE, key_algorithm), (der::BIT_STRING, _)] = der::exactly(frame.key)? else {
+            return None;
+        };
+        let is_algorithm = |parts| der::elements(parts).next().is_some_and(|(tag, _)| tag == der::OID);
+        if !is_algorithm(frame.algorithm) || !is_algorithm(key_algorithm) {
+            return None;
+        }
+        // Unique identifiers, extensions.
+        let mut rest = parts.skip_while(|(tag, _)| matches!(tag, 0x81 | 0x82));
+        let extensions = match rest.next() {
+            // Go's parser passes over further lists.
+            Some((0xa3, lists)) if der::elements(lists).all(|(tag, _)| tag == der::SEQUENCE) => {
+                der::elements(lists).next().map_or(&[][..], |(_, extensions)| extensions)
+            }
+            Some(_) => return None,
+            None => &[],
+        };
+        let frame = Self { key_algorithm, extensions, ..frame };
+        let is_framed = |part| extension(part).is_some();
+        (rest.next().is_none() && der::elements(extensions).all(is_framed)).then_some(frame)
     }
-    if ![tbs.subject.as_raw(), tbs.issuer.as_raw()].into_iter().all(is_name) {
-        return Err("name cannot be read");
+
+    /// The version; `None` for the first, which is not written.
+    pub(super) const fn version(&self) -> Option<&'a [u8]> {
+        self.version
     }
-    check_key(key, tbs.subject_pki.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY)?;
-    if tbs.extensions().iter().all(|extension| is_extension(extension.oid.as_bytes(), extension.value)) {
-        Ok(())
-    } else {
-        Err("extension cannot be read")
+
+    /// What it is to be signed with.
+    pub(super) const fn algorithm(&self) -> &'a [u8] {
+        self.algorithm
     }
+
+    /// What the public key is made of.
+    pub(super) const fn key(&self) -> &'a [u8] {
+        self.key
+    }
+
+    /// From when to when it holds, if that is written as it has to be.
+    pub(super) fn validity(&self) -> Option<Validity> {
+        let [not_before, not_after] = der::exactly(self.validity)?;
+        Some(Validity {
+            not_before: der::read_instant(not_before)?,
+            not_after: der::read_instant(not_after)?,
+        })
+    }
+
+    /// The extensions.
+    pub(super) fn extensions(&self) -> impl Iterator<Item = Extension<'a>> + use<'a> {
+        der::elements(self.extensions).filter_map(extension)
+    }
+
+    /// Checks what the parts hold, whose key is `key`.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(super) fn check(&self, key: &PublicKey) -> Result<(), &'static str> {
+        if self.serial.first().is_some_and(|first| first & 0x80 != 0) {
+            return Err("negative serial number");
+        }
+        if !is_name(self.subject) || !is_name(self.issuer) {
+            return Err("name cannot be read");
+        }
+        let kind = der::elements(self.key_algorithm).next().map_or(&[][..], |(_, kind)| kind);
+        check_key(key, kind == OID_KEY_TYPE_EC_PUBLIC_KEY.as_bytes())?;
+        if self.extensions().all(|extension| is_extension(extension.id, extension.value)) {
+            Ok(())
+        } else {
+            Err("extension cannot be read")
+        }
+    }
+}
+
+const ANOTHER_TYPE: &str = "part of another type";
+
+fn extension((tag, parts): (u8, &[u8])) -> Option<Extension<'_>> {
+    let mut parts = der::elements(parts).peekable();
+    let (der::OID, id) = parts.next()? else { return None };
+    let is_critical = parts.next_if(|(tag, _)| *tag == der::BOOLEAN).is_some_and(|(_, is)| is == [0xff]);
+    let (der::OCTET_STRING, value) = parts.next()? else { return None };
+    (tag == der::SEQUENCE && parts.next().is_none()).then_some(Extension { id, is_critical, value })
 }
 
 /// Whether the subject of a request can be read: strict DER, whose texts are text. Values may be of other
@@ -68,54 +192,6 @@ pub(super) fn are_asked(value: &[u8]) -> bool {
     })
 }
 
-/// Whether the parts are of the types that they have to be: the parser takes a value of another type for
-/// one that is expected here and there.
-fn has_frame(whole: &[u8]) -> bool {
-    let outer: Vec<_> = der::items(whole).collect();
-    let [(der::SEQUENCE, tbs), (der::SEQUENCE, algorithm), (der::BIT_STRING, _)] = outer.as_slice() else {
-        return false;
-    };
-    let mut parts = der::elements(tbs).peekable();
-    let has_version = parts.next_if(|(tag, _)| *tag == 0xa0).is_none_or(|(_, version)| {
-        let version: Vec<_> = der::elements(version).collect();
-        matches!(version.as_slice(), [(der::INTEGER, _)])
-    });
-    let fixed: Vec<_> = parts.by_ref().take(6).collect();
-    let [
-        (der::INTEGER, _),
-        (der::SEQUENCE, inner),
-        (der::SEQUENCE, _),
-        (der::SEQUENCE, _),
-        (der::SEQUENCE, _),
-        (der::SEQUENCE, key),
-    ] = fixed.as_slice()
-    else {
-        return false;
-    };
-    let key: Vec<_> = der::elements(key).collect();
-    let [(der::SEQUENCE, key), (der::BIT_STRING, _)] = key.as_slice() else { return false };
-    let is_algorithm = |parts: &[u8]| der::elements(parts).next().is_some_and(|(tag, _)| tag == der::OID);
-    // The algorithm inside the signed part must be the one outside (RFC 5280, 4.1.1.2).
-    if !has_version || inner != algorithm || !is_algorithm(inner) || !is_algorithm(key) {
-        return false;
-    }
-    // Unique identifiers, extensions.
-    let mut rest = parts.skip_while(|(tag, _)| matches!(tag, 0x81 | 0x82));
-    let Some((tag, extensions)) = rest.next() else { return true };
-    let is_framed = |(tag, extension): (u8, &[u8])| {
-        let tags: Vec<u8> = der::elements(extension).map(|(tag, _)| tag).collect();
-        tag == der::SEQUENCE
-            && matches!(
-                tags.as_slice(),
-                [der::OID, der::OCTET_STRING] | [der::OID, der::BOOLEAN, der::OCTET_STRING]
-            )
-    };
-    tag == 0xa3
-        && rest.next().is_none()
-        && der::elements(extensions).all(|(tag, _)| tag == der::SEQUENCE)
-        && der::items(extensions).all(is_framed)
-}
-
 /// Whether extensions of this identifier have to be read: key identifiers, usages, names, constraints, what
 /// is said about policies, and where to learn about the issuer.
 pub(super) fn is_needed(id: &[u8]) -> bool {
@@ -132,10 +208,8 @@ pub(super) fn is_understood(id: &[u8]) -> bool {
 /// Whether a public key has the form of its kind: an algorithm with the parameters that it has to have, and
 /// whole bytes, of RSA two positive numbers.
 pub(crate) fn is_public_key(spki: &[u8]) -> bool {
-    let parts: Vec<_> = der::items(spki).collect();
-    let [(der::SEQUENCE, algorithm), (der::BIT_STRING, [0, key @ ..])] = parts.as_slice() else {
-        return false;
-    };
+    let parts = der::elements(spki).next().and_then(|(_, parts)| der::exactly(parts));
+    let Some([(der::SEQUENCE, algorithm), (der::BIT_STRING, [0, key @ ..])]) = parts else { return false };
     let algorithm: Vec<_> = der::elements(algorithm).collect();
     let Some(((der::OID, id), parameters)) = algorithm.split_first() else { return false };
     let fits = if *id == OID_PKCS1_RSAENCRYPTION.as_bytes() {
@@ -235,24 +309,13 @@ fn check_key(key: &PublicKey, is_point: bool) -> Result<(), &'static str> {
     }
 }
 
-/// Whether strict DER is a name: sets of attributes with values that are text.
-fn is_name(name: &[u8]) -> bool {
-    // The parser cuts a name where it does not understand it.
-    der::is_strict(name)
-        && name.first() == Some(&der::SEQUENCE)
-        && der::items(name).all(|(tag, set)| {
-            let mut attributes = der::elements(set);
-            tag == der::SET
-                && attributes.all(|(tag, attribute)| {
-                    let mut parts = der::elements(attribute);
-                    let (oid, value) = (parts.next(), parts.next());
-                    let is_all = parts.next().is_none();
-                    tag == der::SEQUENCE
-                        && is_all
-                        && oid.is_some_and(|(tag, _)| tag == der::OID)
-                        && value.is_some_and(|(tag, text)| is_text(tag, text))
-                })
-        })
+/// Whether strict DER is what a name is made of: sets of attributes with values that are text.
+fn is_name(sets: &[u8]) -> bool {
+    let is_attribute = |(tag, attribute)| match der::exactly(attribute) {
+        Some([(der::OID, _), (kind, text)]) => tag == der::SEQUENCE && is_text(kind, text),
+        _ => false,
+    };
+    der::elements(sets).all(|(tag, set)| tag == der::SET && der::elements(set).all(is_attribute))
 }
 
 fn is_text(tag: u8, text: &[u8]) -> bool {
@@ -329,18 +392,18 @@ mod tests {
     fn names_are_text() {
         let name = |tag, value: &[u8]| {
             let attribute = der::cat(der::SEQUENCE, &[&der::oid(&[0x55, 4, 3]), &der::tlv(tag, value)]);
-            der::tlv(der::SEQUENCE, &der::tlv(der::SET, &attribute))
+            der::tlv(der::SET, &attribute)
         };
 
         assert!(is_name(&name(der::UTF8_STRING, "\u{e9}".as_bytes())));
         assert!(is_name(&name(der::PRINTABLE_STRING, b"a *& b")));
-        assert!(is_name(&der::tlv(der::SEQUENCE, &[])));
+        assert!(is_name(&[]));
         assert!(!is_name(&name(der::UTF8_STRING, &[0xff])));
         assert!(!is_name(&name(der::PRINTABLE_STRING, b"a_b")));
         assert!(is_name(&name(0x1e, &[0x20, 0xac])));
         assert!(!is_name(&name(0x1e, &[0xd8, 0x3d, 0xde, 0])));
         assert!(!is_name(&name(der::OCTET_STRING, b"a")));
-        assert!(!is_name(&der::tlv(der::SEQUENCE, &der::tlv(der::SEQUENCE, &[]))));
+        assert!(!is_name(&der::tlv(der::SEQUENCE, &[])));
     }
 
     #[test]

@@ -7,20 +7,21 @@ use x509_parser::certificate::{TbsCertificate, X509Certificate};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
+use super::form::{self, Frame};
 use super::names::Constraints;
 use super::verify::SignatureAlgorithm;
-use super::{Name, Serial, der, form};
+use super::{Name, Serial, Validity};
 use crate::UnixSecs;
 use crate::key::PublicKey;
 use crate::quote::quoted;
 use crate::url::Url;
 
 /// The longest certificate that is looked at.
-const MAX_CERTIFICATE: usize = 64 * 1024;
+pub(super) const MAX_CERTIFICATE: usize = 64 * 1024;
 /// So many extensions are compared with each other.
 const FEW_EXTENSIONS: usize = 24;
 /// The most alternative names of a certificate that are looked at.
-const MAX_NAMES: usize = 1000;
+pub(super) const MAX_NAMES: usize = 1000;
 
 /// A certificate that was read. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -144,13 +145,12 @@ impl Certificate {
         if tbs.version.0 > 2 || (tbs.version.0 != 2 && !tbs.extensions().is_empty()) {
             return Err(malformed(&"version does not fit"));
         }
-        let not_before = UnixSecs(tbs.validity.not_before.timestamp());
-        let not_after = UnixSecs(tbs.validity.not_after.timestamp());
-        if !has_plain_times(tbs.as_ref(), not_before, not_after) {
+        let frame = Frame::of_certificate(own).map_err(|what| malformed(&what))?;
+        let Some(Validity { not_before, not_after }) = frame.validity() else {
             return Err(malformed(&"validity is not in a form of RFC 5280"));
-        }
+        };
         let public_key = PublicKey::from_info(&tbs.subject_pki).map_err(|error| malformed(&error))?;
-        form::check(own, &parsed, &public_key).map_err(|what| malformed(&what))?;
+        frame.check(&public_key).map_err(|what| malformed(&what))?;
         let mut parts = Parts {
             der: own.into(),
             tbs: tbs.as_ref().to_vec(),
@@ -438,17 +438,6 @@ fn has_twice(tbs: &TbsCertificate<'_>) -> bool {
 /// Whether a URI is one that SPIRE's library reads; a certificate or request with another is none.
 pub(super) fn is_readable(uri: &str) -> bool {
     uri.is_ascii() && Url::parse(uri).is_ok_and(|url| url.has_plain_host())
-}
-
-/// Whether the validity is written to the second in UTC (RFC 5280, 4.1.2.5), in either of the two types.
-fn has_plain_times(tbs: &[u8], not_before: UnixSecs, not_after: UnixSecs) -> bool {
-    let ends = der::instant_forms(not_after);
-    der::instant_forms(not_before).iter().flatten().any(|start| {
-        ends.iter().flatten().any(|end| {
-            let validity = der::cat(der::SEQUENCE, &[start, end]);
-            tbs.windows(validity.len()).any(|window| window == validity)
-        })
-    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What SPIFFE certificates must be (X509-SVID, sections 2 to 4), as an issuer checks it before it signs
 //! and a server before it signs with what an upstream authority gave it. Paths are `verify`'s.
 
-use super::Certificate;
+use super::parse::{BasicConstraints, KeyUsage, Purposes};
+use super::{Certificate, Validity};
 use crate::{SpiffeId, UnixSecs};
 
 /// Why a certificate is none that an authority of the trust domain issues; the words are SPIRE's.
@@ -50,74 +51,106 @@ pub enum ProfileError {
     Expired(UnixSecs),
 }
 
+/// What a certificate says of what the profile is about.
+#[derive(Debug)]
+pub(super) struct Stated<'a> {
+    pub(super) constraints: Option<BasicConstraints>,
+    pub(super) usage: Option<KeyUsage>,
+    pub(super) purposes: Option<Purposes>,
+    pub(super) uris: Vec<&'a str>,
+    pub(super) validity: Validity,
+}
+
+impl<'a> Stated<'a> {
+    pub(super) fn by(certificate: &'a Certificate) -> Self {
+        Self {
+            constraints: certificate.basic_constraints(),
+            usage: certificate.key_usage(),
+            purposes: certificate.purposes(),
+            uris: certificate.uris().iter().map(String::as_str).collect(),
+            validity: Validity { not_before: certificate.not_before(), not_after: certificate.not_after() },
+        }
+    }
+
+    /// Whether it is a CA that signs for the trust domain `id` at `now`.
+    pub(super) fn check_ca(&self, id: &SpiffeId, now: UnixSecs) -> Result<(), ProfileError> {
+        let constraints = self.constraints.ok_or(ProfileError::NoConstraints)?;
+        if !constraints.is_ca {
+            return Err(ProfileError::NotCa);
+        }
+        let usage = self.usage.filter(|usage| usage.cert_sign).ok_or(ProfileError::NoCertSign)?;
+        if usage.exchange || usage.others {
+            return Err(ProfileError::CaUsage);
+        }
+        // A signing certificate should have an identity, but need not (X509-SVID, section 4.2).
+        if !self.uris.is_empty() {
+            self.check_uri(id)?;
+        }
+        self.check_time(now)
+    }
+
+    /// Whether it is an SVID of `id` at `now`.
+    pub(super) fn check_svid(&self, id: &SpiffeId, now: UnixSecs) -> Result<(), ProfileError> {
+        let constraints = self.constraints.ok_or(ProfileError::NoConstraints)?;
+        if constraints.is_ca {
+            return Err(ProfileError::IsCa);
+        }
+        let usage = self.usage.filter(|usage| usage.digital_signature);
+        let usage = usage.ok_or(ProfileError::NoDigitalSignature)?;
+        if usage.cert_sign || usage.crl_sign || usage.others {
+            return Err(ProfileError::SvidUsage);
+        }
+        if self.purposes.is_some_and(|purposes| !purposes.server_auth || !purposes.client_auth) {
+            return Err(ProfileError::Purpose);
+        }
+        if self.uris.is_empty() {
+            return Err(ProfileError::NoUri);
+        }
+        self.check_uri(id)?;
+        self.check_time(now)
+    }
+
+    fn check_uri(&self, id: &SpiffeId) -> Result<(), ProfileError> {
+        match self.uris.as_slice() {
+            [uri] if *uri == id.as_str() => Ok(()),
+            found => {
+                let found = found.iter().map(ToString::to_string).collect();
+                Err(ProfileError::Uri { wanted: id.clone(), found })
+            }
+        }
+    }
+
+    fn check_time(&self, now: UnixSecs) -> Result<(), ProfileError> {
+        let Validity { not_before, not_after } = self.validity;
+        if now < not_before {
+            return Err(ProfileError::NotYet(not_before));
+        }
+        if now > not_after {
+            return Err(ProfileError::Expired(not_after));
+        }
+        Ok(())
+    }
+}
+
 /// Whether `certificate` is a CA that signs for the trust domain `id` at `now`.
 ///
 /// # Errors
 /// The first rule that it breaks.
 pub fn check_ca(certificate: &Certificate, id: &SpiffeId, now: UnixSecs) -> Result<(), ProfileError> {
-    let constraints = certificate.basic_constraints().ok_or(ProfileError::NoConstraints)?;
-    if !constraints.is_ca {
-        return Err(ProfileError::NotCa);
-    }
-    let usage = certificate.key_usage().filter(|usage| usage.cert_sign).ok_or(ProfileError::NoCertSign)?;
-    if usage.exchange || usage.others {
-        return Err(ProfileError::CaUsage);
-    }
-    // A signing certificate should have an identity, but need not (X509-SVID, section 4.2).
-    if !certificate.uris().is_empty() {
-        check_uri(certificate, id)?;
-    }
-    check_profile_time(certificate, now)
-}
-
-/// Whether `certificate` is an SVID of `id` at `now`.
-///
-/// # Errors
-/// The first rule that it breaks.
-pub fn check_svid(certificate: &Certificate, id: &SpiffeId, now: UnixSecs) -> Result<(), ProfileError> {
-    let constraints = certificate.basic_constraints().ok_or(ProfileError::NoConstraints)?;
-    if constraints.is_ca {
-        return Err(ProfileError::IsCa);
-    }
-    let usage = certificate.key_usage().filter(|usage| usage.digital_signature);
-    let usage = usage.ok_or(ProfileError::NoDigitalSignature)?;
-    if usage.cert_sign || usage.crl_sign || usage.others {
-        return Err(ProfileError::SvidUsage);
-    }
-    if certificate.purposes().is_some_and(|purposes| !purposes.server_auth || !purposes.client_auth) {
-        return Err(ProfileError::Purpose);
-    }
-    if certificate.uris().is_empty() {
-        return Err(ProfileError::NoUri);
-    }
-    check_uri(certificate, id)?;
-    check_profile_time(certificate, now)
-}
-
-fn check_uri(certificate: &Certificate, id: &SpiffeId) -> Result<(), ProfileError> {
-    match certificate.uris() {
-        [uri] if uri == id.as_str() => Ok(()),
-        found => Err(ProfileError::Uri { wanted: id.clone(), found: found.to_vec() }),
-    }
-}
-
-fn check_profile_time(certificate: &Certificate, now: UnixSecs) -> Result<(), ProfileError> {
-    if now < certificate.not_before() {
-        return Err(ProfileError::NotYet(certificate.not_before()));
-    }
-    if now > certificate.not_after() {
-        return Err(ProfileError::Expired(certificate.not_after()));
-    }
-    Ok(())
+    Stated::by(certificate).check_ca(id, now)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::key::{KeyKind, PrivateKey};
-    use crate::x509::{Issuer, Name, Role, Serial, Validity, X509Template, assemble};
+    use crate::x509::{Issuer, Name, Role, Serial, X509Template, assemble};
 
     const NOW: UnixSecs = UnixSecs(1_800_000_000);
+
+    fn check_svid(certificate: &Certificate, id: &SpiffeId, now: UnixSecs) -> Result<(), ProfileError> {
+        Stated::by(certificate).check_svid(id, now)
+    }
 
     fn id(path: &str) -> SpiffeId {
         SpiffeId::parse(&format!("spiffe://example.org{path}")).unwrap()
