@@ -8,6 +8,7 @@
 pub mod authority;
 pub mod backoff;
 pub mod blocking;
+pub mod bulk;
 pub mod clock;
 pub mod codes;
 pub mod files;

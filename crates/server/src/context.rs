@@ -8,6 +8,7 @@ use ca::issue::Issuer;
 use config::ServerConfig;
 use graph::EntryGraph;
 use plugin::ServerNodeAttestor;
+use runtime::bulk::Bulk;
 use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::log::Log;
@@ -60,6 +61,8 @@ pub(crate) struct Context {
     pub(crate) applied: Applied,
     /// How far they are with what others write.
     pub(crate) fresh: Fresh,
+    /// Where batches are worked on.
+    pub(crate) bulk: Bulk,
     /// The agents that wait for changes.
     pub(crate) hub: Hub,
     /// The log, whose level may be changed.

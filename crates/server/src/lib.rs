@@ -39,6 +39,7 @@ use std::time::Duration;
 use config::ServerConfig;
 use futures::future::BoxFuture;
 use plugin::Reconfigurables;
+use runtime::bulk;
 use runtime::clock::Clock;
 use runtime::listen::{self, TlsListener, UnixListener};
 use runtime::log::Log;
@@ -71,6 +72,7 @@ struct Told {
 pub struct Server {
     context: Arc<Context>,
     keeper: Keeper,
+    bulk: bulk::Worker,
     driver: Driver,
     commands: Inbox,
     renewal: Renewal,
@@ -141,7 +143,7 @@ impl Server {
     }
 
     async fn serve(self, shutdown: &Shutdown) -> Result<(), TaskFailed> {
-        let Self { context, keeper, driver, commands, renewal, port, socket, .. } = self;
+        let Self { context, keeper, bulk, driver, commands, renewal, port, socket, .. } = self;
         let Self { told, endpoint, refreshes, reconfigurables, address, version, .. } = self;
         let presented = renewal.presented();
         let mut tasks = Tasks::new(shutdown.token().clone());
@@ -149,6 +151,8 @@ impl Server {
         let drained = CancellationToken::new();
         let until = drained.clone();
         tasks.spawn("keeper", apart("keeper", move || keeper.run(until)));
+        let until = drained.clone();
+        tasks.spawn("bulk", apart("bulk", move || bulk.run(until)));
         tasks.spawn("CA rotation", driver.run(commands, context.applied.clone(), shutdown.token().clone()));
         tasks.spawn("SVID rotation", renewal.run(shutdown.token().clone()));
         tasks.spawn("plugin reconfiguration", reconfigurables.run(shutdown.token().clone()));

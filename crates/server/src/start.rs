@@ -16,6 +16,7 @@ use ca::profile::{CaSubject, Composers, Profile};
 use config::{PluginBlock, PluginData, ServerConfig};
 use plugin::catalog::{self, CatalogError, Data, Declaration};
 use plugin::{CredentialComposer, Host};
+use runtime::bulk::Bulk;
 use runtime::clock::Clock;
 use runtime::health::{Health, HealthListener, HealthPaths};
 use runtime::listen::{
@@ -236,6 +237,7 @@ pub(crate) async fn build(
     let (authorities, commands) = Commands::new();
     let is_chained = config.audit_log && config.finial.audit_log_chain;
     let audit_chain = is_chained.then(|| Chain::open(&config.data_dir)).transpose();
+    let (bulk, worker) = Bulk::new();
     let context = Context {
         audit_chain: audit_chain.map_err(StartError::AuditChain)?,
         authorities,
@@ -252,6 +254,7 @@ pub(crate) async fn build(
         node_attestors: plugins.node_attestors,
         applied: keeper.applied(),
         fresh: keeper.fresh(),
+        bulk,
         hub,
         log,
         clock,
@@ -261,6 +264,7 @@ pub(crate) async fn build(
     Ok(Server {
         context: Arc::new(context),
         keeper,
+        bulk: worker,
         driver,
         commands,
         renewal,

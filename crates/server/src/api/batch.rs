@@ -4,6 +4,7 @@ use std::future::Future;
 
 use futures::StreamExt;
 use futures::stream;
+use runtime::bulk::Bulk;
 use store::{Committed, StoreError};
 use tonic::Status;
 
@@ -12,24 +13,34 @@ use crate::context::Context;
 /// How many writes of one batch wait at once: more than a group that is committed together.
 const AT_ONCE: usize = 1024;
 
-/// How many items are worked on before others get their turn: some tenths of a millisecond.
-const TURN: usize = 32;
+/// How many items hold nobody up: some tenths of a millisecond.
+const FEW: usize = 32;
 
-/// What `work` makes of each item, in turns with all else that this thread has to do: whoever has one item
-/// signed does not wait for a thousand.
-pub(super) async fn in_turns<T, U>(
-    items: impl IntoIterator<Item = T>,
-    mut work: impl FnMut(T) -> U,
-) -> Vec<U> {
-    let items = items.into_iter();
-    let mut done = Vec::with_capacity(items.size_hint().0);
-    for item in items {
-        if !done.is_empty() && done.len().is_multiple_of(TURN) {
-            tokio::task::yield_now().await;
-        }
-        done.push(work(item));
+/// How many items are a turn: some tens of microseconds.
+const TURN: usize = 8;
+
+/// Does the work on `count` items: if they are many, where it holds up nobody who has one item signed.
+pub(super) async fn in_bulk<T: Send + 'static>(
+    bulk: &Bulk,
+    count: usize,
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    if count <= FEW {
+        return work.await;
     }
-    done
+    bulk.run(work).await.unwrap_or_else(|| Err(Status::unavailable("server is shutting down")))
+}
+
+/// The items, between which the processor is offered to other threads, if they are many: whoever is to be
+/// answered by one of those does not wait until the kernel takes it away.
+pub(super) fn in_turns<I: ExactSizeIterator>(items: I) -> impl ExactSizeIterator<Item = I::Item> {
+    let are_many = items.len() > FEW;
+    items.enumerate().map(move |(n, item)| {
+        if are_many && n.is_multiple_of(TURN) {
+            std::thread::yield_now();
+        }
+        item
+    })
 }
 
 /// Runs the writes of a batch and hands back what each came to, in order.
@@ -61,7 +72,8 @@ where
     W: Future<Output = Vec<Result<Committed<T>, StoreError>>>,
 {
     let mut wanted = Vec::with_capacity(items.len());
-    let refusals: Vec<_> = items.into_iter().map(|item| item.map(|item| wanted.push(item)).err()).collect();
+    let refusals: Vec<_> =
+        in_turns(items.into_iter()).map(|item| item.map(|item| wanted.push(item)).err()).collect();
     let mut written = write(wanted).await.into_iter();
     let outcome = |refusal: Option<Status>| match refusal {
         Some(refusal) => Err(refusal),

@@ -18,7 +18,7 @@ use store::{CreatedEntry, EntryFilter, EntryMask, NewEntry, StoreError, as_writt
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use self::filter::Asked;
-use super::batch::{in_turns, written_together};
+use super::batch::{in_bulk, in_turns, written_together};
 use super::status::{self, failed, invalid, refused_as, stored};
 use super::trustdomain::page;
 use super::{Answers, encoded_elsewhere};
@@ -59,48 +59,78 @@ impl Entries {
 
     /// `BatchCreateEntry`.
     pub(super) async fn create(&self, request: Request<CreateEntries>) -> Result<Response<Encoded>, Status> {
-        let CreateEntries { entries, output_mask } = request.into_inner();
-        let read = in_turns(entries, |entry| {
+        let (entries, request) = (self.clone(), request.into_inner());
+        in_bulk(&self.0.bulk, request.entries.len(), async move { entries.create_all(request).await }).await
+    }
+
+    async fn create_all(&self, request: CreateEntries) -> Result<Response<Encoded>, Status> {
+        let CreateEntries { entries, output_mask } = request;
+        let read = in_turns(entries.into_iter()).map(|entry| {
             let requested = entry::requested(self.0.trust_domain(), Some(&batch::entry(&entry)?), None);
             Ok(requested.map_err(|why| invalid("failed to convert entry", why)).and_then(new_entry))
         });
-        let wanted = read.await.into_iter().collect::<Result<_, Status>>()?;
+        let wanted = read.collect::<Result<_, Status>>()?;
         let create = |entries| self.0.store.create_entries(entries);
         let refused = |why: &StoreError| stored("failed to create entry", why);
         let created = written_together(&self.0, wanted, create, refused).await;
         let similar = (&Status::already_exists("similar entry already exists")).into();
         let mut results = Results::of(created.len(), output_mask.as_ref());
-        in_turns(created, |created| match created {
-            // A new entry as SPIRE shows it; one that was there as lists show it.
-            Ok(CreatedEntry { stored, existing: false }) => results.good(&as_written(&stored.entry)),
-            Ok(CreatedEntry { stored, existing: true }) => results.put(&similar, Some(&stored.entry)),
-            Err(status) => results.put(&(&status).into(), None),
-        })
-        .await;
+        for created in in_turns(created.into_iter()) {
+            match created {
+                // A new entry as SPIRE shows it; one that was there as lists show it.
+                Ok(CreatedEntry { stored, existing: false }) => results.good(&as_written(&stored.entry)),
+                Ok(CreatedEntry { stored, existing: true }) => results.put(&similar, Some(&stored.entry)),
+                Err(status) => results.put(&(&status).into(), None),
+            }
+        }
         Ok(results.answer())
     }
 
     /// `BatchUpdateEntry`.
     pub(super) async fn update(&self, request: Request<UpdateEntries>) -> Result<Response<Encoded>, Status> {
-        let UpdateEntries { entries, input_mask, output_mask } = request.into_inner();
+        let (entries, request) = (self.clone(), request.into_inner());
+        in_bulk(&self.0.bulk, request.entries.len(), async move { entries.update_all(request).await }).await
+    }
+
+    async fn update_all(&self, request: UpdateEntries) -> Result<Response<Encoded>, Status> {
+        let UpdateEntries { entries, input_mask, output_mask } = request;
         let mask = input_mask.as_ref().map_or(EntryMask::ALL, update_mask);
-        let read = in_turns(entries, |entry| {
+        let read = in_turns(entries.into_iter()).map(|entry| {
             let entry = batch::entry(&entry)?;
             let requested = entry::requested(self.0.trust_domain(), Some(&entry), input_mask.as_ref());
             let requested = requested.map_err(|why| invalid("failed to convert entry", why));
             Ok(requested.map(|requested| self.masked_entry(requested)))
         });
-        let wanted = read.await.into_iter().collect::<Result<_, Status>>()?;
+        let wanted = read.collect::<Result<_, Status>>()?;
         let update = |entries| self.0.store.update_entries(entries, mask);
         let refused = |why: &StoreError| stored("failed to update entry", why);
         let updated = written_together(&self.0, wanted, update, refused).await;
         let mut results = Results::of(updated.len(), output_mask.as_ref());
-        in_turns(updated, |updated| match updated {
-            Ok(stored) => results.good(&as_written(&stored.entry)),
-            Err(status) => results.put(&(&status).into(), None),
-        })
-        .await;
+        for updated in in_turns(updated.into_iter()) {
+            match updated {
+                Ok(stored) => results.good(&as_written(&stored.entry)),
+                Err(status) => results.put(&(&status).into(), None),
+            }
+        }
         Ok(results.answer())
+    }
+
+    /// What `BatchDeleteEntry` came to.
+    async fn delete_all(&self, ids: Vec<String>) -> Result<Response<wire::BatchDeleteEntryResponse>, Status> {
+        let wanted = |id: &String| match id.as_str() {
+            "" => Err(Status::invalid_argument("missing entry ID")),
+            id => Ok(EntryId::new(id)),
+        };
+        let delete = |ids| self.0.store.delete_entries(ids);
+        let refused = |why: &StoreError| refused_as(Code::NotFound, NOT_FOUND, "failed to delete entry", why);
+        let wanted = in_turns(ids.iter()).map(wanted).collect();
+        let outcomes = written_together(&self.0, wanted, delete, refused).await;
+        let results = in_turns(ids.into_iter()).zip(outcomes).map(|(id, outcome)| {
+            let (status, _) = status::item(outcome);
+            wire::batch_delete_entry_response::Result { status, id }
+        });
+        let results = results.collect();
+        Ok(Response::new(wire::BatchDeleteEntryResponse { results }))
     }
 
     /// `ListEntries`: a page of entries from the snapshot, but for selectors by SQL, where old bugs left
@@ -215,21 +245,8 @@ impl wire::entry_server::Entry for Entries {
         &self,
         request: Request<wire::BatchDeleteEntryRequest>,
     ) -> Result<Response<wire::BatchDeleteEntryResponse>, Status> {
-        let ids = request.into_inner().ids;
-        let wanted = |id: &String| match id.as_str() {
-            "" => Err(Status::invalid_argument("missing entry ID")),
-            id => Ok(EntryId::new(id)),
-        };
-        let delete = |ids| self.0.store.delete_entries(ids);
-        let refused = |why: &StoreError| refused_as(Code::NotFound, NOT_FOUND, "failed to delete entry", why);
-        let wanted = ids.iter().map(wanted).collect();
-        let outcomes = written_together(&self.0, wanted, delete, refused).await;
-        let results = ids.into_iter().zip(outcomes).map(|(id, outcome)| {
-            let (status, _) = status::item(outcome);
-            wire::batch_delete_entry_response::Result { status, id }
-        });
-        let results = results.collect();
-        Ok(Response::new(wire::BatchDeleteEntryResponse { results }))
+        let (entries, ids) = (self.clone(), request.into_inner().ids);
+        in_bulk(&self.0.bulk, ids.len(), async move { entries.delete_all(ids).await }).await
     }
 
     async fn get_authorized_entries(
