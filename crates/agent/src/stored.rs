@@ -5,15 +5,15 @@
 //! leaves the old or the new one. A file that cannot be read is an error that names it: an agent that
 //! quietly attested anew could lock itself out.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::{fmt, io};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use runtime::blocking::{Blocking, Interrupted};
-use runtime::json::folded;
-use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use runtime::json;
+use serde::de::MapAccess;
 use serde::{Deserialize, Deserializer, Serialize};
 use spiffe::x509::{Certificate, pem, to_pem};
 use spiffe::{Bundle, TrustDomain, X509Authority};
@@ -304,47 +304,33 @@ struct File {
 /// alike the last counts.
 impl<'de> Deserialize<'de> for File {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Members)
+        json::object(deserializer)
     }
 }
 
-struct Members;
-
-impl<'de> Visitor<'de> for Members {
-    type Value = File;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<File, E> {
-        Ok(File::default())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<File, A::Error> {
-        let mut file = File::default();
-        while let Some(name) = members.next_key::<String>()? {
-            match folded(&name).as_str() {
-                "svid" => file.svid = texts(&mut members)?,
-                "bundle" => file.bundle = texts(&mut members)?,
-                "reattestable" => {
-                    file.reattestable = members.next_value::<Option<bool>>()?.unwrap_or(file.reattestable);
-                }
-                "bootstrap_use" => {
-                    file.bootstrap_use = members.next_value::<Option<i64>>()?.unwrap_or(file.bootstrap_use);
-                }
-                "bootstrap_start_time" => {
-                    let time = members.next_value::<Option<String>>()?;
-                    file.bootstrap_start_time = time.or(file.bootstrap_start_time);
-                }
-                "connection_attempts" => {
-                    let attempts = members.next_value::<Option<i64>>()?;
-                    file.connection_attempts = attempts.unwrap_or(file.connection_attempts);
-                }
-                _ => drop(members.next_value::<IgnoredAny>()?),
+impl json::Object for File {
+    fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error> {
+        match name {
+            "svid" => self.svid = texts(members)?,
+            "bundle" => self.bundle = texts(members)?,
+            "reattestable" => {
+                self.reattestable = members.next_value::<Option<bool>>()?.unwrap_or(self.reattestable);
             }
+            "bootstrap_use" => {
+                self.bootstrap_use = members.next_value::<Option<i64>>()?.unwrap_or(self.bootstrap_use);
+            }
+            "bootstrap_start_time" => {
+                if let Some(time) = members.next_value()? {
+                    self.bootstrap_start_time = Some(time);
+                }
+            }
+            "connection_attempts" => {
+                let attempts = members.next_value::<Option<i64>>()?;
+                self.connection_attempts = attempts.unwrap_or(self.connection_attempts);
+            }
+            _ => json::pass_over(members)?,
         }
-        Ok(file)
+        Ok(())
     }
 }
 

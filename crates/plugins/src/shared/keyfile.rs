@@ -5,15 +5,15 @@
 //! quietly make a new authority.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
+use std::fmt::Write;
 use std::io;
 use std::path::Path;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use plugin::{KeyId, PluginError};
-use runtime::json::folded;
-use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use runtime::json;
+use serde::de::MapAccess;
 use serde::{Deserialize, Deserializer};
 use spiffe::key::{Pkcs8Error, PrivateKey, UnusedKind};
 use zeroize::Zeroizing;
@@ -129,36 +129,20 @@ struct File {
 
 impl<'de> Deserialize<'de> for File {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Members)
+        json::object(deserializer)
     }
 }
 
-struct Members;
-
-impl<'de> Visitor<'de> for Members {
-    type Value = File;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<File, E> {
-        Ok(File::default())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<File, A::Error> {
-        let mut file = File::default();
-        while let Some(name) = members.next_key::<String>()? {
-            if folded(&name) != "keys" {
-                members.next_value::<IgnoredAny>()?;
-                continue;
-            }
-            match members.next_value::<Option<BTreeMap<String, Secret>>>()? {
-                Some(keys) => file.keys.extend(keys),
-                None => file.keys.clear(),
-            }
+impl json::Object for File {
+    fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error> {
+        if name != "keys" {
+            return json::pass_over(members);
         }
-        Ok(file)
+        match members.next_value::<Option<BTreeMap<String, Secret>>>()? {
+            Some(keys) => self.keys.extend(keys),
+            None => self.keys.clear(),
+        }
+        Ok(())
     }
 }
 
