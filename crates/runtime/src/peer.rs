@@ -6,10 +6,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags, Stat};
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::sys;
@@ -65,7 +64,7 @@ impl Caller {
             return Err(CallerError::Invisible);
         }
         let process = match sys::peer_pidfd(socket) {
-            Ok(pidfd) => Process::with_pidfd(credentials.pid, pidfd).map_err(gone)?,
+            Ok(pidfd) => Process::new(credentials.pid, pidfd),
             Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => by_id(credentials)?,
             Err(error) => return Err(gone(error)),
         };
@@ -104,11 +103,10 @@ impl Caller {
     /// # Errors
     /// [`CallerError::Gone`], [`CallerError::Changed`], or what the system says.
     pub fn verify(&self) -> Result<(), CallerError> {
-        let owner = self.process.owner().map_err(gone)?;
+        let stat = self.process.stat("").map_err(gone)?;
+        // With this is known of both that they are of this very process.
         let program = program_of(&self.process)?;
-        if !self.process.is_alive() {
-            return Err(CallerError::Gone);
-        }
+        let owner = (stat.st_uid, stat.st_gid);
         if owner != (self.uid, self.gid) || program != self.program {
             return Err(CallerError::Changed);
         }
@@ -120,14 +118,14 @@ impl Caller {
 fn program_of(process: &Process) -> Result<Option<(u64, u64)>, CallerError> {
     match process.executable() {
         Ok(program) => Ok(Some(program)),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => process.found(None).map_err(gone),
         Err(error) => Err(gone(error)),
     }
 }
 
 /// The process that has this id, unless it can be told to be another than the one that connected.
 fn by_id(credentials: sys::PeerCredentials) -> Result<Process, CallerError> {
-    let path = proc_root().join(credentials.pid.to_string()).join("stat");
+    let path = place_of(credentials.pid).join("stat");
     let before = start_time(&File::open(path).map_err(gone)?).map_err(gone)?;
     let process = Process::open(credentials.pid).map_err(gone)?;
     let after = process.open_file("stat").and_then(|file| start_time(&file)).map_err(gone)?;
@@ -157,15 +155,15 @@ fn start_time(file: &File) -> io::Result<u64> {
     started.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no start time in stat"))
 }
 
-/// A process: its id, a handle that lives as long as the process, and its `/proc` directory.
+/// A process: its id, and a handle that lives as long as the process.
 ///
-/// The handle is taken before the directory and looked at after it, so the directory is that of this
-/// very process; what is read through it fails once the process is gone, whoever has the id then.
+/// What is read of it is found in `/proc` by its id, and the handle is looked at after that: if the process
+/// has not ended by then, nobody else can have had the id. So what is read is of this very process, or
+/// reading fails, whoever has the id then.
 #[derive(Debug)]
 pub struct Process {
     pid: i32,
     handle: Handle,
-    directory: OwnedFd,
     credentials: Option<Credentials>,
 }
 
@@ -188,9 +186,7 @@ impl Handle {
     /// Whether it has not ended.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready == 0)
+        sys::can_be_read(self.0.as_fd()).is_ok_and(|ended| !ended)
     }
 }
 
@@ -203,19 +199,13 @@ impl Process {
         let id = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
         let id = id.ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = rustix::process::pidfd_open(id, PidfdFlags::empty())?;
-        Self::with_pidfd(pid, pidfd)
+        let process = Self::new(pid, pidfd);
+        process.found(()).map(|()| process)
     }
 
-    /// The same for a process whose handle was taken elsewhere, such as from a socket.
-    ///
-    /// # Errors
-    /// As [`Process::open`].
-    pub fn with_pidfd(pid: i32, pidfd: OwnedFd) -> io::Result<Self> {
-        let path = proc_root().join(pid.to_string());
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(path, flags, Mode::empty())?;
-        let process = Self { pid, handle: Handle(pidfd), directory, credentials: None };
-        if process.is_alive() { Ok(process) } else { Err(io::ErrorKind::NotFound.into()) }
+    /// The process whose handle was taken elsewhere, such as from a socket.
+    const fn new(pid: i32, pidfd: OwnedFd) -> Self {
+        Self { pid, handle: Handle(pidfd), credentials: None }
     }
 
     /// The process id.
@@ -259,8 +249,8 @@ impl Process {
     /// # Errors
     /// What the system says: without the right to trace the process, `PermissionDenied`.
     pub fn executable(&self) -> io::Result<(u64, u64)> {
-        let stat = rustix::fs::statat(&self.directory, "exe", AtFlags::empty())?;
-        Ok((stat.st_dev, stat.st_ino))
+        let stat = self.stat("exe")?;
+        self.found((stat.st_dev, stat.st_ino))
     }
 
     /// The effective user and group it runs as now, from the owner of its directory.
@@ -268,8 +258,8 @@ impl Process {
     /// # Errors
     /// What the system says.
     pub fn owner(&self) -> io::Result<(u32, u32)> {
-        let stat = rustix::fs::fstat(&self.directory)?;
-        Ok((stat.st_uid, stat.st_gid))
+        let stat = self.stat("")?;
+        self.found((stat.st_uid, stat.st_gid))
     }
 
     /// As whom it runs: as whom it connected, if it is known for having connected. The kernel noted that
@@ -298,7 +288,8 @@ impl Process {
     /// What the system says.
     pub fn open_file(&self, name: &str) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?.into())
+        let file = rustix::fs::open(self.path(name), flags, Mode::empty())?;
+        self.found(file.into())
     }
 
     /// Reads a small file of its `/proc` directory; what lies beyond a mebibyte is left.
@@ -314,8 +305,25 @@ impl Process {
     /// # Errors
     /// What the system says.
     pub fn read_link(&self, name: &str) -> io::Result<PathBuf> {
-        let target = rustix::fs::readlinkat(&self.directory, name, Vec::new())?;
-        Ok(std::ffi::OsString::from_vec(target.into_bytes()).into())
+        let target = rustix::fs::readlink(self.path(name), Vec::new())?;
+        self.found(std::ffi::OsString::from_vec(target.into_bytes()).into())
+    }
+
+    /// Where this of it is, as long as it has not ended.
+    fn path(&self, name: &str) -> PathBuf {
+        let mut path = place_of(self.pid);
+        path.push(name);
+        path
+    }
+
+    /// What this of it is, if its id is its own still.
+    fn stat(&self, name: &str) -> io::Result<Stat> {
+        Ok(rustix::fs::stat(self.path(name))?)
+    }
+
+    /// What was found under its id, if that still was its own.
+    fn found<T>(&self, found: T) -> io::Result<T> {
+        if self.is_alive() { Ok(found) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 }
 
@@ -350,12 +358,13 @@ fn read_small(file: &File) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Where the host's `/proc` is: in a container it may be mounted elsewhere.
-fn proc_root() -> PathBuf {
-    match std::env::var_os("HOST_PROC") {
+/// Where in the host's `/proc` the process with this id is: in a container that may be mounted elsewhere.
+fn place_of(pid: i32) -> PathBuf {
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| match std::env::var_os("HOST_PROC") {
         Some(root) if !root.is_empty() => root.into(),
         _ => Path::new("/proc").to_owned(),
-    }
+    });
+    ROOT.join(pid.to_string())
 }
 
 /// Enough for the small files of `/proc`; a hostile name or group list cannot make them grow past it.

@@ -1,9 +1,9 @@
 //! `unix`: user, groups and program of a local process.
 //!
 //! User and groups are those with which it connected, as the kernel noted them; of who did not connect,
-//! and all else, they are read through the pinned `/proc` directory of [`Process`], so it is about that
-//! process or it fails. The program is hashed through `/proc/<pid>/exe`, which is the
-//! file that runs, whatever stands at its path by now.
+//! and all else, they are read of the pinned [`Process`] in `/proc`, so it is about that process or it
+//! fails. The program is hashed through `/proc/<pid>/exe`, which is the file that runs, whatever stands at
+//! its path by now.
 
 mod accounts;
 mod digests;
