@@ -227,6 +227,7 @@ where
                     tokio::select! {
                         ended = work => Some(ended),
                         _ = left => None,
+                        () = beat() => None,
                     }
                 });
                 // What blocks a thread of the pool is not waited for.
@@ -247,6 +248,14 @@ where
     }
 }
 
+/// A timer that is due before those that connections set. Setting one that is due before all others has the
+/// thread woken, also where it is the thread itself that sets it: two system calls for each connection.
+async fn beat() {
+    loop {
+        tokio::time::sleep(BEAT).await;
+    }
+}
+
 fn panic_of(error: JoinError) -> String {
     match error.try_into_panic() {
         Ok(panic) => text_of(panic.as_ref()).to_owned(),
@@ -263,6 +272,9 @@ pub(crate) fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
 /// After how many tasks a thread that serves alone looks for who else has come, while it has more to do. A
 /// look takes a hundredth of what they take; with Tokio's 61 who comes would wait for a millisecond.
 const TASKS_BETWEEN_LOOKS: u32 = 2;
+
+/// Shorter than connections wait for anything.
+const BEAT: Duration = Duration::from_secs(5);
 
 /// Longer than the ten seconds that listeners give their streams.
 const GRACE: Duration = Duration::from_secs(15);
