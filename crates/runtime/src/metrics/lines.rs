@@ -14,12 +14,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Kind, Named, SinkError};
 use crate::clock::{Clock, SystemClock};
+use crate::in_system_words;
 
 /// One receiver.
 #[derive(Debug)]
 pub(super) struct Lines {
     dialect: Dialect,
     address: String,
+    /// Tags of all lines, of `DogStatsD`.
+    tags: Vec<String>,
     /// Whole lines, each with its line feed.
     waiting: Mutex<String>,
 }
@@ -47,22 +50,39 @@ enum Socket {
 }
 
 impl Lines {
-    /// A receiver of `StatsD`.
-    pub(super) fn statsd(address: &str) -> Result<Arc<Self>, SinkError> {
-        Self::new(Dialect::Statsd, address, "Statsd")
+    /// A receiver of `StatsD`. What is no address is told when it is to be reached, as in SPIRE.
+    pub(super) fn statsd(address: &str) -> Arc<Self> {
+        Self::new(Dialect::Statsd, address.to_owned(), Vec::new())
     }
 
-    /// A receiver of `DogStatsD`.
-    pub(super) fn dogstatsd(address: &str) -> Result<Arc<Self>, SinkError> {
-        Self::new(Dialect::Dogstatsd, address, "DogStatsd")
-    }
-
-    fn new(dialect: Dialect, address: &str, sink: &'static str) -> Result<Arc<Self>, SinkError> {
-        let is_local = dialect == Dialect::Dogstatsd && address.starts_with(LOCAL);
-        if !is_local && !is_host_and_port(address) {
-            return Err(SinkError::Address { sink, address: address.to_owned() });
+    /// A receiver of `DogStatsD`, with what `environment` says where DataDog's own clients ask it.
+    pub(super) fn dogstatsd(
+        address: &str,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Arc<Self>, SinkError> {
+        let refused = |reason: String| SinkError::Address { sink: "DogStatsd", reason };
+        let environment = |name: &str| environment(name).filter(|value| !value.is_empty());
+        let (mut address, port) = if address.is_empty() {
+            let host = environment("DD_AGENT_HOST");
+            let none = || refused("address is empty, and the environment has no DD_AGENT_HOST".to_owned());
+            (host.ok_or_else(none)?, environment("DD_DOGSTATSD_PORT"))
+        } else {
+            (address.to_owned(), None)
+        };
+        if !address.starts_with(LOCAL) {
+            if !address.contains(':') {
+                address = format!("{address}:{}", port.as_deref().unwrap_or(DOGSTATSD_PORT));
+            }
+            host_and_port(&address).map_err(refused)?;
         }
-        Ok(Arc::new(Self { dialect, address: address.to_owned(), waiting: Mutex::default() }))
+        let tag = |(name, tag): &(&str, &str)| {
+            environment(name).map(|value| format!("{tag}:{}", value.replace(['\n', '|', '#', ','], "_")))
+        };
+        Ok(Self::new(Dialect::Dogstatsd, address, TAGS_OF_ENVIRONMENT.iter().filter_map(tag).collect()))
+    }
+
+    fn new(dialect: Dialect, address: String, tags: Vec<String>) -> Arc<Self> {
+        Arc::new(Self { dialect, address, tags, waiting: Mutex::default() })
     }
 
     pub(super) fn series(self: &Arc<Self>, named: &Named) -> Series {
@@ -85,7 +105,8 @@ impl Lines {
                     let (name, value) = (clean(name), clean(value));
                     if value.is_empty() { name } else { format!("{name}:{value}") }
                 };
-                let tags: Vec<String> = named.labels.iter().map(tag).collect();
+                let labels = named.labels.iter().map(tag);
+                let tags: Vec<String> = self.tags.iter().cloned().chain(labels).collect();
                 if !tags.is_empty() {
                     after.push_str("|#");
                     after.push_str(&tags.join(","));
@@ -110,7 +131,13 @@ impl Lines {
                 && let Err(error) = self.send(&mut socket, &lines).await
             {
                 socket = None;
-                tracing::error!(sink = self.dialect.name(), address = self.address, %error, "Cannot send metrics");
+                let error = in_system_words(&error.to_string());
+                tracing::error!(
+                    sink = self.dialect.name(),
+                    address = self.address,
+                    error,
+                    "Cannot send metrics"
+                );
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = SystemClock.sleep(PAUSE) => {}
@@ -189,8 +216,10 @@ impl Dialect {
 
 /// A socket to `host:port`; without a host to this machine.
 pub(super) async fn connect(address: &str) -> io::Result<UdpSocket> {
-    let address = if address.starts_with(':') { format!("localhost{address}") } else { address.to_owned() };
-    let found: Vec<_> = tokio::net::lookup_host(&address).await?.collect();
+    let invalid = |reason| io::Error::new(io::ErrorKind::InvalidInput, reason);
+    let (host, port) = host_and_port(address).map_err(invalid)?;
+    let host = if host.is_empty() { "localhost" } else { host };
+    let found: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
     // As Go has it, who is reached by both kinds of address is reached by IPv4.
     let target = found.iter().find(|address| address.is_ipv4()).or_else(|| found.first());
     let target = *target.ok_or(io::ErrorKind::NotFound)?;
@@ -200,9 +229,35 @@ pub(super) async fn connect(address: &str) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Whether it may be an address of UDP.
-pub(super) fn is_host_and_port(address: &str) -> bool {
-    address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+/// The host and port of an address of UDP, or what is wrong with it, in the words of Go's library. Ports
+/// are numbers; none behind the colon is port 0, as there.
+pub(super) fn host_and_port(address: &str) -> Result<(&str, u16), String> {
+    if address.is_empty() {
+        return Err("missing address".to_owned());
+    }
+    let wrong = |what: &str| format!("address {address}: {what}");
+    let missing = || wrong("missing port in address");
+    let (host, port) = if let Some(inner) = address.strip_prefix('[') {
+        let (host, rest) = inner.split_once(']').ok_or_else(|| wrong("missing ']' in address"))?;
+        (host, rest.strip_prefix(':').ok_or_else(missing)?)
+    } else {
+        address.rsplit_once(':').ok_or_else(missing)?
+    };
+    if !address.starts_with('[') && host.contains(':') {
+        return Err(wrong("too many colons in address"));
+    }
+    if port.is_empty() {
+        return Ok((host, 0));
+    }
+    let is_number = port.bytes().all(|byte| byte.is_ascii_digit());
+    let invalid = || {
+        if is_number {
+            format!("address {port}: invalid port")
+        } else {
+            format!("lookup udp/{port}: unknown port")
+        }
+    };
+    Ok((host, port.parse().map_err(|_| invalid())?))
 }
 
 /// Lines as packets that fit any network, none cut.
@@ -232,6 +287,15 @@ fn clean(text: &str) -> String {
 
 /// In front of the path of a local socket.
 const LOCAL: &str = "unix://";
+/// Where DataDog's agent listens unless it is said otherwise.
+const DOGSTATSD_PORT: &str = "8125";
+/// Variables of the environment that DataDog's clients have as tags on everything.
+const TAGS_OF_ENVIRONMENT: [(&str, &str); 4] = [
+    ("DD_ENTITY_ID", "dd.internal.entity_id"),
+    ("DD_ENV", "env"),
+    ("DD_SERVICE", "service"),
+    ("DD_VERSION", "version"),
+];
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
 /// After a receiver could not be reached.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -258,7 +322,7 @@ mod tests {
 
     #[test]
     fn statsd_has_the_values_of_labels_in_the_key() {
-        let lines = Lines::statsd("localhost:8125").unwrap();
+        let lines = Lines::statsd("localhost:8125");
 
         assert_eq!(
             line(&lines, Kind::Counter, |series| series.send_count(1)),
@@ -272,7 +336,7 @@ mod tests {
 
     #[test]
     fn dogstatsd_has_labels_as_tags() {
-        let lines = Lines::dogstatsd("localhost:8125").unwrap();
+        let lines = Lines::dogstatsd("localhost:8125", |_| None).unwrap();
 
         assert_eq!(
             line(&lines, Kind::Counter, |series| series.send_count(3)),
@@ -302,10 +366,65 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_by_name() {
-        let refused = Lines::statsd("nowhere").unwrap_err();
+    fn addresses_of_dogstatsd_are_completed_as_its_own_clients_do() {
+        let environment = |name: &str| match name {
+            "DD_AGENT_HOST" => Some("10.0.0.1".to_owned()),
+            "DD_DOGSTATSD_PORT" => Some("81".to_owned()),
+            _ => None,
+        };
+        let address = |text| Lines::dogstatsd(text, environment).unwrap().address.clone();
 
-        assert_eq!(refused.to_string(), "telemetry.Statsd: \"nowhere\" is no address of the form host:port");
-        Lines::dogstatsd("unix:///run/dogstatsd").unwrap();
+        assert_eq!(address("127.0.0.1"), "127.0.0.1:8125");
+        assert_eq!(address("127.0.0.1:9"), "127.0.0.1:9");
+        assert_eq!(address(":9"), ":9");
+        assert_eq!(address("unix:///run/dogstatsd"), "unix:///run/dogstatsd");
+        assert_eq!(address(""), "10.0.0.1:81");
+        let refused = Lines::dogstatsd("", |name| (name == "DD_DOGSTATSD_PORT").then(|| "81".to_owned()));
+        let text = "telemetry.DogStatsd: address is empty, and the environment has no DD_AGENT_HOST";
+        assert_eq!(refused.unwrap_err().to_string(), text);
+    }
+
+    #[test]
+    fn variables_of_the_environment_are_tags_of_all_lines() {
+        let environment = |name: &str| match name {
+            "DD_ENV" => Some("a,b".to_owned()),
+            "DD_VERSION" => Some("1:2".to_owned()),
+            "DD_SERVICE" => Some(String::new()),
+            _ => None,
+        };
+        let lines = Lines::dogstatsd("localhost:8125", environment).unwrap();
+
+        assert_eq!(
+            line(&lines, Kind::Counter, |series| series.send_count(1)),
+            "spire_server.rpc.a_b_c:1|c|#env:a_b,version:1:2,status:OK,host:box-1\n"
+        );
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_by_name() {
+        let refused = Lines::dogstatsd("nowhere:99999", |_| None).unwrap_err();
+        assert_eq!(refused.to_string(), "telemetry.DogStatsd: address 99999: invalid port");
+
+        assert_eq!(host_and_port("a:1"), Ok(("a", 1)));
+        assert_eq!(host_and_port(":1"), Ok(("", 1)));
+        assert_eq!(host_and_port("a:"), Ok(("a", 0)));
+        assert_eq!(host_and_port("[::1]:1"), Ok(("::1", 1)));
+        let wrong = |address| host_and_port(address).unwrap_err();
+        assert_eq!(wrong(""), "missing address");
+        assert_eq!(wrong("nowhere"), "address nowhere: missing port in address");
+        assert_eq!(wrong("::1:1"), "address ::1:1: too many colons in address");
+        assert_eq!(wrong("[::1]"), "address [::1]: missing port in address");
+        assert_eq!(wrong("[::1:1"), "address [::1:1: missing ']' in address");
+        assert_eq!(wrong("a:65536"), "address 65536: invalid port");
+        assert_eq!(wrong("a:b"), "lookup udp/b: unknown port");
+    }
+
+    #[tokio::test]
+    async fn an_address_of_statsd_is_looked_at_when_it_is_to_be_reached() {
+        let lines = Lines::statsd("nowhere");
+
+        let failed = lines.send(&mut None, "a:1|c\n").await.unwrap_err();
+
+        assert_eq!(failed.to_string(), "address nowhere: missing port in address");
     }
 }

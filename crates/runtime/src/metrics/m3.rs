@@ -10,9 +10,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
-use super::lines::{connect, is_host_and_port};
+use super::lines::{connect, host_and_port};
 use super::{Kind, Named, SinkError};
 use crate::clock::{Clock, SystemClock};
+use crate::in_system_words;
 
 /// One collector.
 pub(super) struct M3 {
@@ -55,9 +56,9 @@ enum Value {
 
 impl M3 {
     pub(super) fn new(address: &str, service: &str, env: &str) -> Result<Arc<Self>, SinkError> {
-        if !is_host_and_port(address) {
-            return Err(SinkError::Address { sink: "M3", address: address.to_owned() });
-        }
+        // None is this machine's, as Go's library has it.
+        let address = if address.is_empty() { ":0" } else { address };
+        host_and_port(address).map_err(|reason| SinkError::Address { sink: "M3", reason })?;
         if env.is_empty() {
             return Err(SinkError::NoEnvironment);
         }
@@ -96,7 +97,8 @@ impl M3 {
             let batches = self.batches();
             if let Err(error) = self.send(&mut socket, &batches).await {
                 socket = None;
-                tracing::error!(sink = "M3", address = self.address, %error, "Cannot send metrics");
+                let error = in_system_words(&error.to_string());
+                tracing::error!(sink = "M3", address = self.address, error, "Cannot send metrics");
             }
             if is_last {
                 return;

@@ -75,12 +75,12 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// An address is none.
-    #[error("telemetry.{sink}: {address:?} is no address of the form host:port")]
+    #[error("telemetry.{sink}: {reason}")]
     Address {
         /// The sink.
         sink: &'static str,
-        /// What stands for an address.
-        address: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// M3 wants to know the environment.
     #[error("telemetry.M3: env must be set")]
@@ -156,8 +156,9 @@ impl Metrics {
     /// [`SinkError`]
     pub fn new(options: Options) -> Result<Self, SinkError> {
         let statsd = options.statsd.iter().map(|address| Lines::statsd(address));
-        let dogstatsd = options.dogstatsd.iter().map(|address| Lines::dogstatsd(address));
-        let lines = statsd.chain(dogstatsd).collect::<Result<Vec<_>, _>>()?;
+        let environment = |name: &str| std::env::var(name).ok();
+        let dogstatsd = options.dogstatsd.iter().map(|address| Lines::dogstatsd(address, environment));
+        let lines = statsd.map(Ok).chain(dogstatsd).collect::<Result<Vec<_>, _>>()?;
         let m3 = options.m3.iter().map(|(address, env)| M3::new(address, options.service, env));
         let m3 = m3.collect::<Result<Vec<_>, _>>()?;
         let page = options.has_page.then(Prometheus::default);
