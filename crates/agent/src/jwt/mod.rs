@@ -1,9 +1,11 @@
 //! JWT-SVIDs: cached, fetched once however many ask, renewed at half of their life.
 //!
 //! A token that still holds is served when the server cannot be asked. Entries whose tokens carry a
-//! `jti` are never cached: each token of theirs is to be used once.
+//! `jti` are never cached: each token of theirs is to be used once. Where more is asked for than the
+//! server signs, identities take turns ([`lanes`]).
 
 mod cache;
+mod lanes;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -28,11 +30,15 @@ use crate::rotation::RotationRule;
 
 pub use cache::Key;
 use cache::{Cache, Found};
+use lanes::Lanes;
 
 /// How long asking the server may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The first wait before asking again.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// Requests that are under way at once. A server signs 500 tokens a second for an agent: who has a turn
+/// waits for an eighth of a second there at most, and as many are enough for a server that is as far away.
+const AT_ONCE: usize = 64;
 /// Flights that nobody waits for any more are cleared away when there are so many.
 const MANY_FLIGHTS: usize = 64;
 
@@ -84,6 +90,7 @@ struct Shared {
     connection: Connection,
     clock: Arc<dyn Clock>,
     patience_with_hit: Duration,
+    lanes: Lanes,
     tokens: Mutex<Tokens>,
     /// Poked when a token comes or goes.
     changed: Poke,
@@ -114,6 +121,7 @@ impl JwtSvids {
             connection,
             clock,
             patience_with_hit,
+            lanes: Lanes::new(AT_ONCE),
             tokens: Mutex::new(tokens),
             changed: Poke::new(),
             meters: OnceLock::new(),
@@ -286,6 +294,7 @@ impl Shared {
     }
 
     async fn ask(&self, request: &Request) -> Result<JwtSvid, JwtSvidError> {
+        let _turn = self.lanes.turn(&request.id).await;
         let lease = self.connection.lease().map_err(|error| JwtSvidError::Dial(chain(&error)))?;
         let message =
             NewJwtsvidRequest { entry_id: request.entry_id.clone(), audience: request.audience.clone() };

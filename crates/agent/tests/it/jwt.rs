@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use spiffe::key::PrivateKey;
 use spiffe::x509::pem_blocks;
 use spiffe::{Bundle, JwtAuthority, SpiffeId, TrustDomain, UnixSecs};
+use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 
 use crate::authority::{Authority, NOW};
@@ -51,6 +52,50 @@ async fn a_token_is_made_once_whatever_the_order_of_its_audience() {
 
     assert_eq!(first, second);
     assert_eq!(world.signer.count(), 1);
+}
+
+#[tokio::test]
+async fn r08_an_identity_that_asks_for_ever_new_audiences_leaves_others_their_turn() {
+    let world = World::start().await;
+    world.sync(&[own_entry("a", "/a"), own_entry("b", "/b")], &[]).await;
+    let (a, b) = (id("/a"), id("/b"));
+    let signer = &world.signer;
+    signer.room.forget_permits(Semaphore::MAX_PERMITS);
+    let clients: Vec<_> = (0..3).map(|_| world.client()).collect();
+    let greedy = clients.iter().enumerate().flat_map(|(of, client)| {
+        let a = &a;
+        (0..60)
+            .map(move |n| async move { client.jwt_svids(&audience(&[&format!("{of}-{n}")]), Some(a)).await })
+    });
+    let asked = || signer.entries.lock().unwrap().clone();
+    let until = async |wanted: &dyn Fn(&[String]) -> bool| {
+        while !wanted(&asked()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let modest = world.client();
+    let modest = async {
+        until(&|asked| asked.len() == 64).await;
+        modest.jwt_svids(&audience(&["x"]), Some(&b)).await
+    };
+
+    let signing = async {
+        until(&|asked| asked.len() == 64).await;
+        // Until `modest` is known to wait, one more may be answered now and then.
+        let mut answered = 64;
+        while !asked().contains(&"b".to_owned()) {
+            signer.room.add_permits(1);
+            answered += 1;
+            until(&|asked| asked.len() >= answered).await;
+        }
+        signer.room.add_permits(1000);
+        asked().len()
+    };
+    let (tokens, token, before) = tokio::join!(futures::future::join_all(greedy), modest, signing);
+
+    assert!(tokens.iter().all(Result::is_ok) && token.is_ok());
+    assert!(before < 100, "{before}");
+    assert_eq!(signer.count(), 181);
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use spiffe::tls::{
     Anchors, ClientVerifier, OwnCertificate, ServerTrust, ServerVerifier, client_config, server_config,
 };
 use spiffe::x509::{CertDer, Certificate};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use crate::authority::{Authority, NOW};
@@ -30,6 +31,10 @@ pub(crate) struct Signer {
     pub(crate) port: u16,
     /// How many tokens it was asked for.
     pub(crate) asked: Arc<AtomicUsize>,
+    /// The entries it was asked for, in this order.
+    pub(crate) entries: Arc<Mutex<Vec<String>>>,
+    /// How many more answers it gives.
+    pub(crate) room: Arc<Semaphore>,
     /// What it answers instead of a token.
     pub(crate) refusal: Arc<Mutex<Option<Status>>>,
 }
@@ -45,12 +50,20 @@ impl Signer {
         let listener = TlsListener::bind(address, Arc::new(move || Arc::clone(&tls))).unwrap();
 
         let port = listener.address().port();
-        let signer = Self { port, asked: Arc::default(), refusal: Arc::default() };
+        let signer = Self {
+            port,
+            asked: Arc::default(),
+            entries: Arc::default(),
+            room: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            refusal: Arc::default(),
+        };
         let (answering, authority) = (signer.clone(), Arc::clone(authority));
         let service = tower::service_fn(move |request| {
             let (signer, authority) = (answering.clone(), Arc::clone(&authority));
             async move {
                 let answer = |request: Request<NewJwtsvidRequest>| async move {
+                    signer.entries.lock().unwrap().push(request.get_ref().entry_id.clone());
+                    signer.room.acquire().await.unwrap().forget();
                     signer.token(&authority, request.get_ref())
                 };
                 Ok::<_, Infallible>(raw::unary(request, answer).await)
