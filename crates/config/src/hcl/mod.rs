@@ -78,7 +78,7 @@ impl Body {
     /// The body as HCL text, without its comments.
     #[must_use]
     pub fn to_hcl(&self) -> String {
-        render::body(self)
+        render::text(self)
     }
 }
 

@@ -12,12 +12,23 @@ const INDENT: &str = "  ";
 /// Stands before lines that are not indented, until all is written: a character for private use.
 const KEPT: char = '\u{E123}';
 
-/// The items of a body, one below the other. An empty body is the empty text.
+/// A whole body, as a text that reads as the same body. An empty body is the empty text.
+pub(super) fn text(body: &Body) -> String {
+    let mut out = self::body(body);
+    // The end of a heredoc needs the end of its line.
+    if body.items.last().is_some_and(|item| is_heredoc(&item.value)) {
+        out.push('\n');
+    }
+    out
+}
+
+/// The items of a body, one below the other, as SPIRE hands them to a plugin. A heredoc that is the last
+/// of them lacks the end of its line, and the plugin refuses it: the same file is to be good for both.
 pub(super) fn body(body: &Body) -> String {
     entries(&view::entries(body))
 }
 
-/// Items, one below the other.
+/// Items, one below the other, as [`body`].
 pub(super) fn entries(entries: &[Entry<'_>]) -> String {
     let mut out = String::new();
     for (entry, next) in entries.iter().zip(entries.iter().skip(1).map(Some).chain([None])) {
@@ -28,10 +39,6 @@ pub(super) fn entries(entries: &[Entry<'_>]) -> String {
                 out.push('\n');
             }
         }
-    }
-    // The end of a heredoc needs the end of its line.
-    if entries.last().is_some_and(|entry| is_heredoc(&entry.item.value)) {
-        out.push('\n');
     }
     released(&out)
 }

@@ -237,6 +237,20 @@ fn repeats_are_merged() {
 }
 
 #[test]
+fn a_heredoc_at_the_end_of_kept_parts_is_not_terminated() {
+    let text = |rest| format!("kept {{\n a = <<E\nx\nE\n{rest}}}\n");
+    let kept = |text: &str| match section(text).kept {
+        Some(hcl::Kept::Items(_, text)) => text,
+        other => panic!("{other:?}"),
+    };
+
+    let refused = hcl::from_str::<Inner>(&kept(&text(""))).unwrap_err();
+    assert_eq!(refused.to_string(), "At 3:2: heredoc not terminated");
+
+    assert_eq!(hcl::from_str::<Inner>(&kept(&text("b = 1"))).unwrap().a, "x\n");
+}
+
+#[test]
 fn labels_are_keys_of_maps() {
     let texts = [
         r#"labelled "x" { a = "1" } labelled "y" {}"#,
