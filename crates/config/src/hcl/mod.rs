@@ -14,6 +14,7 @@ mod env;
 mod error;
 mod json;
 mod number;
+mod order;
 mod parse;
 mod quote;
 mod render;
@@ -66,7 +67,8 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, HclError> {
 ///
 /// A value of the wrong type.
 pub fn from_body<T: DeserializeOwned>(body: &Body) -> Result<T, HclError> {
-    from_view(view::View::body(body))
+    let decode = |body: &Body| from_view(view::View::body(body));
+    decode(body).map_err(|error| order::first_told(body, error, &|body| decode(body).map(|_: T| ())))
 }
 
 /// Decodes a part of what [`parse()`] gave.

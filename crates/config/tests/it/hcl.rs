@@ -237,6 +237,33 @@ fn repeats_are_merged() {
 }
 
 #[test]
+fn blocks_of_one_key_are_told_one_after_the_other() {
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default)]
+    struct File {
+        #[serde(rename = "server")]
+        _server: Section,
+        #[serde(rename = "last")]
+        _last: Inner,
+    }
+    let told = |text: &str| hcl::from_str::<File>(text).map(drop).unwrap_err().to_string();
+
+    // `port` comes before `names` where fields are looked up.
+    let first = "At 1:18: unknown slice type: *ast.LiteralType";
+    assert_eq!(told("server { names = 1 }\nserver { port = [1] }"), first);
+    assert_eq!(
+        told("last { a = [1] }\nServer { names = 1 }\nserver { port = [1] }"),
+        first.replace("1:18", "2:18")
+    );
+    let inner = "server {\n inner { b = [1] }\n inner { a = [1] }\n}\nserver { port = [1] }";
+    assert_eq!(told(inner), "At 2:14: root.server.inner.b: unknown type for string *ast.ListType");
+    let one = "server {\n port = 1\n names = 1\n port = [1]\n}";
+    assert_eq!(told(one), "At 4:9: root.server.port: unknown type *ast.ListType");
+    let second = "server { port = 1 }\nserver { names = 1 }\nserver { port = [1] }";
+    assert_eq!(told(second), first.replace("1:18", "2:18"));
+}
+
+#[test]
 fn a_heredoc_at_the_end_of_kept_parts_is_not_terminated() {
     let text = |rest| format!("kept {{\n a = <<E\nx\nE\n{rest}}}\n");
     let kept = |text: &str| match section(text).kept {
