@@ -30,8 +30,8 @@ impl Filter {
             attestation_type: self.attestation_type,
             banned: self.banned,
             can_reattest: self.can_reattest,
-            // As in SPIRE, one that cannot be read is no filter.
-            expires_before: parse_instant(&self.expires_before),
+            // As in SPIRE, one that cannot be read is no filter, nor is the instant at which Go's time begins.
+            expires_before: parse_instant(&self.expires_before).filter(|at| *at != START_OF_TIME),
             valid_at: None,
             selectors,
             ids: Vec::new(),
@@ -81,6 +81,9 @@ fn parse_selectors(filter: &types::SelectorMatch, what: &str) -> Result<Selector
     };
     Ok(SelectorFilter { selectors, matching })
 }
+
+/// The first instant of the first year.
+const START_OF_TIME: UnixSecs = UnixSecs(-62_135_596_800);
 
 /// Reads `2006-01-02 15:04:05 -0700 -07`, the form in which SPIRE's command line sends it. A fraction
 /// of a second may follow the seconds; the second offset repeats the hours of the first. Since agents
@@ -153,6 +156,17 @@ mod tests {
         let text = r"failed to list agents: datastore-sql: unhandled match behavior '\x04'";
         assert_eq!((refusal.code(), refusal.message()), (tonic::Code::Internal, text));
         assert!(parse_selectors(&empty, "failed to list agents").unwrap().selectors.is_empty());
+    }
+
+    #[test]
+    fn the_start_of_time_is_no_filter() {
+        let read = |text: &str| {
+            let filter = Filter { expires_before: text.to_owned(), ..Filter::default() };
+            filter.parse("failed to list agents").unwrap().expires_before
+        };
+
+        assert_eq!(read("0001-01-01 00:00:00 +0000 +00"), None);
+        assert_eq!(read("0001-01-01 00:00:01 +0000 +00"), Some(UnixSecs(-62_135_596_799)));
     }
 
     #[test]
