@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use spiffe::key::{FormError, private_key_of_pem};
+use spiffe::x509::pem_blocks;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -63,6 +64,17 @@ pub enum ServedError {
     /// There is no private key in the file.
     #[error("no private key in PEM found in {}", .0.display())]
     NoKey(PathBuf),
+    /// The private key cannot be read.
+    #[error("cannot use {} with {}", certificate.display(), key.display())]
+    BadKey {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// Why.
+        #[source]
+        source: FormError,
+    },
     /// The key and the certificate are no pair, or cannot be used.
     #[error("cannot use {} with {}", certificate.display(), key.display())]
     Unusable {
@@ -150,10 +162,17 @@ impl Files {
     fn read(&self) -> Result<CertifiedKey, ServedError> {
         let no_certificate = || ServedError::NoCertificate(self.certificate.clone());
         let text = read(&self.certificate)?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-        let chain = chain.ok().filter(|chain| !chain.is_empty()).ok_or_else(no_certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?);
-        let key = key.map_err(|_| ServedError::NoKey(self.key.clone()))?;
+        let chain = pem_blocks(&text, "CERTIFICATE").into_iter().map(CertificateDer::from);
+        let chain =
+            Some(chain.collect::<Vec<_>>()).filter(|chain| !chain.is_empty()).ok_or_else(no_certificate)?;
+        let key =
+            private_key_of_pem(&read(&self.key)?).ok_or_else(|| ServedError::NoKey(self.key.clone()))?;
+        let key = key.map_err(|source| ServedError::BadKey {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            source,
+        })?;
+        let key = PrivateKeyDer::Pkcs8(key.to_vec().into());
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         CertifiedKey::from_der(chain, key, &provider).map_err(|source| ServedError::Unusable {
             certificate: self.certificate.clone(),

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use spiffe::key::PrivateKey;
+use spiffe::key::{KeyForm, PrivateKey};
 use spiffe::x509::{Certificate, PemBlock, pem};
 use zeroize::Zeroizing;
 
@@ -29,7 +29,7 @@ pub(crate) fn private_key(path: &Path) -> Result<PrivateKey, String> {
     let Some(block) = pem(&text).into_iter().find(is_key) else {
         return Err(format!("failed to find any PEM data in key input {}", path.display()));
     };
-    PrivateKey::from_der(&block.contents)
+    PrivateKey::from_any_form(&block.contents)
         .map_err(|error| format!("cannot parse private key in {}: {error}", path.display()))
 }
 
@@ -47,9 +47,15 @@ pub(crate) fn only_certificates(path: &Path) -> Result<Vec<Certificate>, String>
 /// The private key of a file that holds nothing else, in the same words.
 pub(crate) fn only_private_key(path: &Path) -> Result<PrivateKey, String> {
     let blocks = only(path, &["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"])?;
-    match blocks.as_slice() {
-        [(label, der)] => PrivateKey::from_der(der)
-            .map_err(|error| format!("unable to parse \"{label}\" PEM block 1: {error}")),
+    let mut keys = Vec::new();
+    for (number, (label, der)) in blocks.iter().enumerate() {
+        let form = KeyForm::of_label(label).unwrap_or(KeyForm::Pkcs8);
+        let key = PrivateKey::from_form(form, der)
+            .map_err(|error| format!("unable to parse \"{label}\" PEM block {}: {error}", number + 1))?;
+        keys.push(key);
+    }
+    match keys.as_slice() {
+        [key] => Ok(key.clone()),
         several => Err(format!("expected 1 PEM blocks; got {}", several.len())),
     }
 }

@@ -9,6 +9,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
+use spiffe::key::private_key_of_pem;
+use zeroize::Zeroizing;
 
 use crate::listen::TlsSource;
 
@@ -84,7 +86,12 @@ pub fn tls(
     let builder = begun.with_client_cert_verifier(verifier);
     let mut config = match certificate {
         Certificate::Files { chain, key: path } => {
-            let key = PrivateKeyDer::from_pem_file(&path).map_err(|error| unreadable(&path, &error))?;
+            let text = std::fs::read(&path).map(Zeroizing::new);
+            let text = text.map_err(|error| unreadable(&path, &pem::Error::Io(error)))?;
+            let file = |text: String| TlsError::File { path: path.clone(), text };
+            let key = private_key_of_pem(&text).ok_or_else(|| file("it holds no private key".to_owned()))?;
+            let key = key.map_err(|error| file(error.to_string()))?;
+            let key = PrivateKeyDer::Pkcs8(key.to_vec().into());
             builder.with_single_cert(certificates(&chain)?, key)?
         }
         Certificate::Resolved(own) => builder.with_cert_resolver(own),

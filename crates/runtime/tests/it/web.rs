@@ -156,6 +156,18 @@ async fn a_replaced_certificate_is_served_without_a_restart_and_a_broken_one_is_
 }
 
 #[test]
+fn keys_are_taken_in_whatever_form_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    for label in ["PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "ANY PRIVATE KEY"] {
+        write(folder.path(), 1, KEY);
+        let with_header = to_pem(label, KEY).replacen("-----\n", "-----\nA: b\n\n", 1);
+        fs::write(folder.path().join("key.pem"), format!("text\n{with_header}")).unwrap();
+
+        load(folder.path()).unwrap();
+    }
+}
+
+#[test]
 fn files_that_are_no_pair_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let refused = || load(folder.path()).unwrap_err();

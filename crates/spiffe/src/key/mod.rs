@@ -3,6 +3,7 @@
 //! Private keys are never printed: [`PrivateKey`] has no `Debug`, the library below wipes its memory,
 //! and PKCS#8 leaves it only as [`Zeroizing`](zeroize::Zeroizing) bytes.
 
+mod forms;
 mod pkcs8;
 mod private;
 mod public;
@@ -10,6 +11,7 @@ mod secret_jwk;
 
 use std::fmt;
 
+pub use forms::{FormError, KeyForm, private_key_of_pem};
 pub use pkcs8::{Pkcs8Error, UnusedKind};
 pub use private::PrivateKey;
 pub use public::{PublicKey, PublicKeyKind, UnusableKey};
