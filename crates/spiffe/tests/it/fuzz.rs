@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use finial_spiffe::jwk::Jwk;
 use finial_spiffe::jwt::{self, verify_wit};
-use finial_spiffe::key::{KeyKind, PrivateKey, PublicKey, SigAlg, Signature};
+use finial_spiffe::key::{KeyForm, KeyKind, PrivateKey, PublicKey, SigAlg, Signature, private_key_of_pem};
 use finial_spiffe::x509::{
     Certificate, Csr, CsrTemplate, Name, leaf_id, pem_blocks, to_pem, verify_path, verify_svid,
 };
@@ -364,6 +364,13 @@ fn fuzz_keys() {
             let again = PrivateKey::from_der(input).unwrap();
             assert!(again.public() == key.public() && key.kind().is_some());
         }
+        for form in [KeyForm::Pkcs8, KeyForm::Pkcs1, KeyForm::Sec1] {
+            if let Ok(key) = PrivateKey::from_form(form, input) {
+                let again = PrivateKey::from_any_form(input).unwrap();
+                assert!(again.public() == key.public());
+            }
+        }
+        black_box(private_key_of_pem(input).is_some());
     });
 }
 
