@@ -148,8 +148,8 @@ async fn an_agent_attests_syncs_and_has_its_entries_signed() {
     assert!(state.synced_at.is_some());
     let svid = held(&state, "a").svid.clone().unwrap();
     assert_eq!(svid.id.as_str(), "spiffe://example.org/a");
-    assert_eq!(svid.certificates().collect::<Vec<_>>().concat(), svid.chain);
-    spiffe::key::PrivateKey::from_der(svid.secret_pkcs8()).unwrap();
+    assert_eq!(svid.certificates().collect::<Vec<_>>().concat(), svid.chain());
+    spiffe::key::PrivateKey::from_der(&svid.secret_pkcs8()).unwrap();
     assert_eq!(running.server.calls("PostStatus"), 1);
     assert_eq!(running.server.behaviour().batches, [2]);
     let stored = running.stored();
@@ -430,7 +430,7 @@ async fn keys_that_take_long_are_made_in_small_batches() {
 
     assert_eq!(running.server.behaviour().batches, [32, 3]);
     let svid = held(&state, "e07").svid.clone().unwrap();
-    let key = spiffe::key::PrivateKey::from_der(svid.secret_pkcs8()).unwrap();
+    let key = spiffe::key::PrivateKey::from_der(&svid.secret_pkcs8()).unwrap();
     assert_eq!(key.kind(), Some(KeyKind::Rsa2048));
 }
 
@@ -604,7 +604,7 @@ async fn svids_and_tokens_of_a_tainted_authority_are_replaced_while_they_are_use
     let state = running
         .until(|state| {
             let svid = held(state, "a").svid.clone().expect("there is always one");
-            svid.authority != before.authority
+            svid.authority() != before.authority()
         })
         .await;
 

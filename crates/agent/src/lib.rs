@@ -70,7 +70,7 @@ use last_look::LastLook;
 use own_svid::{OwnSvid, Surroundings};
 use rotation::RotationRule;
 use servers::Servers;
-use state::{AgentIdentity, AgentState, Keeper};
+use state::{AgentIdentity, AgentState, Issuers, Keeper};
 use stored::Store;
 use subscribe::Subscriptions;
 use sync::{Protocol, Sync};
@@ -323,7 +323,7 @@ impl Agent {
         jwt_svids.recall(tokens);
         let keeping = Keeping {
             vault: self.vault,
-            first: state.load(),
+            first: Some(state.load()),
             state: state.clone(),
             jwt_svids: jwt_svids.clone(),
             clock: Arc::clone(&self.clock),
@@ -359,6 +359,7 @@ impl Agent {
             key_kind: config.workload_key,
             most: config.x509_svid_cache_max_size,
             rule: RotationRule::new(config.availability_target),
+            issuers: Issuers::default(),
             meters: Arc::clone(&self.meters),
         };
         let last_look = LastLook::new(asked, Arc::clone(&self.clock), LastLook::PATIENCE);

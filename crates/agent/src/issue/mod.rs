@@ -33,7 +33,7 @@ use crate::connection::Connection;
 use crate::meters::Meters;
 use crate::own_svid::Denials;
 use crate::rotation::RotationRule;
-use crate::state::{AgentState, Change, Held, Inbox, RefusedSvid, Stopped, X509Svid};
+use crate::state::{AgentState, Change, Held, Inbox, Issuers, RefusedSvid, Stopped, X509Svid};
 use crate::subscribe::Subscriptions;
 use crate::words;
 use plan::{Circumstances, Waiting, is_ahead, plan};
@@ -70,6 +70,7 @@ pub(crate) struct Issuing {
     /// `x509_svid_cache_max_size`
     pub(crate) most: usize,
     pub(crate) rule: RotationRule,
+    pub(crate) issuers: Issuers,
     pub(crate) meters: Arc<Meters>,
 }
 
@@ -320,8 +321,16 @@ impl Issuing {
         for Request { held, key, .. } in requests {
             let entry = &held.entry;
             let accepted = answers.next().map_or(Err(Refusal::Missing), signed).and_then(|svid| {
-                X509Svid::accept(&svid.cert_chain, &key, entry, &anchors, now, &mut self.rule)
-                    .map_err(Refusal::Unusable)
+                X509Svid::accept(
+                    &svid.cert_chain,
+                    &key,
+                    entry,
+                    &anchors,
+                    now,
+                    &mut self.rule,
+                    &mut self.issuers,
+                )
+                .map_err(Refusal::Unusable)
             });
             let svid = match accepted {
                 Ok(svid) => {

@@ -100,11 +100,11 @@ pub(super) fn plan(state: &AgentState, around: &Circumstances<'_>) -> Plan {
                     Urgency::Due(around.now)
                 } else if around.now >= svid.renew_at {
                     Urgency::Due(svid.renew_at)
-                } else if !state.bundles.keys.is_empty() && !state.bundles.keys.contains(&svid.authority) {
+                } else if !state.bundles.keys.is_empty() && !state.bundles.keys.contains(svid.authority()) {
                     // Its authority was tainted and revoked between two looks at the bundle: nobody
                     // believes it any more.
                     Urgency::Due(around.now)
-                } else if state.bundles.tainted_keys.contains(&svid.authority) {
+                } else if state.bundles.tainted_keys.contains(svid.authority()) {
                     Urgency::Tainted
                 } else {
                     look_again(svid.renew_at);

@@ -4,60 +4,58 @@
 //! entries are then among those filed under one of its selectors, and none of them is found twice.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 
-use spiffe::{Entry, EntryId, Selector, SelectorSet};
+use spiffe::{Entry, Selector, SelectorSet};
 
-/// Entries by their rarest selector.
+/// Places of entries by their rarest selector.
+///
+/// Selectors are told apart by a hash, which takes a tenth of what they take and may be that of another one:
+/// who asks looks at the entries anyway. Nobody outside knows how it is made.
 #[derive(Debug, Default)]
-pub struct EntryIndex(HashMap<Selector, Filed>);
-
-/// The entries that are filed under one selector: most often a single one.
-#[derive(Debug)]
-enum Filed {
-    One(EntryId),
-    Several(Vec<EntryId>),
-}
-
-impl Filed {
-    fn push(&mut self, id: EntryId) {
-        match self {
-            Self::One(first) => *self = Self::Several(vec![first.clone(), id]),
-            Self::Several(ids) => ids.push(id),
-        }
-    }
-
-    fn ids(&self) -> &[EntryId] {
-        match self {
-            Self::One(id) => std::slice::from_ref(id),
-            Self::Several(ids) => ids,
-        }
-    }
+pub struct EntryIndex {
+    /// In order.
+    filed: Box<[(u32, u32)]>,
+    hasher: RandomState,
 }
 
 impl EntryIndex {
-    /// Files entries. One without selectors matches nobody, or it would match everybody.
-    pub fn build<'a>(entries: impl Iterator<Item = &'a Entry> + Clone) -> Self {
+    /// Files entries with their places. One without selectors matches nobody, or it would match everybody.
+    pub fn build<'a>(entries: impl Iterator<Item = (usize, &'a Entry)> + Clone) -> Self {
         let mut uses: HashMap<&Selector, usize> = HashMap::new();
-        for selector in entries.clone().flat_map(|entry| &entry.selector_set) {
+        for selector in entries.clone().flat_map(|(_, entry)| &entry.selector_set) {
             *uses.entry(selector).or_default() += 1;
         }
-        let mut index: HashMap<Selector, Filed> = HashMap::new();
-        for entry in entries {
-            let rarest = entry.selector_set.iter().min_by_key(|selector| uses.get(selector));
-            if let Some(selector) = rarest {
-                let filed = index.entry(selector.clone());
-                filed
-                    .and_modify(|filed| filed.push(entry.id.clone()))
-                    .or_insert_with(|| Filed::One(entry.id.clone()));
-            }
-        }
-        Self(index)
+        let hasher = RandomState::new();
+        let filed = entries.filter_map(|(place, entry)| {
+            let rarest = entry.selector_set.iter().min_by_key(|selector| uses.get(selector))?;
+            Some((hash(&hasher, rarest), u32::try_from(place).ok()?))
+        });
+        let mut filed: Box<[_]> = filed.collect();
+        filed.sort_unstable();
+        Self { filed, hasher }
     }
 
-    /// The entries that may match a workload with these selectors, each once; the others do not.
-    pub fn candidates(&self, selectors: &SelectorSet) -> impl Iterator<Item = &EntryId> {
-        selectors.iter().filter_map(|selector| self.0.get(selector)).flat_map(Filed::ids)
+    /// The places of the entries that may match a workload with these selectors, in order and each once; the
+    /// others do not.
+    #[must_use]
+    pub fn candidates(&self, selectors: &SelectorSet) -> Vec<usize> {
+        let mut places = Vec::new();
+        for selector in selectors {
+            let hash = hash(&self.hasher, selector);
+            let from = self.filed.partition_point(|(filed, _)| *filed < hash);
+            let filed = self.filed.get(from..).unwrap_or_default().iter();
+            places.extend(filed.take_while(|(filed, _)| *filed == hash).map(|(_, place)| *place as usize));
+        }
+        places.sort_unstable();
+        places.dedup();
+        places
     }
+}
+
+/// Half of a hash: two of ten thousand entries have the same one time in a hundred.
+fn hash(hasher: &RandomState, selector: &Selector) -> u32 {
+    (hasher.hash_one(selector) >> 32) as u32
 }
 
 #[cfg(test)]
@@ -74,8 +72,8 @@ mod tests {
         values.iter().map(|value| Selector::new("unix", value)).collect()
     }
 
-    fn candidates(index: &EntryIndex, values: &[&str]) -> Vec<String> {
-        index.candidates(&set(values)).map(ToString::to_string).collect()
+    fn index(entries: &[Entry]) -> EntryIndex {
+        EntryIndex::build(entries.iter().enumerate())
     }
 
     #[test]
@@ -86,21 +84,29 @@ mod tests {
             entry("c", "/c", &["uid:0"]),
         ];
 
-        let index = EntryIndex::build(entries.iter());
+        let index = index(&entries);
 
-        assert_eq!(candidates(&index, &["uid:0"]), ["c"]);
-        assert_eq!(candidates(&index, &["path:/a", "uid:0"]), ["a", "c"]);
-        assert_eq!(candidates(&index, &["path:/x"]), Vec::<String>::new());
+        assert_eq!(index.candidates(&set(&["uid:0"])), [2]);
+        assert_eq!(index.candidates(&set(&["path:/a", "uid:0"])), [0, 2]);
+        assert_eq!(index.candidates(&set(&["path:/x"])), [0; 0]);
+    }
+
+    #[test]
+    fn entries_of_one_selector_are_all_found() {
+        let entries: Vec<Entry> =
+            (0..100).map(|number| entry(&format!("{number:02}"), "/x", &["uid:0"])).collect();
+
+        assert_eq!(index(&entries).candidates(&set(&["gid:0", "uid:0"])), (0..100).collect::<Vec<_>>());
     }
 
     #[test]
     fn w08_an_entry_without_selectors_matches_nobody() {
         let entries = [entry("a", "/a", &[])];
 
-        let index = EntryIndex::build(entries.iter());
+        let index = index(&entries);
 
-        assert_eq!(candidates(&index, &[]), Vec::<String>::new());
-        assert_eq!(candidates(&index, &["uid:0"]), Vec::<String>::new());
+        assert_eq!(index.candidates(&set(&[])), [0; 0]);
+        assert_eq!(index.candidates(&set(&["uid:0"])), [0; 0]);
     }
 
     /// Random entries and processes: who matches is who has all selectors, found by looking at each.

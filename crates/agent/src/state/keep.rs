@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{AgentIdentity, AgentState, Bundles, Entries, Held, X509Svid};
+use super::{AgentIdentity, AgentState, Bundles, Entries, Held, X509Svid, by_id};
 
 /// Changes that may wait: their senders wait for their being applied, so there are few.
 const CAPACITY: usize = 16;
@@ -142,9 +142,9 @@ impl AgentState {
             }
             Change::Confirmed { at } => next.synced_at = Some(at),
             Change::Issued(results) => {
-                let mut by_id = self.entries.by_id.clone();
+                let mut entries = Entries::clone(&self.entries);
                 for (id, svid) in results {
-                    let Some(held) = by_id.get_mut(&id) else { continue };
+                    let Some(held) = entries.get_mut(&id) else { continue };
                     match svid {
                         // The entry may name somebody else by now.
                         Some(svid) if svid.id != held.entry.spiffe_id => {}
@@ -158,19 +158,19 @@ impl AgentState {
                         None => Arc::make_mut(held).refused = true,
                     }
                 }
-                next.entries = Arc::new(Entries { by_id, index: Arc::clone(&self.entries.index) });
+                next.entries = Arc::new(entries);
             }
             Change::Evicted { ids, at } => {
-                let mut by_id = self.entries.by_id.clone();
+                let mut entries = Entries::clone(&self.entries);
                 for id in ids {
                     let goes = |held: &Held| {
                         held.last_used() < at || held.svid.as_ref().is_some_and(|svid| svid.expires_at <= at)
                     };
-                    if let Some(held) = by_id.get_mut(&id).filter(|held| goes(held)) {
+                    if let Some(held) = entries.get_mut(&id).filter(|held| goes(held)) {
                         Arc::make_mut(held).svid = None;
                     }
                 }
-                next.entries = Arc::new(Entries { by_id, index: Arc::clone(&self.entries.index) });
+                next.entries = Arc::new(entries);
             }
             Change::Renewed(agent) => next.agent = Arc::new(agent),
         }
@@ -180,41 +180,39 @@ impl AgentState {
 
 /// The entries after a sync. Of several with one id the last counts.
 fn merge_entries(old: &Arc<Entries>, synced: Vec<Arc<Entry>>) -> Arc<Entries> {
-    let mut by_id = BTreeMap::new();
     let mut is_changed = false;
     let mut is_refiled = false;
-    for entry in synced {
-        let id = entry.id.clone();
-        let held = match old.by_id.get(&id) {
-            Some(held) if Arc::ptr_eq(&held.entry, &entry) || *held.entry == *entry => Arc::clone(held),
-            Some(held) => {
-                is_changed = true;
-                is_refiled |= held.entry.selector_set != entry.selector_set
-                    || held.entry.store_svid != entry.store_svid;
-                debug!(entry = %id, spiffe_id = %entry.spiffe_id, "Entry updated");
-                Arc::new(updated(held, entry))
-            }
-            None => {
-                is_changed = true;
-                is_refiled = true;
-                debug!(entry = %id, spiffe_id = %entry.spiffe_id, "Entry created");
-                Arc::new(Held::new(entry))
-            }
-        };
-        by_id.insert(id, held);
-    }
-    for (id, held) in &old.by_id {
-        if !by_id.contains_key(id) {
+    let held = synced.into_iter().map(|entry| match old.get(&entry.id) {
+        Some(held) if Arc::ptr_eq(&held.entry, &entry) || *held.entry == *entry => Arc::clone(held),
+        Some(held) => {
+            is_changed = true;
+            is_refiled |=
+                held.entry.selector_set != entry.selector_set || held.entry.store_svid != entry.store_svid;
+            debug!(entry = %entry.id, spiffe_id = %entry.spiffe_id, "Entry updated");
+            Arc::new(updated(held, entry))
+        }
+        None => {
             is_changed = true;
             is_refiled = true;
-            debug!(entry = %id, spiffe_id = %held.entry.spiffe_id, "Entry removed");
+            debug!(entry = %entry.id, spiffe_id = %entry.spiffe_id, "Entry created");
+            Arc::new(Held::new(entry))
+        }
+    });
+    let held = by_id(held);
+    let mut left = held.iter().peekable();
+    for gone in old.iter() {
+        while left.next_if(|held| held.entry.id < gone.entry.id).is_some() {}
+        if left.peek().is_none_or(|held| held.entry.id != gone.entry.id) {
+            is_changed = true;
+            is_refiled = true;
+            debug!(entry = %gone.entry.id, spiffe_id = %gone.entry.spiffe_id, "Entry removed");
         }
     }
     if !is_changed {
         return Arc::clone(old);
     }
     let index = Arc::clone(&old.index);
-    Arc::new(if is_refiled { Entries::filed(by_id) } else { Entries { by_id, index } })
+    Arc::new(if is_refiled { Entries::filed(held) } else { Entries { held, index } })
 }
 
 /// What is held after the entry changed. The old SVID is used until the next is there, so that no

@@ -6,6 +6,7 @@
 
 mod index;
 mod keep;
+mod packed;
 mod svid;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ use spiffe::{Bundle, Entry, EntryId, SelectorSet, SpiffeId, TrustDomain, UnixSec
 
 pub use index::EntryIndex;
 pub use keep::{Change, Inbox, Keeper, Stopped};
-pub use svid::{RefusedSvid, X509Svid};
+pub use svid::{Issuers, RefusedSvid, X509Svid};
 
 /// What an agent knows at one moment.
 #[derive(Clone)]
@@ -53,13 +54,12 @@ impl AgentState {
         entries: Vec<(Arc<Entry>, Option<X509Svid>, UnixSecs)>,
         synced_at: UnixSecs,
     ) -> Self {
-        let mut by_id = BTreeMap::new();
-        for (entry, svid, last_used) in entries {
-            let held = Held { svid: svid.map(Arc::new), ..Held::new(Arc::clone(&entry)) };
+        let held = entries.into_iter().map(|(entry, svid, last_used)| {
+            let held = Held { svid: svid.map(Arc::new), ..Held::new(entry) };
             held.touch(last_used);
-            by_id.insert(entry.id.clone(), Arc::new(held));
-        }
-        let entries = Arc::new(Entries::filed(by_id));
+            Arc::new(held)
+        });
+        let entries = Arc::new(Entries::filed(by_id(held)));
         Self { agent: Arc::new(agent), entries, bundles: Arc::new(bundles), synced_at: Some(synced_at) }
     }
 }
@@ -86,39 +86,58 @@ impl AgentIdentity {
 /// The entries of an agent by id, and the index over their selectors.
 #[derive(Clone, Default)]
 pub struct Entries {
-    by_id: BTreeMap<EntryId, Arc<Held>>,
+    /// In the order of their ids, each once.
+    held: Box<[Arc<Held>]>,
     index: Arc<EntryIndex>,
+}
+
+/// Entries in the order of their ids. Of several with one id the last counts.
+fn by_id(held: impl Iterator<Item = Arc<Held>>) -> Box<[Arc<Held>]> {
+    let mut held: Vec<Arc<Held>> = held.collect();
+    held.reverse();
+    held.sort_by(|one, other| one.entry.id.cmp(&other.entry.id));
+    held.dedup_by(|other, one| one.entry.id == other.entry.id);
+    held.into()
 }
 
 impl Entries {
     /// These entries, those of SVID stores left out of the index: they are for no workload.
-    fn filed(by_id: BTreeMap<EntryId, Arc<Held>>) -> Self {
-        let for_workloads = by_id.values().map(|held| &*held.entry).filter(|entry| !entry.store_svid);
-        let index = Arc::new(EntryIndex::build(for_workloads));
-        Self { by_id, index }
+    fn filed(held: Box<[Arc<Held>]>) -> Self {
+        let all = held.iter().map(|held| &*held.entry).enumerate();
+        let index = Arc::new(EntryIndex::build(all.filter(|(_, entry)| !entry.store_svid)));
+        Self { held, index }
     }
 
     /// The entry by this id.
     #[must_use]
     pub fn get(&self, id: &EntryId) -> Option<&Arc<Held>> {
-        self.by_id.get(id)
+        self.held.get(self.place(id)?)
+    }
+
+    fn place(&self, id: &EntryId) -> Option<usize> {
+        self.held.binary_search_by(|held| held.entry.id.cmp(id)).ok()
+    }
+
+    fn get_mut(&mut self, id: &EntryId) -> Option<&mut Arc<Held>> {
+        let place = self.place(id)?;
+        self.held.get_mut(place)
     }
 
     /// All entries by id.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Held>> {
-        self.by_id.values()
+        self.held.iter()
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.by_id.len()
+        self.held.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
+        self.held.is_empty()
     }
 
     /// How many of them have an X.509-SVID.
@@ -130,15 +149,12 @@ impl Entries {
     /// The entries of which a workload with these selectors has every one, by id.
     #[must_use]
     pub fn matching(&self, selectors: &SelectorSet) -> Vec<Arc<Held>> {
-        let mut found: Vec<Arc<Held>> = self
-            .index
-            .candidates(selectors)
-            .filter_map(|id| self.by_id.get(id))
+        let candidates = self.index.candidates(selectors).into_iter();
+        candidates
+            .filter_map(|place| self.held.get(place))
             .filter(|held| held.entry.selector_set.is_subset(selectors))
             .map(Arc::clone)
-            .collect();
-        found.sort_unstable_by(|one, other| one.entry.id.cmp(&other.entry.id));
-        found
+            .collect()
     }
 }
 

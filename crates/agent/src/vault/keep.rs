@@ -38,7 +38,7 @@ pub(crate) struct Keeping {
     pub(crate) vault: Vault,
     /// What the agent knew at first: nothing, or what the vault holds. By the time that the task begins it
     /// may have heard from a server.
-    pub(crate) first: Arc<AgentState>,
+    pub(crate) first: Option<Arc<AgentState>>,
     pub(crate) state: Snapshot<AgentState>,
     pub(crate) jwt_svids: JwtSvids,
     pub(crate) clock: Arc<dyn Clock>,
@@ -72,14 +72,14 @@ impl Keeping {
     ///
     /// # Errors
     /// The state is not kept any more.
-    pub(crate) async fn run(self, token: CancellationToken) -> Result<(), Stopped> {
+    pub(crate) async fn run(mut self, token: CancellationToken) -> Result<(), Stopped> {
         if !self.vault.is_on() {
             return Ok(());
         }
         let mut changed = self.state.changed();
         let mut written = Written {
-            // What was recalled is what is there.
-            state: self.first.synced_at.is_some().then(|| Arc::clone(&self.first)),
+            // What was recalled is what is there. It goes with the next write: it holds on to what it had.
+            state: self.first.take().filter(|first| first.synced_at.is_some()),
             are_tokens_other: false,
             at: self.clock.instant(),
             pause: SETTLING,
@@ -247,7 +247,7 @@ mod tests {
         let (keeper, inbox) = Keeper::new(fixtures::state());
         let keeping = Keeping {
             vault,
-            first: keeper.snapshot().load(),
+            first: Some(keeper.snapshot().load()),
             state: keeper.snapshot(),
             jwt_svids: JwtSvids::new(Connection::to_nobody(), Arc::new(SystemClock), 1, Duration::ZERO),
             clock: Arc::new(SystemClock),

@@ -21,7 +21,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::jwt::{JwtSvid, Key};
 use crate::rotation::RotationRule;
-use crate::state::{AgentIdentity, AgentState, Bundles, X509Svid};
+use crate::state::{AgentIdentity, AgentState, Bundles, Issuers, X509Svid};
 
 /// All of it.
 #[derive(Clone, PartialEq, Message)]
@@ -159,7 +159,7 @@ impl Contents {
             entry: Some(entry::masked(&held.entry, None)),
             svid: held.svid.as_ref().map(|svid| KeptSvid {
                 chain: svid.certificates().collect(),
-                key: svid.secret_pkcs8().to_vec(),
+                key: std::mem::take(&mut *svid.secret_pkcs8()),
                 revision: svid.revision,
                 entry_created_at: svid.entry_created_at.0,
             }),
@@ -257,11 +257,12 @@ fn judged(
 ) -> Result<Vec<Recalled>, Unusable> {
     let (now, rule) = (judge.now, judge.rule);
     let part = |kept: Vec<KeptEntry>| -> Result<Vec<Recalled>, Unusable> {
-        let (mut rule, mut texts) = (rule.clone(), Texts::default());
+        let (mut rule, mut texts, mut issuers) = (rule.clone(), Texts::default(), Issuers::default());
         let one = |mut kept: KeptEntry| {
             let wire = kept.entry.take().ok_or(Unusable::Malformed)?;
             let entry = entry::answered(&wire, agent_id, &mut texts).map_err(|_| Unusable::Malformed)?;
-            let svid = kept.svid.take().and_then(|svid| svid.judge(&entry, bundles, now, &mut rule));
+            let svid =
+                kept.svid.take().and_then(|svid| svid.judge(&entry, bundles, now, &mut rule, &mut issuers));
             Ok((Arc::new(entry), svid, UnixSecs(kept.last_used)))
         };
         kept.into_iter().map(one).collect()
@@ -296,12 +297,13 @@ impl KeptSvid {
         bundles: &Bundles,
         now: SystemTime,
         rule: &mut RotationRule,
+        issuers: &mut Issuers,
     ) -> Option<X509Svid> {
         let refused = |why: String| {
             warn!(entry_id = %entry.id, spiffe_id = %entry.spiffe_id, error = why, "Leaving an X509-SVID in the vault");
         };
         let key = PrivateKey::from_der(&self.key).map_err(|error| refused(error.to_string())).ok()?;
-        let accepted = X509Svid::accept(&self.chain, &key, entry, &bundles.anchors, now, rule);
+        let accepted = X509Svid::accept(&self.chain, &key, entry, &bundles.anchors, now, rule, issuers);
         let mut svid = accepted.map_err(|error| refused(runtime::chain(&error))).ok()?;
         svid.revision = self.revision;
         svid.entry_created_at = UnixSecs(self.entry_created_at);

@@ -17,7 +17,7 @@ use super::*;
 use crate::fixtures::server::Authority;
 use crate::fixtures::{agent_id, entry};
 use crate::jwt::{JwtSvid, Key};
-use crate::state::{Bundles, Change, X509Svid};
+use crate::state::{Bundles, Change, Issuers, X509Svid};
 
 struct World {
     directory: TempDir,
@@ -59,7 +59,8 @@ impl World {
             [Bytes::copy_from_slice(authority.sign(&entries[0].spiffe_id, key.public(), 600).as_bytes())];
         let anchors = [authority.certificate.clone()];
         let rule = &mut RotationRule::new(None);
-        let svid = X509Svid::accept(&chain, &key, &entries[0], &anchors, now, rule).unwrap();
+        let svid = X509Svid::accept(&chain, &key, &entries[0], &anchors, now, rule, &mut Issuers::default())
+            .unwrap();
         let issued = Change::Issued(vec![(EntryId::new("a"), Some(svid))]);
         let synced = Change::Synced {
             entries: entries.into_iter().map(Arc::new).collect(),
@@ -140,7 +141,7 @@ async fn what_was_written_is_what_is_read() {
     }
     let svid = |state: &AgentState| state.entries.get(&EntryId::new("a")).unwrap().svid.clone().unwrap();
     let (before, after) = (svid(&world.state), svid(&recalled));
-    assert_eq!((&after.chain, after.secret_pkcs8()), (&before.chain, before.secret_pkcs8()));
+    assert_eq!((after.chain(), after.secret_pkcs8()), (before.chain(), before.secret_pkcs8()));
     assert_eq!((after.expires_at, after.revision), (before.expires_at, before.revision));
     let matching = entry("", "/x", &["uid:1"]).selector_set;
     assert_eq!(recalled.entries.matching(&matching).len(), 1);
@@ -289,7 +290,7 @@ fn fuzz_vault_contents() {
             let Some(svid) = svid else { continue };
             // Only what the authority has signed, and with the key that it was signed for.
             assert_eq!(svid.id, entry.spiffe_id);
-            let key = PrivateKey::from_der(svid.secret_pkcs8()).unwrap();
+            let key = PrivateKey::from_der(&svid.secret_pkcs8()).unwrap();
             let leaf = Certificate::parse(&svid.certificates().next().unwrap()).unwrap();
             assert_eq!(leaf.public_key(), key.public());
             assert!(svid.expires_at > now);

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use agent::rotation::RotationRule;
-use agent::state::X509Svid;
+use agent::state::{Issuers, X509Svid};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
@@ -79,7 +79,8 @@ impl Authority {
         let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
         let chain = [Bytes::copy_from_slice(self.issue(entry.spiffe_id.as_ref(), &key).der())];
         let (anchors, now) = ([self.certificate.clone()], now());
-        X509Svid::accept(&chain, &key, entry, &anchors, now, &mut RotationRule::new(None)).unwrap()
+        let (mut rule, mut issuers) = (RotationRule::new(None), Issuers::default());
+        X509Svid::accept(&chain, &key, entry, &anchors, now, &mut rule, &mut issuers).unwrap()
     }
 
     /// A token of the given claims, as JSON.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use agent::rotation::RotationRule;
-use agent::state::X509Svid;
+use agent::state::{Issuers, X509Svid};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -101,8 +101,8 @@ async fn the_same_state_gives_the_same_answers() {
         let key = PrivateKey::from_der(&svid.x509_svid_key).unwrap();
         let chain: Vec<Bytes> =
             chain(svid).iter().map(|certificate| Bytes::copy_from_slice(certificate.der())).collect();
-        let mut rule = RotationRule::new(None);
-        let svid = X509Svid::accept(&chain, &key, entry, &roots, then, &mut rule).unwrap();
+        let (mut rule, mut issuers) = (RotationRule::new(None), Issuers::default());
+        let svid = X509Svid::accept(&chain, &key, entry, &roots, then, &mut rule, &mut issuers).unwrap();
         world.hold(entry.id.as_str(), svid).await;
     }
 

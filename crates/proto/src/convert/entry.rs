@@ -123,7 +123,18 @@ pub fn answered(wire: &types::Entry, parent: &SpiffeId, texts: &mut Texts) -> Re
     // Taken as they are: what the server once accepted, the agent must not drop.
     let selectors: Arc<[Selector]> =
         wire.selectors.iter().map(|selector| texts.selector(&selector.r#type, &selector.value)).collect();
-    let federates_with = wire.federates_with.iter().map(|name| TrustDomain::parse(name));
+    // Most have none, and share it.
+    let federates_with = match wire.federates_with.as_slice() {
+        [] => Arc::default(),
+        names => {
+            let parsed = names.iter().map(|name| TrustDomain::parse(name));
+            parsed.collect::<Result<_, _>>().map_err(EntryError::FederatesWith)?
+        }
+    };
+    let dns_names = match wire.dns_names.as_slice() {
+        [] => Arc::default(),
+        names => names.into(),
+    };
     Ok(Entry {
         id,
         spiffe_id,
@@ -132,11 +143,11 @@ pub fn answered(wire: &types::Entry, parent: &SpiffeId, texts: &mut Texts) -> Re
         selectors,
         x509_svid_ttl: wire.x509_svid_ttl,
         jwt_svid_ttl: wire.jwt_svid_ttl,
-        federates_with: federates_with.collect::<Result<_, _>>().map_err(EntryError::FederatesWith)?,
+        federates_with,
         admin: wire.admin,
         downstream: wire.downstream,
         expires_at: UnixSecs(wire.expires_at),
-        dns_names: wire.dns_names.as_slice().into(),
+        dns_names,
         revision_number: wire.revision_number,
         store_svid: wire.store_svid,
         hint: wire.hint.clone(),

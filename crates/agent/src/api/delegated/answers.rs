@@ -41,7 +41,7 @@ pub(super) fn x509_svids(update: &Update) -> Encoded {
             expires_at: svid.expires_at.0,
             hint: held.entry.hint.clone(),
         }),
-        x509_svid_key: wiped(svid.secret_pkcs8().to_vec()),
+        x509_svid_key: Bytes::from_owner(svid.secret_pkcs8()),
     };
     let x509_svids = handed_on(update).map(svid).collect();
     let federates_with = update.federated.keys().map(|name| format!("spiffe://{name}")).collect();

@@ -117,7 +117,7 @@ fn certificate(svid: &X509Svid) -> Bytes {
     svid.certificates().for_each(|der| put_pem(&mut chain, "CERTIFICATE", &der));
     let key = svid.secret_pkcs8();
     let mut pem = Zeroizing::new(Vec::with_capacity(pem_length("PRIVATE KEY", key.len())));
-    put_pem(&mut pem, "PRIVATE KEY", key);
+    put_pem(&mut pem, "PRIVATE KEY", &key);
     content(Type::TlsCertificate(TlsCertificate {
         certificate_chain: Some(inline(chain.into())),
         private_key: Some(inline(Bytes::from_owner(pem))),

@@ -28,8 +28,8 @@ pub(in crate::api) fn x509_svids_of(update: &Update, is_shown: impl Fn(&Entry) -
     let svids =
         identities().filter(|(held, _)| !hidden.contains(&&held.entry.id)).map(|(held, svid)| X509svid {
             spiffe_id: svid.id.to_string(),
-            x509_svid: svid.chain.clone(),
-            x509_svid_key: wiped(svid.secret_pkcs8().to_vec()),
+            x509_svid: svid.chain().into(),
+            x509_svid_key: Bytes::from_owner(svid.secret_pkcs8()),
             bundle: bundle.clone(),
             hint: held.entry.hint.clone(),
         });
