@@ -69,7 +69,8 @@ fn overwrite_stack() {
 
 /// Keeps a process small that does little: once it has settled, the code that its start needed is given
 /// back, and from then on what it ran as long as it is at rest. What is run again comes
-/// back from the page cache. Does not end.
+/// back from the page cache. Memory that this thread freed goes with it, which the allocator keeps until it
+/// is asked for more. Does not end.
 ///
 /// Linux maps code by the run, up to hundreds of kilobytes for one function: otherwise a process has mapped
 /// all that it ever did, many times what it runs.
@@ -81,10 +82,11 @@ pub async fn stay_small_at_rest(clock: &dyn Clock) {
     clock.sleep(SETTLED).await;
     let mut rest = Rest::new();
     loop {
-        if rest.is_worth_it(sys::memory::processor_time())
-            && let Err(error) = code.unmap()
-        {
-            tracing::debug!(%error, "Could not give back code");
+        if rest.is_worth_it(sys::memory::processor_time()) {
+            sys::memory::give_back_freed();
+            if let Err(error) = code.unmap() {
+                tracing::debug!(%error, "Could not give back code");
+            }
         }
         clock.sleep(BETWEEN_LOOKS).await;
     }
