@@ -2,7 +2,7 @@
 //!
 //! A token that still holds is served when the server cannot be asked. Entries whose tokens carry a
 //! `jti` are never cached: each token of theirs is to be used once. Where more is asked for than the
-//! server signs, identities take turns ([`lanes`]).
+//! server signs, identities take turns (`lanes`).
 
 mod cache;
 mod lanes;
