@@ -9,7 +9,9 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use bytes::{Buf, Bytes};
-use prost::encoding::{WireType, decode_varint, encode_varint};
+use prost::encoding::{
+    DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field,
+};
 use prost::{DecodeError, Message, Name};
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FileDescriptorSet};
@@ -111,42 +113,23 @@ fn without_misfits(message: &str, mut bytes: &[u8], depth: usize) -> Option<Vec<
     let mut kept = Vec::with_capacity(bytes.len());
     while !bytes.is_empty() {
         let start = bytes;
-        let tag = decode_varint(&mut bytes).ok()?;
-        let wire = WireType::try_from(tag & 7).ok()?;
-        let content = content(wire, &mut bytes)?;
-        let whole = start.get(..start.len() - bytes.len())?;
-        match u32::try_from(tag >> 3).ok().and_then(|number| fields.get(&number)) {
-            None => kept.extend_from_slice(whole),
+        let (number, wire) = decode_key(&mut bytes).ok()?;
+        let value = bytes;
+        skip_field(wire, number, &mut bytes, DecodeContext::default()).ok()?;
+        match fields.get(&number) {
             Some(field) if !field.fits(wire) => {}
             Some(Field { message: Some(inner), .. }) => {
+                let mut content = value.get(..value.len() - bytes.len())?;
+                decode_varint(&mut content).ok()?;
                 let inner = without_misfits(inner, content, deeper)?;
-                encode_varint(tag, &mut kept);
+                encode_key(number, wire, &mut kept);
                 encode_varint(inner.len() as u64, &mut kept);
                 kept.extend_from_slice(&inner);
             }
-            Some(_) => kept.extend_from_slice(whole),
+            Some(_) | None => kept.extend_from_slice(start.get(..start.len() - bytes.len())?),
         }
     }
     Some(kept)
-}
-
-/// Takes the content of a field off the front.
-fn content<'a>(wire: WireType, bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = match wire {
-        WireType::Varint => {
-            let mut rest = *bytes;
-            decode_varint(&mut rest).ok()?;
-            bytes.len() - rest.len()
-        }
-        WireType::SixtyFourBit => 8,
-        WireType::ThirtyTwoBit => 4,
-        WireType::LengthDelimited => usize::try_from(decode_varint(bytes).ok()?).ok()?,
-        // Groups are of a version of the language that nothing here is written in.
-        WireType::StartGroup | WireType::EndGroup => return None,
-    };
-    let (content, rest) = bytes.split_at_checked(length)?;
-    *bytes = rest;
-    Some(content)
 }
 
 /// What is known of a field.
@@ -220,6 +203,11 @@ mod tests {
         let number_for_text: GetEntryRequest = decoded(&Bytes::from_static(&[8, 1])).unwrap();
         let number_for_message: GetBundleRequest = decoded(&Bytes::from_static(&[8, 1])).unwrap();
 
+        // A group: of a version of the language that nothing here is written in.
+        let group_for_text: GetEntryRequest =
+            decoded(&Bytes::from_static(&[10, 1, b'a', 0x0b, 0x10, 5, 0x13, 0x14, 0x0c])).unwrap();
+
+        assert_eq!(group_for_text, GetEntryRequest { id: "a".to_owned(), ..GetEntryRequest::default() });
         assert_eq!(number_for_text, GetEntryRequest::default());
         assert_eq!(number_for_message, GetBundleRequest::default());
     }
@@ -240,7 +228,9 @@ mod tests {
 
     #[test]
     fn what_is_broken_stays_refused() {
-        for broken in [&[10][..], &[0xff; 4], &[10, 5, b'a'], &[10, 1, 0xff], &[0, 0], &[8, 1, 10]] {
+        let ends = [&[10][..], &[0xff; 4], &[10, 5, b'a'], &[10, 1, 0xff], &[0, 0], &[8, 1, 10]];
+        let groups = [&[0x0b][..], &[0x0c], &[0x0b, 0x14], &[0x0b, 0x13, 0x0c, 0x14]];
+        for broken in ends.into_iter().chain(groups) {
             assert!(decoded::<GetEntryRequest>(&Bytes::from(broken.to_vec())).is_err(), "{broken:?}");
         }
     }
