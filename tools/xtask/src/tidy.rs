@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     /// The blocks of unsafe code that there are. More of them are a decision, and change this number.
-    const UNSAFE_BLOCKS: usize = 40;
+    const UNSAFE_BLOCKS: usize = 41;
 
     #[test]
     fn c02_unsafe_code_stands_in_one_module_and_its_blocks_are_counted() {
