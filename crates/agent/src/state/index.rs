@@ -112,13 +112,7 @@ mod tests {
     /// Random entries and processes: who matches is who has all selectors, found by looking at each.
     #[test]
     fn w08_who_matches_has_all_selectors_of_an_entry() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut below = |limit: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            usize::try_from(seed % 1_000_003).unwrap() % limit
-        };
+        let mut below = fixtures::chance();
         let mut some = |most: usize| -> Vec<String> {
             let count = below(most);
             (0..count).map(|_| format!("{}:{}", ["uid", "gid", "path"][below(3)], below(4))).collect()

@@ -151,6 +151,7 @@ impl<'a> Iterator for Steps<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
 
     fn check(bytes: &[u8], known: Known<'_>, most: usize) {
         let packed = pack(bytes, known);
@@ -187,13 +188,7 @@ mod tests {
     /// Texts of chance that have much in common, or little.
     #[test]
     fn whatever_was_packed_is_unpacked_as_it_was() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut below = |limit: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            usize::try_from(seed % 1_000_003).unwrap() % limit
-        };
+        let mut below = fixtures::chance();
         for round in 0..3000 {
             let letters = [2, 7, 256][round % 3];
             let mut text = |most: usize| -> Vec<u8> {
