@@ -296,6 +296,17 @@ mod tests {
     }
 
     #[test]
+    fn of_entries_with_one_id_the_last_counts() {
+        let entries =
+            vec![named("b", "/b"), named("a", "/first"), named("a", "/second"), named("a", "/last")];
+
+        let state = synced(&fixtures::state(), entries);
+
+        let paths: Vec<&str> = state.entries.iter().map(|held| held.entry.spiffe_id.path()).collect();
+        assert_eq!(paths, ["/last", "/b"]);
+    }
+
+    #[test]
     fn what_is_signed_for_an_entry_that_is_gone_is_dropped() {
         let state = synced(&fixtures::state(), vec![named("a", "/a")]);
 

@@ -298,4 +298,26 @@ mod tests {
         let other = X509Template { role: Role::Ca, ..svid.clone() };
         assert_eq!(other.check(&whole, NOW), Err(ProfileError::NotCa.into()));
     }
+
+    #[test]
+    fn key_identifiers_are_never_critical() {
+        let svid = template(KeyKind::EcP256, Role::Svid);
+        let whole = tbs(&svid);
+        for id in [build::SUBJECT_KEY_ID, build::AUTHORITY_KEY_ID] {
+            for is_critical in [false, true] {
+                let written = |held: Extension<'_>| {
+                    extension(held.id, held.is_critical || (is_critical && held.id == id), held.value)
+                };
+                let extensions: Vec<_> = frame(&whole).extensions().map(written).collect();
+                let parts: Vec<_> =
+                    der::items(whole.as_bytes()).map(|(tag, part)| der::tlv(tag, part)).collect();
+                let (_, parts) = parts.split_last().unwrap();
+                let list = der::explicit(3, &der::tlv(der::SEQUENCE, &extensions.concat()));
+                let changed = Tbs::of(der::cat(der::SEQUENCE, &[&parts.concat(), &list]), whole.alg());
+
+                assert_eq!(svid.check(&changed, NOW).is_ok(), !is_critical, "{id:02x?}");
+                assert_eq!(as_certificate(&changed).is_ok(), !is_critical, "{id:02x?}");
+            }
+        }
+    }
 }
